@@ -1,0 +1,58 @@
+"""A residual multilayer perceptron that sees time, for data without spatial structure or of few dimensions."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from score_sde.batch import Array
+from score_sde.models.layers import (
+  ACTIVATIONS,
+  Dropout,
+  GaussianFourierProjection,
+  default_init,
+  dense,
+  positional_embedding,
+)
+
+
+class MLP(nn.Module):
+  """(B, ...), (B,) -> (B, ...): residual blocks of LayerNorm, two dense layers and a time-dependent scale and shift.
+
+  Attributes:
+    nf: units of the residual stream and of every hidden layer.
+    num_res_blocks: residual blocks.
+    nonlinearity, dropout, embedding_type, fourier_scale: as for NCSNpp.
+    centered: whether the data lies in [-1, 1] (or is no image); otherwise it is centered on entry.
+    dtype: of products; parameters and norms are float32.
+  """
+
+  nf: int = 512
+  num_res_blocks: int = 4
+  nonlinearity: str = "swish"
+  dropout: float = 0.0
+  embedding_type: str = "fourier"
+  fourier_scale: float = 1.0
+  init_scale: float = 0.0
+  centered: bool = True
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None) -> Array:
+    """The output at `labels`; `keys` (B,) drive dropout, None turns it off."""
+    act = ACTIVATIONS[self.nonlinearity]
+    if self.embedding_type == "fourier":
+      temb = GaussianFourierProjection(self.nf // 4, self.fourier_scale)(jnp.log(labels))
+    else:
+      temb = positional_embedding(labels, self.nf // 2)
+    temb = act(dense(self.nf, self.dtype)(temb))
+
+    flat = x.reshape(x.shape[0], -1)
+    if not self.centered:
+      flat = 2 * flat - 1
+    h = dense(self.nf, self.dtype)(flat)
+    for _ in range(self.num_res_blocks):
+      scale, shift = jnp.split(dense(2 * self.nf, self.dtype)(temb), 2, axis=-1)
+      r = dense(self.nf, self.dtype)(act(nn.LayerNorm()(h) * (1 + scale) + shift))
+      r = Dropout(self.dropout)(act(r), keys)
+      h = h + dense(self.nf, self.dtype)(r)
+    last = nn.Dense(flat.shape[-1], dtype=self.dtype, kernel_init=default_init(self.init_scale))
+    return last(act(nn.LayerNorm()(h))).astype(jnp.float32).reshape(x.shape)

@@ -1,0 +1,162 @@
+"""NCSN++ and DDPM++: the U-Nets of Song et al. 2021, Appendix H, with every option of the published models."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde.batch import Array, expand
+from score_sde.models.layers import (
+  ACTIVATIONS,
+  AttnBlockpp,
+  Combine,
+  Downsample,
+  GaussianFourierProjection,
+  ResnetBlockBigGANpp,
+  ResnetBlockDDPMpp,
+  Upsample,
+  add,
+  conv,
+  dense,
+  group_norm,
+  positional_embedding,
+)
+
+
+class NCSNpp(nn.Module):
+  """A U-Net that sees an image and a noise level: (B, H, W, C), (B,) -> (B, H, W, C).
+
+  Attributes:
+    nf: channels at full resolution; level i has nf * ch_mult[i].
+    num_res_blocks: residual blocks a level on the way down (one more on the way up).
+    attn_resolutions: heights at which self-attention follows each block.
+    resblock_type: "ddpm" or "biggan".
+    embedding_type: "fourier" (features of the log of the label, a noise-to-signal ratio) or "positional" (of the label).
+    conditional: whether the network sees the label at all.
+    fir, fir_kernel: resample by this filter (Zhang 2019) instead of naively.
+    resamp_with_conv: convolve when resampling, with "ddpm" blocks.
+    progressive: how outputs of all resolutions combine: "none", "output_skip" or "residual".
+    progressive_input: how the image enters every resolution: "none", "input_skip" or "residual".
+    progressive_combine: how input skips join: "sum" or "cat".
+    skip_rescale: divide sums by sqrt(2).
+    scale_by_sigma: divide the output by the noise level (for score prediction).
+    sigma_min, sigma_max, num_scales: the noise levels that positional labels are indices of, where scale_by_sigma.
+    centered: whether the data lies in [-1, 1]; otherwise images in [0, 1] are centered on entry.
+    dtype: of convolutions and products; parameters and norms are float32.
+
+  `fourier_scale`, `init_scale`, `nonlinearity` and `dropout` mean what they say.
+  """
+
+  nf: int = 128
+  ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+  num_res_blocks: int = 4
+  attn_resolutions: tuple[int, ...] = (16,)
+  resblock_type: str = "biggan"
+  nonlinearity: str = "swish"
+  dropout: float = 0.1
+  embedding_type: str = "fourier"
+  fourier_scale: float = 16.0
+  conditional: bool = True
+  fir: bool = True
+  fir_kernel: tuple[int, ...] = (1, 3, 3, 1)
+  resamp_with_conv: bool = True
+  progressive: str = "none"
+  progressive_input: str = "residual"
+  progressive_combine: str = "sum"
+  skip_rescale: bool = True
+  init_scale: float = 0.0
+  scale_by_sigma: bool = True
+  sigma_min: float = 0.01
+  sigma_max: float = 50.0
+  num_scales: int = 1000
+  centered: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None) -> Array:
+    """The output at `labels`; `keys` (B,) drive dropout, None turns it off."""
+    act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
+    kernel = tuple(self.fir_kernel) if self.fir else None
+    common = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale, "dtype": self.dtype}
+
+    def attention(h):
+      return AttnBlockpp(**common)(h) if h.shape[1] in self.attn_resolutions else h
+
+    def block(h, features=None):
+      kind = ResnetBlockDDPMpp if self.resblock_type == "ddpm" else ResnetBlockBigGANpp
+      return kind(features, dropout=self.dropout, act=act, **common)(h, temb, keys)
+
+    def resampled_block(h, **direction):
+      """Changes the resolution between levels."""
+      if self.resblock_type == "ddpm":
+        layer = Upsample if "up" in direction else Downsample
+        return layer(with_conv=self.resamp_with_conv, kernel=kernel, dtype=self.dtype)(h)
+      resample = ResnetBlockBigGANpp(dropout=self.dropout, act=act, kernel=kernel, **direction, **common)
+      return resample(h, temb, keys)
+
+    def output_head(h, features, scale):
+      return conv(features, 3, self.dtype, init_scale=scale)(act(group_norm(h.shape[-1])(h)))
+
+    temb = self._time_embedding(labels, act)
+    if not self.centered:
+      x = 2 * x - 1
+    pyramid = x
+
+    # Down: residual blocks a level, every activation kept for the way up.
+    skips = [conv(self.nf, 3, self.dtype)(x)]
+    for i, mult in enumerate(self.ch_mult):
+      for _ in range(self.num_res_blocks):
+        skips.append(attention(block(skips[-1], self.nf * mult)))
+      if i == levels - 1:
+        break
+      h = resampled_block(skips[-1], down=True)
+      if self.progressive_input == "input_skip":
+        pyramid = Downsample(kernel=kernel, dtype=self.dtype)(pyramid)
+        h = Combine(self.progressive_combine, dtype=self.dtype)(pyramid, h)
+      elif self.progressive_input == "residual":
+        pyramid = Downsample(h.shape[-1], with_conv=True, kernel=kernel, dtype=self.dtype)(pyramid)
+        h = pyramid = add(pyramid, h, self.skip_rescale)
+      skips.append(h)
+
+    h = block(skips[-1])
+    h = AttnBlockpp(**common)(h)
+    h = block(h)
+
+    # Up: one block more a level, each with the activation of the same place on the way down.
+    output = None
+    for i in reversed(range(levels)):
+      for _ in range(self.num_res_blocks + 1):
+        h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.nf * self.ch_mult[i])
+      h = attention(h)
+      if self.progressive == "output_skip":
+        if output is not None:
+          output = Upsample(kernel=kernel, dtype=self.dtype)(output)
+        head = output_head(h, channels, self.init_scale)
+        output = head if output is None else output + head
+      elif self.progressive == "residual":
+        if output is None:
+          output = output_head(h, h.shape[-1], 1.0)
+        else:
+          output = Upsample(h.shape[-1], with_conv=True, kernel=kernel, dtype=self.dtype)(output)
+          h = output = add(output, h, self.skip_rescale)
+      if i:
+        h = resampled_block(h, up=True)
+
+    h = output if self.progressive == "output_skip" else output_head(h, channels, self.init_scale)
+    h = h.astype(jnp.float32)
+    return h / expand(self._noise_level(labels), h) if self.scale_by_sigma else h
+
+  def _time_embedding(self, labels, act):
+    if self.embedding_type == "fourier":
+      temb = GaussianFourierProjection(self.nf, self.fourier_scale)(jnp.log(labels))
+    else:
+      temb = positional_embedding(labels, self.nf)
+    if not self.conditional:
+      return None
+    temb = dense(4 * self.nf, self.dtype)(temb)
+    return dense(4 * self.nf, self.dtype)(act(temb))
+
+  def _noise_level(self, labels):
+    if self.embedding_type == "fourier":
+      return labels
+    sigmas = jnp.asarray(np.geomspace(self.sigma_max, self.sigma_min, self.num_scales), jnp.float32)
+    return sigmas[labels.astype(jnp.int32)]
