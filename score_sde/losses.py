@@ -2,7 +2,7 @@
 
     L = E_t E_x0 E_z  w(t) ‖ z_θ(x_t, t) - z ‖²,        x_t = alpha x_0 + sigma z,  score_θ = -z_θ / sigma
 
-w = 1 is the weighting lambda(t) = 1 / E‖grad log p(x_t | x_0)‖² of Song et al. 2021, eq. (7), NCSN's lambda = sigma² and
+w = 1 is the weighting lambda(t) = 1 / E‖grad log p(x_t | x_0)‖² of Song et al. 2021, eq. (7), NCSN's sigma² and
 DDPM's simple loss. w = g² / sigma² = -d log_snr / dt is likelihood weighting, an upper bound of the negative
 log-likelihood (Song et al. 2021b, Theorem 1); drawing t in proportion to it, so that log-SNR is uniform, lowers its
 variance (Song et al. 2021b, Section 4.4).
@@ -52,7 +52,7 @@ def discrete_loss(
   reduce_mean: bool = True,
   keys: Array | None = None,
 ) -> Array:
-  """The loss of NCSN (VE; Song & Ermon 2019, eq. (6)) and DDPM (VP; Ho et al. 2020, eq. (14)) at level `index`: (B,)."""
+  """The loss of NCSN (VE; Song & Ermon 2019, eq. (6)) and DDPM (VP; Ho et al. 2020, eq. (14)) at `index`: (B,)."""
   return reduce(model.noise_error(params, x0, z, model.level_of_index(index, x0.dtype), keys), reduce_mean)
 
 

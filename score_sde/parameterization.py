@@ -2,7 +2,8 @@
 
 With x_t = alpha x_0 + sigma z, Tweedie's formula makes the four predictions one:
 
-    score = -E[z | x_t] / sigma = (alpha E[x_0 | x_t] - x_t) / sigma²,      velocity = alpha E[z | x_t] - sigma E[x_0 | x_t]
+    score = -E[z | x_t] / sigma = (alpha E[x_0 | x_t] - x_t) / sigma²
+    velocity = alpha E[z | x_t] - sigma E[x_0 | x_t]
 
 Efron 2011, eq. (1.4); Salimans & Ho 2022, Appendix D, for the velocity; Karras et al. 2022, Table 1, for "edm".
 Each conversion is made once, in the form that does not cancel at either end of time.

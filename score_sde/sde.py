@@ -24,11 +24,19 @@ from score_sde.batch import Array, expand, normal, sum_over_dims
 Score = Callable[[Array, Array], Array]
 
 
+def as_argument(score: Score) -> jax.tree_util.Partial:
+  """`score` as a pytree that compiled functions take as an argument.
+
+  A Partial(function, params) is one already, and new parameters never recompile; a plain function compiles anew.
+  """
+  return score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
+
+
 @dataclasses.dataclass(frozen=True)
 class SDE:
   """An SDE on t in [0, T]. Frozen and hashable, so that it is a static argument of compiled functions.
 
-  `diffusion` may return one number per example (B,), an array like `x` (a diagonal), or a linear operator: an object
+  `diffusion` may return one number per example (B,), an array like `x` (a diagonal), or a linear operator: a pytree
   with `matvec(v)` and `rmatvec(v)` (its transpose) on arrays like `x`.
   """
 
@@ -55,7 +63,7 @@ class SDE:
   def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
     """One step of the forward chain, x_start = x_stop + f + G z, evaluated at (x, t): returns (f, G).
 
-    The default is Euler-Maruyama, f = drift (start - stop), G = diffusion sqrt(start - stop). Song et al. 2021, eq. (45).
+    The default is Euler-Maruyama: f = drift (start - stop), G = diffusion sqrt(start - stop). Song et al. 2021, (45).
     """
     h = start - stop
     g = self.diffusion(x, t)
@@ -127,6 +135,18 @@ class LinearSDE(SDE):
     std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
     return self.alpha(t) / self.alpha(s), std
 
+  def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+    """(ratio, std) of the tabulated forward chain, x_start = ratio x_stop + std z: as the papers discretize the SDE.
+
+    The default is Euler-Maruyama at t with step start - stop; `transition(stop, start)` is the exact counterpart.
+    """
+    h = start - stop
+    return 1 + self.dlog_alpha(t) * h, self.sigma(t) * jnp.sqrt(-self.dlog_snr(t) * h)
+
+  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+    ratio, std = self.chain(t, start, stop)
+    return expand(ratio - 1, x) * x, std
+
   def levels(self, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
     """(alpha, sigma) of the `num_scales` noise levels of the discrete model, float64, in the order of its labels."""
     raise TypeError(f"{type(self).__name__} has no discrete noise levels; train it with training.continuous=True.")
@@ -149,8 +169,8 @@ class VE(LinearSDE):
 
       dx = sqrt(d sigma(t)² / dt) dw,    sigma(t) = sigma_min (sigma_max / sigma_min)^t,    t in (0, 1]
 
-  At t = 0 itself x is data: sigma jumps from sigma_min at t -> 0 to zero, which `transition` and `discretize` honour
-  for s = 0.
+  At t = 0 itself x is data: sigma jumps from sigma_min at t -> 0 to zero, which `transition` and `chain` honour for
+  s = 0.
 
   Attributes:
     sigma_min: noise at t -> 0, in units of the data; small against the closest pair of data points.
@@ -208,9 +228,9 @@ class VE(LinearSDE):
     index = jnp.round((self.T - t) * (num_scales - 1)).astype(jnp.int32)
     return index, index
 
-  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """f = 0, G = sqrt(sigma(start)² - sigma(stop)²): NCSN's chain. Song et al. 2021, eq. (20)."""
-    return jnp.zeros_like(x), self.transition(stop, start)[1]
+  def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+    """NCSN's, std² = sigma(start)² - sigma(stop)², which is exact. Song et al. 2021, eq. (20)."""
+    return self.transition(stop, start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,8 +280,8 @@ class VP(_BetaSDE):
       dx = -½ beta(t) x dt + sqrt(beta(t)) dw,    sigma(t)² = 1 - exp(-∫₀ᵗ beta),    t in [0, 1]
 
   Attributes:
-    beta_min, beta_max: rates of forgetting at t = 0 and t = 1, per unit of time; alpha(1) = exp(-(beta_min + beta_max)/4)
-      must be small for the prior N(0, I) to fit.
+    beta_min, beta_max: rates of forgetting at t = 0 and t = 1, per unit of time; for the prior N(0, I) to fit,
+      alpha(1) = exp(-(beta_min + beta_max) / 4) must be small.
 
   Raises:
     ValueError: unless 0 < beta_min <= beta_max.
@@ -291,7 +311,9 @@ class VP(_BetaSDE):
     """DDPM's alpha-bar = prod(1 - b_i), b_i linear from beta_min / N to beta_max / N. Ho et al. 2020, eq. (4)."""
     b = np.linspace(self.beta_min, self.beta_max, num_scales) / num_scales
     if b[-1] >= 1:
-      raise ValueError(f"VP's chain needs num_scales > beta_max, got num_scales={num_scales}, beta_max={self.beta_max}.")
+      raise ValueError(
+        f"VP's chain needs num_scales > beta_max, got num_scales={num_scales}, beta_max={self.beta_max}."
+      )
     log_alpha_bar = np.cumsum(np.log1p(-b))
     return np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
 
@@ -300,10 +322,10 @@ class VP(_BetaSDE):
     label = t * (num_scales - 1) / self.T
     return label, jnp.floor(label + 1e-6).astype(jnp.int32)
 
-  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """f = (sqrt(1 - b) - 1) x, G = sqrt(b) with b = beta(start) (start - stop): DDPM's chain. Ho et al. 2020, eq. (2)."""
+  def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+    """DDPM's, ratio = sqrt(1 - b), std² = b with b = beta(start) (start - stop). Ho et al. 2020, eq. (2)."""
     b = self.beta(start) * (start - stop)
-    return expand(jnp.sqrt(1 - b) - 1, x) * x, jnp.sqrt(b)
+    return jnp.sqrt(1 - b), jnp.sqrt(b)
 
 
 @dataclasses.dataclass(frozen=True)

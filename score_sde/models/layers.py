@@ -75,7 +75,7 @@ class GaussianFourierProjection(nn.Module):
 
 
 def positional_embedding(t: Array, dim: int) -> Array:
-  """[sin(t w), cos(t w)] with w geometric from 1 to 1 / 10000: (B,) -> (B, dim). Ho et al. 2020; Vaswani et al. 2017."""
+  """[sin(t w), cos(t w)] with w geometric from 1 to 1 / 10000: (B,) -> (B, dim). Vaswani et al. 2017."""
   half = dim // 2
   w = np.exp(-math.log(10000) * np.arange(half) / (half - 1))
   angle = t.astype(jnp.float32)[:, None] * jnp.asarray(w, jnp.float32)[None, :]

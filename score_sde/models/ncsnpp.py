@@ -30,7 +30,7 @@ class NCSNpp(nn.Module):
     num_res_blocks: residual blocks a level on the way down (one more on the way up).
     attn_resolutions: heights at which self-attention follows each block.
     resblock_type: "ddpm" or "biggan".
-    embedding_type: "fourier" (features of the log of the label, a noise-to-signal ratio) or "positional" (of the label).
+    embedding_type: "fourier" (features of log(label), a noise-to-signal ratio) or "positional" (of the label).
     conditional: whether the network sees the label at all.
     fir, fir_kernel: resample by this filter (Zhang 2019) instead of naively.
     resamp_with_conv: convolve when resampling, with "ddpm" blocks.

@@ -1,0 +1,143 @@
+"""Checkpoints: orbax, asynchronous and atomic, each with a manifest that says what it belongs to and its checksums.
+
+A checkpoint holds `state` (all that training needs to go on), `ema_params` (all that sampling needs) and `manifest`
+(the config's signature, and shape, dtype and CRC-32 of every array).
+"""
+
+import contextlib
+import logging
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from score_sde.config import BadInput
+
+log = logging.getLogger(__name__)
+
+Tree = Any
+
+
+@contextlib.contextmanager
+def manager(workdir: str, keep_every: int | None = None) -> Iterator[ocp.CheckpointManager]:
+  """Opens `workdir`/checkpoints. Of the checkpoints written, the last two and the multiples of `keep_every` stay."""
+  keep = [policy.LatestN(2)] + ([policy.EveryNSteps(keep_every)] if keep_every else [])
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy.AnyPreservationPolicy(keep),
+    cleanup_tmp_directories=True,
+    create=keep_every is not None,
+    read_only=keep_every is None,
+  )
+  with ocp.CheckpointManager((pathlib.Path(workdir) / "checkpoints").absolute(), options=options) as opened:
+    yield opened
+
+
+def exists(workdir: str) -> bool:
+  """Whether `workdir` holds any checkpoint."""
+  return any(p.name.isdigit() for p in (pathlib.Path(workdir) / "checkpoints").glob("*"))
+
+
+def _describe(tree: Tree) -> dict[str, Any]:
+  """{path: [shape, dtype, CRC-32]} of every array."""
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+  return {
+    jax.tree_util.keystr(path): [list(np.shape(x)), str(np.asarray(x).dtype), zlib.crc32(np.ascontiguousarray(x))]
+    for path, x in leaves
+  }
+
+
+def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree, signature: dict[str, Any]) -> None:
+  """Writes a checkpoint in the background; a step that is there already is left as it is."""
+  if step in opened.all_steps():
+    return
+  manifest = {"signature": signature, "state": _describe(state), "ema_params": _describe(ema_params)}
+  items = ocp.args.Composite(
+    state=ocp.args.StandardSave(state),
+    ema_params=ocp.args.StandardSave(ema_params),
+    manifest=ocp.args.JsonSave(manifest),
+  )
+  opened.save(step, args=items)
+
+
+def _damage(tree: Tree, expected: dict[str, Any]) -> str | None:
+  """The first array of `tree` that is not as its manifest says."""
+  found = _describe(tree)
+  return next((f"{path} is damaged" for path, entry in expected.items() if found.get(path) != entry), None)
+
+
+def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: str) -> None:
+  """Raises BadInput where a checkpoint was written by another model, SDE or scaling of data, with what differs."""
+  differ = [k for k in signature if k in saved and saved[k] != signature[k]]
+  if differ:
+    changes = "; ".join(f"{k} was {saved[k]!r}, is {signature[k]!r}" for k in differ if k != "sde") or (
+      f"sde was {saved['sde']}, is {signature['sde']}"
+    )
+    raise BadInput(
+      f"workdir {workdir!r} holds checkpoints of another model ({changes}). Give another --workdir, or the config they "
+      "were written with."
+    )
+
+
+def check(opened: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
+  """`check_signature` of the newest readable checkpoint, before any long work."""
+  for step in sorted(opened.all_steps(), reverse=True):
+    with contextlib.suppress(Exception):
+      manifest = opened.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
+      break
+  else:
+    return
+  check_signature(manifest["signature"], signature, workdir)
+
+
+def restore(
+  opened: ocp.CheckpointManager,
+  targets: dict[str, Tree],
+  signature: dict[str, Any],
+  workdir: str,
+  step: int | None = None,
+) -> tuple[int, dict[str, Tree]] | None:
+  """The newest sound checkpoint, or that of `step`: (step, {item: tree}).
+
+  Args:
+    targets: abstract trees (shapes and dtypes) of the items to read, "state" or "ema_params".
+
+  Returns:
+    None where there is no checkpoint. A damaged one is named, and the one before is taken.
+
+  Raises:
+    BadInput: where the checkpoint belongs to another model, `step` is not there, or all are damaged.
+  """
+  steps = sorted(opened.all_steps(), reverse=True)
+  if step is not None:
+    if step not in steps:
+      raise BadInput(f"workdir {workdir!r} has no checkpoint of step {step}; it has {sorted(steps) or 'none'}.")
+    steps = [step]
+  for candidate in steps:
+    items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+    try:
+      read = opened.restore(candidate, args=ocp.args.Composite(manifest=ocp.args.JsonRestore(), **items))
+      check_signature(read.manifest["signature"], signature, workdir)
+      damage = next(filter(None, (_damage(read[name], read.manifest[name]) for name in targets)), None)
+    except BadInput:
+      raise
+    except Exception as error:  # orbax raises many kinds for a damaged file
+      damage = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if damage is None:
+      return candidate, {name: read[name] for name in targets}
+    log.warning("Checkpoint %d of %s cannot be used: %s.", candidate, workdir, damage)
+  if steps:
+    raise BadInput(
+      f"No checkpoint of workdir {workdir!r} can be read (steps {steps}). Start again in another --workdir."
+    )
+  return None
+
+
+def remove_newer(opened: ocp.CheckpointManager, step: int) -> None:
+  """Deletes checkpoints after `step`: damaged ones, which a resumed run writes again."""
+  for newer in [s for s in opened.all_steps() if s > step]:
+    opened.delete(newer)

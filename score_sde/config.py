@@ -1,0 +1,316 @@
+"""Every setting of a run, its default, and what follows from what.
+
+A config file returns `default_config()` with what differs. Section and key names are those of the official code, so its
+configs and overrides mean the same here. Keys that follow from others (from the SDE, mostly) are placeholders until
+`resolve` fills those that were not set.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from score_sde.sde import VE, VP, LinearSDE, SubVP
+
+
+class BadInput(ValueError):
+  """Something the user gave cannot work. The message names it, says what is accepted and what to do."""
+
+
+@contextlib.contextmanager
+def as_bad_input():
+  """Turns the ValueErrors of the library's parts into BadInput, while a run is being set up."""
+  try:
+    yield
+  except BadInput:
+    raise
+  except ValueError as error:
+    raise BadInput(str(error)) from error
+
+
+def default_config() -> ConfigDict:
+  """The base of every config: all keys there are. Placeholders are marked with what they follow."""
+  config = ConfigDict()
+  config.seed = 42
+
+  data = config.data = ConfigDict()
+  data.dataset = "digits"  # digits, a toy, idx, folder, or a tensorflow-datasets name (official ones included)
+  data.path = ""  # of an image folder or of IDX files; for tensorflow-datasets its data_dir, "" its default
+  data.category = ""  # of LSUN: "bedroom", "church_outdoor", ...
+  data.image_size = 32
+  data.num_channels = 3
+  data.levels = placeholder(int)  # gray levels; follows dataset: 17 for digits, 256
+  data.random_flip = True
+  data.centered = placeholder(bool)  # data in [-1, 1], not [0, 1]; follows the SDE: False for VE
+  data.uniform_dequantization = False
+  data.on_corrupt = "error"  # an unreadable image in a folder: "error" or "skip"
+  data.cache_gib = 4.0  # image folders up to this size are decoded once into memory
+
+  model = config.model = ConfigDict()
+  model.name = "ncsnpp"
+  model.parameterization = placeholder(str)  # score, noise, data, velocity, edm; follows the SDE
+  model.conditioning = placeholder(str)  # sigma or time, for continuous models; follows the SDE
+  model.sigma_data = 0.5  # standard deviation of the data, for edm
+  model.sigma_min = 0.01  # VE
+  model.sigma_max = 50.0  # VE
+  model.beta_min = 0.1  # VP, sub-VP
+  model.beta_max = 20.0  # VP, sub-VP
+  model.num_scales = 1000  # noise levels of a discrete model; steps of the published samplers
+  model.ema_rate = 0.999
+  model.ema_warmup = False  # rate min(ema_rate, (1 + step) / (10 + step)): a short run forgets where it began
+  model.dtype = "float32"  # of convolutions and products: float32 or bfloat16
+  model.nf = 128
+  model.ch_mult = (1, 2, 2, 2)
+  model.num_res_blocks = 4
+  model.attn_resolutions = (16,)
+  model.dropout = 0.1
+  model.nonlinearity = "swish"
+  model.resblock_type = "biggan"
+  model.embedding_type = placeholder(str)  # fourier or positional; follows the SDE
+  model.fourier_scale = 16.0
+  model.conditional = True
+  model.fir = True
+  model.fir_kernel = (1, 3, 3, 1)
+  model.resamp_with_conv = True
+  model.progressive = "none"
+  model.progressive_input = "residual"
+  model.progressive_combine = "sum"
+  model.skip_rescale = True
+  model.init_scale = 0.0
+  model.scale_by_sigma = placeholder(bool)  # follows parameterization: True for score
+
+  optim = config.optim = ConfigDict()
+  optim.optimizer = "Adam"
+  optim.lr = 2e-4
+  optim.beta1 = 0.9
+  optim.beta2 = 0.999
+  optim.eps = 1e-8
+  optim.weight_decay = 0.0
+  optim.warmup = 5000
+  optim.grad_clip = 1.0  # of the global norm; negative for none
+  optim.decay = "none"  # of the learning rate after warm-up: none or cosine
+
+  training = config.training = ConfigDict()
+  training.sde = "vesde"
+  training.continuous = True
+  training.batch_size = 128
+  training.n_iters = 1300001
+  training.n_jitted_steps = 5
+  training.log_freq = 50
+  training.eval_freq = 100
+  training.snapshot_freq = 50000
+  training.snapshot_freq_for_preemption = 10000
+  training.snapshot_sampling = True
+  training.likelihood_weighting = False
+  training.importance_sampling = False  # of t, for likelihood weighting
+  training.stratified = False  # spread the times of a batch evenly
+  training.reduce_mean = placeholder(bool)  # mean over dimensions, not half their sum; follows the SDE
+  training.eps = 1e-5  # smallest time of a continuous model
+  training.final_report = False  # evaluate and draw samples when training ends
+
+  sampling = config.sampling = ConfigDict()
+  sampling.method = "pc"
+  sampling.predictor = placeholder(str)  # follows the SDE
+  sampling.corrector = placeholder(str)  # follows the SDE
+  sampling.snr = 0.16
+  sampling.n_steps_each = 1
+  sampling.norms = "sample"  # Langevin's norms: of each sample, or averaged over the "batch" (as the paper)
+  sampling.noise_removal = True
+  sampling.probability_flow = False
+  sampling.grid = "uniform"  # official, uniform, log_snr
+  sampling.num_steps = placeholder(int)  # follows model.num_scales
+  sampling.eps = placeholder(float)  # where time ends; follows the SDE
+  sampling.rtol = 1e-5  # of the ODE
+  sampling.atol = 1e-5
+  sampling.solver = "dopri5"
+  sampling.max_steps = 4096
+  sampling.num_samples = 64
+
+  evaluation = config.eval = ConfigDict()
+  evaluation.batch_size = 1024
+  evaluation.begin_ckpt = placeholder(int)  # first and last snapshot; unset: the latest checkpoint alone
+  evaluation.end_ckpt = placeholder(int)
+  evaluation.enable_loss = True
+  evaluation.enable_bpd = False
+  evaluation.enable_sampling = False
+  evaluation.num_samples = 50000
+  evaluation.bpd_dataset = "test"
+  evaluation.num_examples = placeholder(int)  # score this many examples; unset: all
+  evaluation.num_repeats = 1  # dequantizations an example
+  evaluation.probe = "rademacher"
+  evaluation.num_probes = 1
+  evaluation.rtol = 1e-5
+  evaluation.atol = 1e-5
+  evaluation.eps = 1e-5
+  return config.lock()
+
+
+# What follows from the SDE where the config leaves it open. Song et al. 2021, Appendices C, D and G.
+_FOLLOWS = {
+  "vesde": {
+    "data.centered": False,
+    "model.parameterization": "score",
+    "model.conditioning": "sigma",
+    "model.embedding_type": "fourier",
+    "training.reduce_mean": False,
+    "sampling.predictor": "reverse_diffusion",
+    "sampling.corrector": "langevin",
+    "sampling.eps": 1e-5,
+  },
+  "vpsde": {
+    "data.centered": True,
+    "model.parameterization": "noise",
+    "model.conditioning": "time",
+    "model.embedding_type": "positional",
+    "training.reduce_mean": True,
+    "sampling.predictor": "euler_maruyama",
+    "sampling.corrector": "none",
+    "sampling.eps": 1e-3,
+  },
+}
+_FOLLOWS["subvpsde"] = _FOLLOWS["vpsde"]
+
+SDES = {
+  "vesde": lambda model: VE(model.sigma_min, model.sigma_max),
+  "vpsde": lambda model: VP(model.beta_min, model.beta_max),
+  "subvpsde": lambda model: SubVP(model.beta_min, model.beta_max),
+}
+
+_CHOICES = {
+  "data.on_corrupt": ("error", "skip"),
+  "model.parameterization": ("score", "noise", "data", "velocity", "edm"),
+  "model.conditioning": ("sigma", "time"),
+  "model.embedding_type": ("fourier", "positional"),
+  "model.dtype": ("float32", "bfloat16"),
+  "model.nonlinearity": ("elu", "relu", "lrelu", "swish"),
+  "model.resblock_type": ("ddpm", "biggan"),
+  "model.progressive": ("none", "output_skip", "residual"),
+  "model.progressive_input": ("none", "input_skip", "residual"),
+  "model.progressive_combine": ("sum", "cat"),
+  "optim.optimizer": ("Adam",),
+  "optim.decay": ("none", "cosine"),
+  "training.sde": tuple(SDES),
+  "eval.bpd_dataset": ("train", "test"),
+}
+
+_POSITIVE = (
+  "data.image_size", "data.num_channels", "model.sigma_data", "model.num_scales", "model.nf", "model.num_res_blocks",
+  "optim.lr", "training.batch_size", "training.n_iters", "training.n_jitted_steps", "training.log_freq",
+  "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
+  "sampling.n_steps_each", "sampling.num_samples", "sampling.rtol", "sampling.atol", "eval.batch_size",
+  "eval.num_samples", "eval.num_repeats", "eval.num_probes", "eval.rtol", "eval.atol",
+)  # fmt: skip
+
+
+def make_sde(config: ConfigDict) -> LinearSDE:
+  """The SDE of `config.training.sde`."""
+  return SDES[config.training.sde](config.model)
+
+
+def get(config: ConfigDict, key: str) -> Any:
+  """The value of a dotted key such as "model.nf"."""
+  for name in key.split("."):
+    config = config[name]
+  return config
+
+
+def _fill(config: ConfigDict, key: str, value: Any) -> None:
+  section, name = key.split(".")
+  if config[section][name] is None:
+    config[section][name] = value
+
+
+def choose(key: str, value: Any, accepted: tuple) -> None:
+  """Raises BadInput unless `value`, given for `key`, is among `accepted`."""
+  if value not in accepted:
+    near = difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise BadInput(f"{key}={value!r} is unknown; choose one of {', '.join(map(str, accepted))}.{hint}")
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+  """A locked copy of `config` with every placeholder filled and every value checked.
+
+  Raises:
+    BadInput: for a value that is not accepted, or a combination that cannot work.
+  """
+  config = ConfigDict(config).copy_and_resolve_references()
+  choose("training.sde", config.training.sde, _CHOICES["training.sde"])
+  for key, value in _FOLLOWS[config.training.sde].items():
+    if key == "model.embedding_type" and not config.training.continuous:
+      value = "positional"  # discrete models see the index of the noise level
+    _fill(config, key, value)
+  _fill(config, "model.scale_by_sigma", config.model.parameterization == "score" and config.model.name == "ncsnpp")
+  _fill(config, "sampling.num_steps", config.model.num_scales)
+  _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)
+  for key, accepted in _CHOICES.items():
+    choose(key, get(config, key), accepted)
+  for key in _POSITIVE:
+    value = get(config, key)
+    if not value > 0 or not math.isfinite(value):
+      raise BadInput(f"{key} must be positive, got {value}.")
+  _check_model(config)
+  with as_bad_input():
+    make_sde(config)
+  return config.lock()
+
+
+def _check_model(config: ConfigDict) -> None:
+  model, continuous = config.model, config.training.continuous
+  if config.training.sde == "subvpsde" and not continuous:
+    raise BadInput(
+      "training.continuous=False has no discrete model for subvpsde. Use vesde (NCSN) or vpsde (DDPM), "
+      "or --config.training.continuous=True."
+    )
+  if continuous and model.embedding_type == "positional" and model.conditioning == "sigma":
+    raise BadInput(
+      "model.embedding_type='positional' cannot tell noise levels apart: with model.conditioning='sigma' (the default "
+      f"of continuous {config.training.sde}) labels are as small as {model.sigma_min}. Use "
+      "--config.model.embedding_type=fourier, or --config.training.continuous=False."
+    )
+  if not continuous and model.embedding_type == "fourier":
+    raise BadInput(
+      "model.embedding_type='fourier' takes the log of a noise level, and a discrete model sees its index, which "
+      "starts at 0. Use --config.model.embedding_type=positional, or --config.training.continuous=True."
+    )
+  if model.scale_by_sigma and model.parameterization != "score":
+    raise BadInput(
+      f"model.scale_by_sigma=True divides the output by sigma, which turns it into a score, but "
+      f"model.parameterization={model.parameterization!r}. Use --config.model.scale_by_sigma=False."
+    )
+  if model.scale_by_sigma and continuous and model.embedding_type == "positional":
+    raise BadInput("model.scale_by_sigma=True needs model.embedding_type='fourier' in a continuous model.")
+  if not 0 <= model.dropout < 1:
+    raise BadInput(f"model.dropout must lie in [0, 1), got {model.dropout}.")
+  if not 0 <= model.ema_rate < 1:
+    raise BadInput(f"model.ema_rate must lie in [0, 1), got {model.ema_rate}.")
+
+
+def unknown_key(config: ConfigDict, key: str) -> str:
+  """One line about a `key` (dotted) that no config has: the ones there are, the closest first."""
+  section, _, name = key.rpartition(".")
+  try:
+    known = sorted(get(config, section) if section else config)
+  except (KeyError, TypeError):
+    section, name, known = "", key.split(".")[0], sorted(config)
+  near = difflib.get_close_matches(name, known, n=1)
+  hint = f" Did you mean {section + '.' if section else ''}{near[0]}?" if near else ""
+  return f"config has no key {key!r}.{hint} Keys of {section or 'config'}: {', '.join(known)}."
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+  """Plain nested dict, for JSON."""
+  return {k: as_dict(v) if isinstance(v, ConfigDict) else v for k, v in config.items()}
+
+
+def signature(config: ConfigDict) -> dict[str, Any]:
+  """What a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
+  keys = [f"model.{k}" for k in config.model if k not in ("dropout", "ema_rate", "ema_warmup", "dtype")]
+  keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
+  values = {key: get(config, key) for key in keys}
+  values["sde"] = str(dataclasses.asdict(make_sde(config)))
+  return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -1,0 +1,316 @@
+"""Evaluation of trained models: losses, bits/dim, samples; pictures and a report of them."""
+
+import importlib.metadata
+import logging
+import math
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde import checkpoints, data, parallel, pictures
+from score_sde.batch import example_keys, fold
+from score_sde.config import BadInput, signature
+from score_sde.experiment import Experiment, Params, build, make_workdir, write_json
+from score_sde.likelihood import bits_per_dim, log_likelihood
+from score_sde.progress import Bar
+from score_sde.sampling import make_sampler
+
+log = logging.getLogger(__name__)
+
+# Streams of the evaluation's key.
+SAMPLES, LIKELIHOOD, LOSS = range(3)
+
+# Streams of an example's key.
+DATA, PROBE = range(2)
+
+# Samples in a picture.
+SHOWN = 100
+
+NAMES = {"vesde": "VE", "vpsde": "VP", "subvpsde": "sub-VP"}
+
+
+def _title(experiment: Experiment, step: int, nfe: float) -> str:
+  s = experiment.config.sampling
+  if s.method == "ode":
+    how = f"probability-flow ODE ({s.solver})"
+  else:
+    how = f"{s.predictor}" + (f" + {s.corrector}" if s.corrector != "none" else "")
+  name = NAMES[experiment.config.training.sde]
+  return f"{experiment.config.data.dataset} · {name} SDE · step {step:,}\n{how}, {nfe:.0f} score evaluations"
+
+
+def draw_samples(
+  experiment: Experiment, sampler: Callable, params: Params, total: int, frames: int = 0
+) -> tuple[np.ndarray, float, list]:
+  """Exactly `total` samples, in batches of eval.batch_size, the i-th from the i-th key whatever the batches.
+
+  Returns:
+    the samples on the scale of the data, the mean number of score evaluations, and `frames` frames of the first batch.
+  """
+  config = experiment.config
+  key = jax.random.fold_in(jax.random.key(config.seed), SAMPLES)
+  size = min(config.eval.batch_size, total)
+  collected, nfe, trajectory = [], [], []
+  for first in range(0, total, size):
+    name = f"sample {first + 1} to {min(first + size, total)} of {total}"
+    with Bar(name, 1, " steps") as bar:
+      shape = (size, *experiment.shape)
+      options = {"first": first, "frames": 0 if first else frames, "progress": bar.step}
+      x, info = sampler(experiment.score(params), key, shape, **options)
+    trajectory = info.get("trajectory", trajectory)
+    keep = min(size, total - first)
+    finite = np.asarray(info["finite"])[:keep]
+    if not finite.all():
+      log.warning("%d of %d samples are not finite or exceeded sampling.max_steps.", (~finite).sum(), keep)
+    collected.append(np.asarray(data.inverse(config, x))[:keep])
+    nfe.append(np.mean(info["nfe"]))
+  return np.concatenate(collected), float(np.mean(nfe)), trajectory
+
+
+def draw(experiment: Experiment, sampler: Callable, params: Params, step: int, path: pathlib.Path) -> None:
+  """Writes the grid of sampling.num_samples samples to `path`."""
+  samples, nfe, _ = draw_samples(experiment, sampler, params, experiment.config.sampling.num_samples)
+  pictures.sample_grid(path, samples[:SHOWN], _title(experiment, step, nfe))
+
+
+def _to_uint8(samples: np.ndarray) -> np.ndarray:
+  return np.round(np.clip(np.nan_to_num(samples), 0, 1) * 255).astype(np.uint8)
+
+
+def _load(config: ConfigDict, workdir: str) -> tuple[Experiment, pathlib.Path]:
+  experiment = build(config)
+  if not checkpoints.exists(workdir):
+    raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
+  return experiment, make_workdir(workdir)
+
+
+def _restore(opened: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
+  targets = {"ema_params": experiment.abstract_params()}
+  step, items = checkpoints.restore(opened, targets, signature(experiment.config), workdir, step)
+  return step, items["ema_params"]
+
+
+def sample(config: ConfigDict, workdir: str) -> None:
+  """Draws sampling.num_samples samples of the newest checkpoint in `workdir`.
+
+  Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points) and denoising.png (one sample from
+  noise to data).
+
+  Raises:
+    BadInput: where there is no checkpoint, or one of another model.
+    Interrupted: when asked to stop.
+  """
+  experiment, path = _load(config, workdir)
+  config = experiment.config
+  with checkpoints.manager(workdir) as opened:
+    step, params = _restore(opened, experiment, workdir)
+  sampler = make_sampler(config, experiment.sde)
+  samples, nfe, trajectory = draw_samples(experiment, sampler, params, config.sampling.num_samples, frames=9)
+  if not parallel.is_first_host():
+    return
+  title = _title(experiment, step, nfe)
+  reference = None
+  if not data.is_image(config):
+    reference = data.load(config, "test").gather(np.arange(min(len(samples), 2000)))["image"]
+  shown = samples if reference is not None else samples[:SHOWN]
+  pictures.sample_grid(path / "samples.png", shown, title, reference)
+  stored = _to_uint8(samples) if data.is_image(config) else samples
+  pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
+  _draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
+  log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
+
+
+def _draw_denoising(path, experiment, params, trajectory, title):
+  """One sample (all of them, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula below."""
+  estimate = parallel.map_batch(experiment.model.data, (None, 0, 0))
+  frames = []
+  for t, x, _ in trajectory:
+    if not data.is_image(experiment.config):
+      frames.append((t, x, None))
+      continue
+    time_of = jnp.full((1,), max(t, experiment.config.sampling.eps), jnp.float32)
+    expected = parallel.unshard(estimate(params, *parallel.shard((jnp.asarray(x[:1]), time_of))), 1)[0]
+    inverse = lambda a: np.asarray(data.inverse(experiment.config, a))
+    frames.append((t, inverse(x[0]), inverse(expected)))
+  below = "\nabove: x(t), scaled to its own range; below: what the model expects it to become"
+  pictures.denoising(path, frames, title + (below if data.is_image(experiment.config) else ""))
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def mean_loss(experiment: Experiment, params: Params, source: data.Source, key: jax.Array) -> dict[str, float]:
+  """The training loss on all of `source`, one noise and time an example, with its standard error."""
+  config = experiment.config
+  total = min(len(source), config.eval.num_examples or len(source))
+
+  def losses(params, key, batch):
+    keys = example_keys(key, batch["index"])
+    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
+    return experiment.loss(params, fold(keys, PROBE), x, batch["index"], total, train=False)
+
+  run = parallel.map_batch(losses, (None, None, 0))
+  values = _over_batches("loss", config, source, lambda batch, _: run(params, key, parallel.shard(batch)), None)
+  return _mean_and_error("loss", values)
+
+
+def mean_bits_per_dim(experiment: Experiment, params: Params, source: data.Source, key: jax.Array) -> dict[str, Any]:
+  """Bits/dim of `source` (nats of points) along the probability-flow ODE, over eval.num_repeats dequantizations.
+
+  Returns:
+    "bits_per_dim" and its standard error over examples, the mean number of evaluations, and how many solves failed.
+  """
+  config, e = experiment.config, experiment.config.eval
+  dims = math.prod(experiment.shape)
+  log_p = log_likelihood(
+    experiment.sde, eps=e.eps, rtol=e.rtol, atol=e.atol, probe=e.probe, num_probes=e.num_probes,
+    max_steps=config.sampling.max_steps,
+  )  # fmt: skip
+  score = experiment.score(params)
+  # Likelihoods are those of dequantized data, however the model was trained.
+  dequantized = ConfigDict(config).unlock()
+  dequantized.data.uniform_dequantization = True
+  prepare = jax.jit(lambda keys, image: data.prepare(dequantized, fold(keys, DATA), image, train=False))
+
+  def run(batch, repeat):
+    keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
+    log_density, _, nfe, success = log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]))
+    return jnp.stack([log_density, nfe.astype(jnp.float32), success.astype(jnp.float32)], axis=1)[None]
+
+  repeats = [_over_batches("bits/dim", config, source, run, repeat) for repeat in range(e.num_repeats)]
+  log_density = np.mean([r[:, 0] for r in repeats], axis=0)
+  nfe, success = np.concatenate(repeats)[:, 1].mean(), np.concatenate(repeats)[:, 2]
+  if not data.is_image(config):
+    result = _mean_and_error("nats", -log_density)
+  else:
+    scale = 0.5 if config.data.centered else 1.0
+    result = _mean_and_error("bits_per_dim", np.asarray(bits_per_dim(log_density, dims, config.data.levels, scale)))
+  failed = int((success == 0).sum())
+  if failed:
+    log.warning("%d of %d likelihood solves exceeded sampling.max_steps.", failed, len(success))
+  return result | {"likelihood_nfe": float(nfe), "likelihood_failed": failed, "examples": len(log_density)}
+
+
+def _over_batches(name, config, source, run, repeat):
+  """Concatenated results of `run` on all batches of `source`, each filled up to the same size."""
+  readers = data.in_order(source, config.eval.batch_size, config.eval.num_examples)
+  total = min(len(source), config.eval.num_examples or len(source))
+  size = min(config.eval.batch_size, -(-total // parallel.device_count()) * parallel.device_count())
+  results = []
+  with Bar(name, total, " examples") as bar:
+    for i, read in enumerate(readers):
+      batch = read()
+      n = len(batch["label"])
+      batch["index"] = np.arange(n, dtype=np.int32) + i * config.eval.batch_size
+      batch = {k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()}
+      out = np.asarray(run(batch, repeat))
+      results.append(out.reshape(-1, *out.shape[2:])[:n])
+      bar.step(min((i + 1) * config.eval.batch_size, total), total)
+  return np.concatenate(results)
+
+
+def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
+  values = np.asarray(values, np.float64)
+  return {name: float(values.mean()), f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the libraries that numbers depend on."""
+  names = ("score_sde", "jax", "jaxlib", "flax", "optax", "diffrax", "numpy")
+  return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def _checkpoints_to_evaluate(config: ConfigDict, steps: list[int]) -> list[int | None]:
+  """Snapshots begin_ckpt to end_ckpt (snapshot k is step k * snapshot_freq), or [None], the latest."""
+  begin, end = config.eval.begin_ckpt, config.eval.end_ckpt
+  if begin is None and end is None:
+    return [None]
+  frequency = config.training.snapshot_freq
+  begin = 1 if begin is None else begin
+  end = max(steps, default=0) // frequency if end is None else end
+  wanted = [k * frequency for k in range(begin, end + 1)]
+  missing = [s for s in wanted if s not in steps]
+  if missing or not wanted:
+    raise BadInput(
+      f"eval.begin_ckpt={begin} to eval.end_ckpt={end} ask for steps {wanted}, and the workdir has {sorted(steps)} "
+      f"(snapshot k is step k * {frequency})."
+    )
+  return wanted
+
+
+def evaluate(config: ConfigDict, workdir: str) -> None:
+  """Evaluates checkpoints in `workdir` as config.eval says; prints and writes report.json.
+
+  Raises:
+    BadInput: where there is no checkpoint, or one of another model, or nothing to evaluate is enabled.
+    Interrupted: when asked to stop.
+  """
+  experiment, path = _load(config, workdir)
+  config, e = experiment.config, experiment.config.eval
+  if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
+    raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
+  source = data.load(config, e.bpd_dataset)
+  key = jax.random.key(config.seed + 1)
+  rows = []
+  with checkpoints.manager(workdir) as opened:
+    wanted = _checkpoints_to_evaluate(config, list(opened.all_steps()))
+    for step in wanted:
+      step, params = _restore(opened, experiment, workdir, step)
+      row: dict[str, Any] = {"step": step}
+      start = time.monotonic()
+      if e.enable_loss:
+        row |= mean_loss(experiment, params, source, jax.random.fold_in(key, LOSS))
+      if e.enable_bpd:
+        row |= mean_bits_per_dim(experiment, params, source, jax.random.fold_in(key, LIKELIHOOD))
+      if e.enable_sampling:
+        row |= _write_samples(experiment, params, step, path)
+      row["seconds"] = round(time.monotonic() - start, 1)
+      rows.append(row)
+  report = {
+    "dataset": config.data.dataset,
+    "split": e.bpd_dataset,
+    "sde": config.training.sde,
+    "model": config.model.name,
+    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(experiment.abstract_params())),
+    "seed": config.seed,
+    "devices": parallel.describe(),
+    "versions": versions(),
+    "checkpoints": rows,
+  }
+  if parallel.is_first_host():
+    write_json(path / "report.json", report)
+    for row in rows:
+      print(_line(row, report), flush=True)
+
+
+def _line(row: dict[str, Any], report: dict[str, Any]) -> str:
+  parts = [f"{report['dataset']}, {NAMES[report['sde']]} SDE, step {row['step']:,}:"]
+  if "loss" in row:
+    parts.append(f"loss {row['loss']:.4f} ± {row['loss_error']:.4f}")
+  for name, unit in (("bits_per_dim", "bits/dim"), ("nats", "nats")):
+    if name in row:
+      parts.append(
+        f"{row[name]:.3f} ± {row[name + '_error']:.3f} {unit} on {row['examples']} {report['split']} examples "
+        f"({row['likelihood_nfe']:.0f} evaluations each)"
+      )
+  if "samples" in row:
+    parts.append(f"{row['samples']} samples in {row['samples_file']} ({row['sampling_nfe']:.0f} evaluations each)")
+  return " ".join(parts[:1]) + " " + ", ".join(parts[1:])
+
+
+def _write_samples(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> dict[str, Any]:
+  """Exactly eval.num_samples samples to eval/samples_<step>.npz."""
+  config, total = experiment.config, experiment.config.eval.num_samples
+  samples, nfe, _ = draw_samples(experiment, make_sampler(config, experiment.sde), params, total)
+  samples = _to_uint8(samples) if data.is_image(config) else samples
+  file = path / "eval" / f"samples_{step:08d}.npz"
+  if parallel.is_first_host():
+    pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, samples=samples))
+  return {"samples": total, "samples_file": str(file), "sampling_nfe": nfe}

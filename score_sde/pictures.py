@@ -1,0 +1,117 @@
+"""Pictures of a run: grids of samples, a sample on its way from noise to data, curves."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def save_atomically(path: str | pathlib.Path, write) -> None:
+  """Calls `write(file)` on a temporary file beside `path` and renames it, so that no half-written file is ever seen."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+  try:
+    with os.fdopen(handle, "wb") as file:
+      write(file)
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
+
+
+def _save(figure: Figure, path: str | pathlib.Path) -> None:
+  save_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.15))
+
+
+def _tile(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
+  """Images (N, H, W, C) in [0, 1] side by side on white, (rows (H + border), columns (W + border), C)."""
+  n, height, width, channels = images.shape
+  rows = -(-n // columns)
+  sheet = np.ones((rows * (height + border) + border, columns * (width + border) + border, channels))
+  for i, image in enumerate(images):
+    top, left = border + i // columns * (height + border), border + i % columns * (width + border)
+    sheet[top : top + height, left : left + width] = image
+  return sheet
+
+
+def _show(axes, image: np.ndarray) -> None:
+  axes.imshow(
+    image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+  )
+  axes.set_axis_off()
+
+
+def _limits(points: np.ndarray) -> float:
+  return float(1.1 * np.quantile(np.abs(points), 0.999) + 1e-6)
+
+
+def sample_grid(path: str | pathlib.Path, samples: np.ndarray, title: str, reference: np.ndarray | None = None) -> None:
+  """Writes a PNG of samples under a title: a grid of images in [0, 1] (N, H, W, C), or a scatter plot of points (N, 2).
+
+  `reference`, data of the same kind, is drawn beside the samples.
+  """
+  samples = np.nan_to_num(np.asarray(samples, np.float64))
+  panels = [("samples", samples)] + ([("data", np.asarray(reference))] if reference is not None else [])
+  figure = Figure(figsize=(6 * len(panels), 6.2))
+  for i, (name, values) in enumerate(panels):
+    axes = figure.add_subplot(1, len(panels), i + 1)
+    if values.ndim == 4:
+      columns = max(1, round(len(values) ** 0.5))
+      _show(axes, _tile(np.clip(values, 0, 1), columns))
+    else:
+      limit = _limits(panels[-1][1])
+      axes.plot(*values.T, ".", markersize=2, alpha=0.5)
+      axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    if len(panels) > 1:
+      axes.set_title(name, fontsize=10)
+  figure.suptitle(title, fontsize=11)
+  _save(figure, path)
+
+
+def denoising(
+  path: str | pathlib.Path, frames: Sequence[tuple[float, np.ndarray, np.ndarray | None]], title: str
+) -> None:
+  """Writes a PNG of one sample from noise to data.
+
+  `frames` are (t, x_t, E[x_0 | x_t]) in time order: each column shows the noisy image, scaled to its own range, and
+  under it what the model expects it to become. Points (N, 2) are drawn as a scatter plot a frame.
+  """
+  points = frames[0][1].ndim == 2
+  rows = 1 if points else 2
+  figure = Figure(figsize=(1.4 * len(frames), 1.45 * rows))
+  for i, (t, x, expected) in enumerate(frames):
+    axes = figure.add_subplot(rows, len(frames), i + 1)
+    axes.set_title(f"t = {t:.2g}", fontsize=9)
+    if points:
+      limit = _limits(x)
+      axes.plot(*x.T, ".", markersize=1, alpha=0.5)
+      axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+      continue
+    low, high = x.min(), x.max()
+    _show(axes, (x - low) / max(high - low, 1e-6))
+    if expected is not None:
+      _show(figure.add_subplot(rows, len(frames), len(frames) + i + 1), np.clip(expected, 0, 1))
+  figure.suptitle(title, fontsize=10, y=1.08 + 0.05 * title.count("\n") / rows)
+  _save(figure, path)
+
+
+def curves(path: str | pathlib.Path, series: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> None:
+  """Writes a PNG of curves {name: (step, value)}, smoothed over fiftieths of the run where there are many points."""
+  figure = Figure(figsize=(7, 4))
+  axes = figure.add_subplot()
+  for name, (step, value) in series.items():
+    step, value = np.asarray(step), np.asarray(value)
+    width = max(1, len(value) // 50)
+    if width > 1:
+      value = np.convolve(value, np.ones(width) / width, mode="valid")
+      step = step[width - 1 :]
+    axes.plot(step, value, label=name)
+  axes.set(xlabel="step", title=title)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  _save(figure, path)

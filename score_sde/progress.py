@@ -1,0 +1,76 @@
+"""Long work shows how far it is, and stops in order when asked to."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+
+class Interrupted(Exception):
+  """SIGTERM or SIGINT asked the run to stop; what was computed is saved."""
+
+
+_asked = threading.Event()
+
+
+def stop_asked() -> bool:
+  """Whether a signal asked to stop."""
+  return _asked.is_set()
+
+
+@contextlib.contextmanager
+def stops_on_signal() -> Iterator[None]:
+  """Within, SIGTERM and Ctrl-C only set a flag that long work looks at; a second Ctrl-C interrupts at once."""
+
+  def handler(number, frame):
+    if number == signal.SIGINT and _asked.is_set():
+      raise KeyboardInterrupt
+    _asked.set()
+
+  _asked.clear()
+  previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield
+  finally:
+    for number, old in previous.items():
+      signal.signal(number, old)
+
+
+class Bar:
+  """A progress bar with rate and time left; a line every few seconds where the output is no terminal."""
+
+  def __init__(self, name: str, total: int, unit: str, done: int = 0):
+    terminal = sys.stderr.isatty()
+    self._bar = tqdm(
+      desc=name,
+      total=total,
+      initial=done,
+      unit=unit,
+      mininterval=0.2 if terminal else 5.0,
+      file=sys.stderr,
+      dynamic_ncols=terminal,
+      ncols=None if terminal else 110,
+      leave=True,
+    )
+
+  def __enter__(self) -> "Bar":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.close()
+
+  def show(self, done: int, **numbers: float) -> None:
+    """Sets how much is done, and numbers to show beside it."""
+    if numbers:
+      self._bar.set_postfix(refresh=False, **{k: f"{v:.4g}" for k, v in numbers.items()})
+    self._bar.update(done - self._bar.n)
+
+  def step(self, done: int, total: int) -> None:
+    """`show`, for work that can be given up at any time: raises Interrupted when asked to stop."""
+    self._bar.total = total
+    self.show(done)
+    if stop_asked():
+      raise Interrupted

@@ -1,0 +1,62 @@
+"""Samplers: from noise to data along the reverse-time SDE or the probability-flow ODE.
+
+`make_sampler` builds the one a config asks for. Every sampler is a function `sample(score, key, shape) -> (x, info)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde.batch import Array
+from score_sde.sampling.correctors import CORRECTORS
+from score_sde.sampling.grids import GRIDS, TimeGrid, make_grid
+from score_sde.sampling.ode import SOLVERS, ode_sampler
+from score_sde.sampling.predictor_corrector import predictor_corrector
+from score_sde.sampling.predictors import PREDICTORS
+from score_sde.sde import SDE
+
+__all__ = [
+  "CORRECTORS",
+  "GRIDS",
+  "METHODS",
+  "PREDICTORS",
+  "SOLVERS",
+  "TimeGrid",
+  "make_grid",
+  "make_sampler",
+  "ode_sampler",
+  "predictor_corrector",
+]
+
+METHODS = ("pc", "ode")
+
+
+def make_sampler(config: ConfigDict, sde: SDE) -> Callable[..., tuple[Array, dict[str, Any]]]:
+  """The sampler of `config.sampling` for `sde`.
+
+  Raises:
+    ValueError: for names that are unknown and settings that cannot work.
+  """
+  s = config.sampling
+  if s.method == "ode":
+    return ode_sampler(
+      sde, eps=s.eps, rtol=s.rtol, atol=s.atol, solver=s.solver, denoise=s.noise_removal, max_steps=s.max_steps
+    )
+  if s.method != "pc":
+    raise ValueError(f"sampling.method={s.method!r} is unknown; choose one of {', '.join(METHODS)}.")
+  if s.norms not in ("sample", "batch"):
+    raise ValueError(f"sampling.norms={s.norms!r} is unknown; choose 'sample' or 'batch' (as the paper).")
+  return predictor_corrector(
+    sde,
+    make_grid(s.grid, sde, s.num_steps, s.eps, s.predictor),
+    predictor=s.predictor,
+    corrector=s.corrector,
+    snr=s.snr,
+    n_steps=s.n_steps_each,
+    num_scales=config.model.num_scales,
+    official=s.grid == "official",
+    probability_flow=s.probability_flow,
+    batch_norms=s.norms == "batch",
+    denoise=s.noise_removal,
+  )

@@ -1,0 +1,325 @@
+"""Training: the state, one pure step, and the loop around it."""
+
+import csv
+import io
+import logging
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from score_sde import checkpoints, data, evaluation, parallel, pictures
+from score_sde.batch import Array, example_keys, fold
+from score_sde.config import BadInput, signature
+from score_sde.experiment import Experiment, build, make_workdir, write_config
+from score_sde.progress import Bar, Interrupted, stop_asked
+from score_sde.sampling import make_sampler
+
+log = logging.getLogger(__name__)
+
+# Streams of an example's key in a step.
+DATA, LOSS = range(2)
+
+# Streams of the run's key.
+INIT, TRAIN, EVAL = range(3)
+
+
+class Diverged(Exception):
+  """The loss or its gradient is no longer finite."""
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training needs to go on: `step` is the number of steps taken, `key` the run's own, never advanced."""
+
+  step: Array
+  params: Any
+  ema_params: Any
+  opt_state: Any
+  key: Array
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """Adam with gradient clipping, linear warm-up from zero, decoupled weight decay, and an optional cosine decay."""
+  o = config.optim
+  total = config.training.n_iters
+
+  def rate(step):
+    warm = jnp.minimum(step / o.warmup, 1.0) if o.warmup > 0 else 1.0
+    decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0))) if o.decay == "cosine" else 1.0
+    return o.lr * warm * decay
+
+  clip = optax.clip_by_global_norm(o.grad_clip) if o.grad_clip >= 0 else optax.identity()
+  decay = optax.add_decayed_weights(o.weight_decay) if o.weight_decay else optax.identity()
+  adam = optax.scale_by_adam(o.beta1, o.beta2, o.eps)
+  return optax.chain(clip, adam, decay, optax.scale_by_learning_rate(rate))
+
+
+def init_state(experiment: Experiment) -> TrainState:
+  """The state before the first step."""
+  key = jax.random.key(experiment.config.seed)
+  params = experiment.init_params(jax.random.fold_in(key, INIT))
+  opt_state = make_optimizer(experiment.config).init(params)
+  ema_params = jax.tree.map(jnp.copy, params)  # a buffer of its own: both are donated
+  return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, jax.random.fold_in(key, TRAIN))
+
+
+def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """One step on this device's share of a batch: (state, batch) -> (state, {"loss", "grad_norm"})."""
+  config, loss, optimizer = experiment.config, experiment.loss, make_optimizer(experiment.config)
+
+  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    keys = example_keys(jax.random.fold_in(state.key, state.step), batch["index"])
+    x = data.prepare(config, fold(keys, DATA), batch["image"], train=True)
+
+    def objective(params):
+      return jnp.mean(loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size))
+
+    value, gradient = parallel.mean(jax.value_and_grad(objective)(state.params))
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    rate = config.model.ema_rate
+    if config.model.ema_warmup:
+      rate = jnp.minimum(rate, (1 + state.step) / (10 + state.step))
+    ema_params = optax.incremental_update(params, state.ema_params, 1 - rate)
+    metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+
+  return step
+
+
+def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """`n_jitted_steps` steps in one dispatch on all devices: batches are sharded (devices, steps, b, ...)."""
+  step = make_train_step(experiment)
+  block = lambda state, batches: jax.lax.scan(step, state, batches)
+  return parallel.map_batch(block, (None, 0), out_axes=None, donate=(0,))
+
+
+def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:
+  """Loss of each example, without dropout or flips: (params, key, sharded batch) -> (devices, b)."""
+  config = experiment.config
+
+  def losses(params: Any, key: Array, batch: dict) -> Array:
+    keys = example_keys(key, batch["index"])
+    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
+    return experiment.loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size, train=False)
+
+  return parallel.map_batch(losses, (None, None, 0))
+
+
+# --- saving and resuming ------------------------------------------------------------------------------------------
+
+
+def _saved_form(state: TrainState) -> dict[str, Any]:
+  """The state as plain arrays; EMA parameters are an item of their own."""
+  key = jax.random.key_data(state.key)
+  return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": key}
+
+
+def restore_state(opened: Any, experiment: Experiment, workdir: str) -> TrainState | None:
+  """The newest sound state in `workdir`, None where there is none."""
+  abstract = jax.eval_shape(lambda: init_state(experiment))
+  targets = {"state": jax.eval_shape(_saved_form, abstract), "ema_params": abstract.ema_params}
+  found = checkpoints.restore(opened, targets, signature(experiment.config), workdir)
+  if found is None:
+    return None
+  step, items = found
+  checkpoints.remove_newer(opened, step)
+  saved = items["state"]
+  key = jax.random.wrap_key_data(jnp.asarray(saved["key"]))
+  return TrainState(saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key)
+
+
+class Metrics:
+  """The curves of a run: TensorBoard, and metrics.csv, which a resumed run cuts back to where it resumes."""
+
+  FIELDS = ("step", "loss", "grad_norm", "eval_loss")
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    self._path = workdir / "metrics.csv"
+    rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, self.FIELDS)
+    writer.writeheader()
+    writer.writerows({k: v if k == "step" else repr(v) for k, v in row.items()} for row in rows)
+    pictures.save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+  def write(self, step: int, **values: float) -> None:
+    row = {"step": step} | {k: repr(values.get(k, math.nan)) for k in self.FIELDS[1:]}
+    with self._path.open("a", newline="") as file:
+      csv.DictWriter(file, self.FIELDS).writerow(row)
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+    self._tensorboard.flush()
+
+  def picture(self, name: str, path: pathlib.Path, step: int) -> None:
+    """Adds a PNG to TensorBoard."""
+    import matplotlib.image
+
+    self._tensorboard.add_image(name, matplotlib.image.imread(path)[..., :3], step, dataformats="HWC")
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    self._tensorboard.close()
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+  """The rows of metrics.csv; a last line cut short by a kill is left out."""
+  path = pathlib.Path(workdir) / "metrics.csv"
+  if not path.exists():
+    return []
+  rows = []
+  for row in csv.DictReader(path.read_text().splitlines()):
+    try:
+      rows.append({k: int(v) if k == "step" else float(v) for k, v in row.items()})
+    except (TypeError, ValueError):
+      break
+  return rows
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------
+
+
+def _check_frequencies(config: ConfigDict) -> None:
+  n = config.training.n_jitted_steps
+  for name in ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption"):
+    value = config.training[name]
+    if value % n:
+      raise BadInput(
+        f"training.{name}={value} is no multiple of training.n_jitted_steps={n}, and a run can only log and save "
+        f"between dispatches. Try --config.training.{name}={max(n, round(value / n) * n)}."
+      )
+
+
+def _blocks(config: ConfigDict, batches: Iterator[dict]) -> Iterator[dict]:
+  """Batches of `n_jitted_steps` steps together, sharded."""
+  while True:
+    block = [next(batches) for _ in range(config.training.n_jitted_steps)]
+    yield parallel.shard(jax.tree.map(lambda *x: np.stack(x), *block), axis=1)
+
+
+def _eval_batch(config: ConfigDict, source: data.Source, step: int) -> dict:
+  """A batch of test examples, another one each step; the test set wraps around."""
+  size = config.training.batch_size
+  indices = (step // config.training.eval_freq * size + np.arange(size)) % len(source)
+  return parallel.shard(source.gather(indices) | {"index": np.arange(size, dtype=np.int32)})
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+  """Trains as `config` says, in `workdir`; resumes where the newest checkpoint there stands.
+
+  Leaves config.json, TensorBoard curves, metrics.csv, curves.png, checkpoints and sample grids, and with
+  training.final_report the report of `evaluation.evaluate` and the pictures of `evaluation.sample`.
+
+  Raises:
+    BadInput: for whatever cannot work, before anything is compiled.
+    Diverged: at the first loss or gradient that is not finite; the last good checkpoint stays.
+    Interrupted: after a signal to stop, once the state is saved.
+  """
+  experiment = build(config)
+  config = experiment.config
+  t = config.training
+  _check_frequencies(config)
+  path = make_workdir(workdir)
+  with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as opened:
+    checkpoints.check(opened, signature(config), workdir)
+    source, test_source = data.load(config, "train"), data.load(config, "test")
+    if parallel.is_first_host():
+      write_config(config, path)
+    state = restore_state(opened, experiment, workdir)
+    if state is None:
+      state = parallel.run_once(lambda: init_state(experiment))
+    step = int(state.step)
+    total = -(-t.n_iters // t.n_jitted_steps) * t.n_jitted_steps
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    log.info(
+      "%s a run of %d steps at step %d: %s parameters, %d examples of %s, %s.",
+      "Resuming" if step else "Starting", total, step, f"{parameters:,}", len(source), experiment.shape,
+      parallel.describe(),
+    )  # fmt: skip
+    metrics = Metrics(path, step)
+    try:
+      if step < total:
+        _loop(experiment, state, step, total, source, test_source, opened, metrics, path)
+    finally:
+      metrics.close()
+  rows = read_metrics(path)
+  if rows and parallel.is_first_host():
+    series = {
+      name: tuple(np.array([(r["step"], r[name]) for r in rows if math.isfinite(r[name])]).T)
+      for name in ("loss", "eval_loss")
+      if any(math.isfinite(r[name]) for r in rows)
+    }
+    pictures.curves(path / "curves.png", series, f"{t.sde}, {config.model.name}: denoising loss")
+  if t.final_report:
+    evaluation.sample(config, workdir)
+    evaluation.evaluate(config, workdir)
+
+
+def _loop(experiment, state, step, total, source, test_source, opened, metrics, path):
+  """From `step` to `total`, saving, logging, evaluating and drawing on the way."""
+  config, t = experiment.config, experiment.config.training
+  train_steps, eval_loss = make_train_steps(experiment), make_eval_loss(experiment)
+  sample = make_sampler(config, experiment.sde)
+  eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
+  blocks = _blocks(config, data.batches(config, source, step))
+  sig = signature(config)
+  pending = None  # metrics of the block before the last, whose arrival keeps the host one block ahead at most
+  last_loss = math.nan
+
+  def receive(first, values):
+    """Waits for a block's metrics and stops the run where they are not finite."""
+    values = {k: np.asarray(v) for k, v in values.items()}
+    bad = ~(np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"]))
+    if bad.any():
+      at = first + int(np.argmax(bad))
+      good = max(opened.all_steps(), default=None)
+      kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint was written yet"
+      raise Diverged(
+        f"The loss or its gradient is not finite at step {at} (loss {values['loss'][at - first]}); {kept}. "
+        "Try a lower optim.lr, a longer optim.warmup, or optim.grad_clip."
+      )
+    return {k: float(np.mean(v)) for k, v in values.items()}
+
+  def save():
+    checkpoints.save(opened, step, _saved_form(state), state.ema_params, sig)
+
+  with Bar("train", total, " steps", step) as bar:
+    while step < total:
+      state, values = train_steps(state, next(blocks))
+      if pending is not None:
+        last_loss = receive(*pending)["loss"]
+      pending = (step, values)
+      step += t.n_jitted_steps
+      bar.show(step, loss=last_loss)
+
+      due = {name: step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}
+      stop = stop_asked()
+      must_save = step == total or due["snapshot_freq"] or step % t.snapshot_freq_for_preemption == 0 or stop
+      if must_save or due["log_freq"] or due["eval_freq"]:
+        row = receive(*pending)
+        pending, last_loss = None, row["loss"]
+        if due["eval_freq"]:
+          batch = _eval_batch(config, test_source, step)
+          losses = eval_loss(state.ema_params, jax.random.fold_in(eval_key, step), batch)
+          row["eval_loss"] = float(jnp.mean(losses))
+        if due["log_freq"] or due["eval_freq"]:
+          metrics.write(step, **row)
+      if must_save:
+        save()
+      if stop:
+        opened.wait_until_finished()
+        raise Interrupted(f"Stopped by a signal at step {step}, which is saved. The same command resumes there.")
+      if due["snapshot_freq"] and t.snapshot_sampling and parallel.is_first_host():
+        picture = path / "samples" / f"step_{step:08d}.png"
+        evaluation.draw(experiment, sample, state.ema_params, step, picture)
+        metrics.picture("samples", picture, step)

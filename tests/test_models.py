@@ -1,0 +1,173 @@
+"""Networks against the official forward passes, and their layers against plain definitions."""
+
+import dataclasses
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from score_sde import models
+from score_sde.batch import example_keys
+from score_sde.config import default_config, resolve
+from score_sde.models import layers
+from score_sde.models.mlp import MLP
+from score_sde.models.ncsnpp import NCSNpp
+
+CASES = [
+  "flax_ncsnpp_ve_continuous",
+  "flax_ncsnpp_ve_discrete",
+  "flax_ncsnpp_ve_skip",
+  "flax_ncsnpp_vp_continuous",
+  "flax_ddpmpp_vp_continuous",
+]
+
+
+def official_network(manifest):
+  values = manifest["config"]["model"]
+  names = {f.name for f in dataclasses.fields(NCSNpp)} & set(values)
+  values = {k: tuple(values[k]) if isinstance(values[k], list) else values[k] for k in names}
+  return NCSNpp(**values, centered=manifest["config"]["data"]["centered"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_official_networks_agree(name):
+  """Names and shapes of all weights, the output and its gradient in x."""
+  case = golden_cases.load(name)
+  network = official_network(golden_cases.manifest(case))
+  x, labels, weights = jnp.asarray(case["x"]), jnp.asarray(case["labels"]), golden_cases.weights(case)
+  shapes = flatten_dict(jax.eval_shape(network.init, jax.random.key(0), x, labels)["params"])
+  assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in weights.items()}
+  apply = lambda x: network.apply({"params": unflatten_dict(weights)}, x, labels)
+  (_, y), gradient = jax.jit(jax.value_and_grad(lambda x: (jnp.sum((y := apply(x)) ** 2), y), has_aux=True))(x)
+  assert golden_cases.relative_error(y, case["y"]) < 1e-4
+  assert golden_cases.relative_error(gradient, case["grad_x_of_sum_y2"]) < 1e-4
+
+
+def abstract_size(network, size):
+  x = jnp.zeros((1, size, size, 3))
+  tree = jax.eval_shape(network.init, jax.random.key(0), x, jnp.ones(1))["params"]
+  return sum(v.size for v in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+  ("options", "size", "expected"),
+  [
+    ({}, 32, 62_758_915),
+    ({"num_res_blocks": 8}, 32, 107_587_075),
+    ({"fir": False, "progressive_input": "none", "embedding_type": "positional", "scale_by_sigma": False}, 32, 61_804_419),
+    (
+      {"ch_mult": (1, 1, 2, 2, 2, 2, 2), "num_res_blocks": 2, "progressive": "output_skip", "progressive_input": "input_skip"},
+      256,
+      65_574_549,
+    ),
+  ],
+  ids=["ncsnpp", "deep", "ddpmpp", "256 px"],
+)  # fmt: skip
+def test_published_parameter_counts(options, size, expected):
+  assert abstract_size(NCSNpp(**options), size) == expected
+
+
+def insert_zeros_and_filter(x, taps, up, down, pad):
+  """upfirdn2d by its definition, with NumPy."""
+  b, h, w, c = x.shape
+  z = np.zeros((b, h * up, w * up, c))
+  z[:, ::up, ::up] = x
+  z = np.pad(z, ((0, 0), pad, pad, (0, 0)))
+  kernel = np.outer(taps, taps)[::-1, ::-1]
+  n = len(taps)
+  windows = np.lib.stride_tricks.sliding_window_view(z, (n, n), axis=(1, 2))
+  return np.einsum("bhwcij,ij->bhwc", windows, kernel)[:, ::down, ::down]
+
+
+@pytest.mark.parametrize(("up", "down", "pad"), [(2, 1, (2, 1)), (1, 2, (1, 1)), (1, 1, (2, 2)), (2, 1, (3, 2))])
+@pytest.mark.parametrize("kernel", [(1, 3, 3, 1), (1, 2, 5), (1, 4, 6, 4, 1)])
+def test_polyphase_filter_is_the_definition_of_upfirdn(kernel, up, down, pad, x64):
+  x = np.random.default_rng(0).standard_normal((2, 6, 8, 3))
+  taps = np.array(kernel) / sum(kernel) * up
+  got = layers.fir(jnp.asarray(x), kernel, up=up, down=down, pad=pad)
+  np.testing.assert_allclose(got, insert_zeros_and_filter(x, taps, up, down, pad), atol=1e-12)
+
+
+def test_fused_upsampling_convolves_before_it_filters(x64):
+  """StyleGAN2's order: zeros inserted, convolved by the kernel (transposed convolution), then low-pass filtered."""
+  x = np.random.default_rng(0).standard_normal((1, 4, 4, 2))
+  layer = layers.Conv2d(3, (1, 3, 3, 1), up=True, dtype=jnp.float64)
+  params = layer.init(jax.random.key(0), jnp.asarray(x))
+  w = np.asarray(params["params"]["weight"])
+  z = np.zeros((1, 7, 7, 2))
+  z[:, ::2, ::2] = x
+  z = np.pad(z, ((0, 0), (2, 2), (2, 2), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(z, (3, 3), axis=(1, 2))
+  convolved = np.einsum("bhwcij,ijcd->bhwd", windows, w)
+  expected = insert_zeros_and_filter(convolved, np.array([1, 3, 3, 1]) / 4, 1, 1, (1, 1))
+  np.testing.assert_allclose(layer.apply(params, jnp.asarray(x)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("resblock_type", ["ddpm", "biggan"])
+@pytest.mark.parametrize("progressive", ["none", "output_skip", "residual"])
+@pytest.mark.parametrize("progressive_input", ["none", "input_skip", "residual"])
+def test_every_combination_of_options_builds(resblock_type, progressive, progressive_input):
+  for combine in ("sum", "cat"):
+    for fir in (False, True):
+      network = NCSNpp(
+        nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), resblock_type=resblock_type, fir=fir,
+        progressive=progressive, progressive_input=progressive_input, progressive_combine=combine,
+      )  # fmt: skip
+      x = jnp.zeros((1, 8, 8, 3))
+      y, _ = jax.eval_shape(lambda x: network.init_with_output(jax.random.key(0), x, jnp.ones(1)), x)
+      assert y.shape == x.shape
+
+
+def test_a_fresh_network_predicts_zero():
+  """The last convolution starts at 1e-10 of its usual variance, as the residual branches do."""
+  network = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  y, variables = jax.jit(network.init_with_output)(jax.random.key(1), x, jnp.ones(2))
+  assert float(jnp.max(jnp.abs(y))) < 1e-3
+  for path, value in flatten_dict(variables["params"]).items():
+    if path[-1] == "kernel" and path[-2] == "Conv_0" and len(path) == 3:
+      fan = np.prod(value.shape[:-2]) * (value.shape[-2] + value.shape[-1]) / 2
+      assert float(jnp.max(jnp.abs(value))) <= np.sqrt(3 / fan)
+
+
+def test_bfloat16_keeps_parameters_and_output_in_float32():
+  network = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dtype=jnp.bfloat16)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  exact = dataclasses.replace(network, dtype=jnp.float32)
+  params = jax.jit(exact.init)(jax.random.key(1), x, jnp.ones(2))
+  params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(2), p.shape), params)
+  assert {v.dtype for v in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(1), x, jnp.ones(2)))} == {
+    jnp.dtype("float32")
+  }
+  low, high = jax.jit(network.apply)(params, x, jnp.ones(2)), jax.jit(exact.apply)(params, x, jnp.ones(2))
+  assert low.dtype == jnp.float32
+  assert 1e-5 < golden_cases.relative_error(low, np.asarray(high)) < 0.05
+
+
+@pytest.mark.parametrize("network", [MLP(nf=16, dropout=0.5, init_scale=1.0), NCSNpp(nf=8, ch_mult=(1,), dropout=0.5, init_scale=1.0)])  # fmt: skip
+def test_dropout_of_an_example_does_not_depend_on_its_batch(network):
+  x = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
+  params = jax.jit(network.init)(jax.random.key(1), x, jnp.ones(4))
+  keys = example_keys(jax.random.key(2), jnp.arange(4))
+  apply = jax.jit(network.apply)
+  whole, part = apply(params, x, jnp.ones(4), keys), apply(params, x[2:], jnp.ones(2), keys[2:])
+  np.testing.assert_allclose(whole[2:], part, rtol=1e-4, atol=1e-5)
+  assert float(jnp.max(jnp.abs(whole - apply(params, x, jnp.ones(4))))) > 1e-3
+
+
+def test_networks_that_do_not_fit_the_data_are_refused():
+  config = default_config()
+  config.data.dataset = "swiss_roll"
+  with pytest.raises(ValueError, match="needs images"):
+    models.create(resolve(config), (2,))
+  config = default_config()
+  config.data.image_size = 28
+  with pytest.raises(ValueError, match="no multiple of 8"):
+    models.create(resolve(config), (28, 28, 3))
+  config = default_config()
+  config.model.nf = 130
+  with pytest.raises(ValueError, match="GroupNorm"):
+    models.create(resolve(config), (32, 32, 3))
