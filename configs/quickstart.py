@@ -31,11 +31,13 @@ def get_config():
 
   config.training.sde = "vpsde"
   config.training.batch_size = 256
-  config.training.n_iters = 4000
+  config.training.n_iters = 2000
   config.training.n_jitted_steps = 10
   config.training.log_freq = 50
   config.training.eval_freq = 100
-  config.training.snapshot_freq = 2000
+  config.training.likelihood_weighting = True
+  config.training.importance_sampling = True  # uniform in log-SNR, whatever the SDE
+  config.training.snapshot_freq = 1000
   config.training.snapshot_freq_for_preemption = 500
   config.training.stratified = True
   config.training.final_report = True
