@@ -33,6 +33,10 @@ def is_first_host() -> bool:
   return jax.process_index() == 0
 
 
+def on_cpu() -> bool:
+  return jax.default_backend() == "cpu"
+
+
 def describe() -> str:
   """E.g. '8 cpu devices on 1 host'."""
   devices = jax.local_devices()
@@ -76,7 +80,7 @@ def map_batch(fn: Callable, in_axes: tuple[int | None, ...], *, out_axes: Any = 
 
 def run_once(fn: Callable[[], Tree]) -> Tree:
   """fn(), compiled without the passes that only pay off in a second call (a third of the time on CPU)."""
-  options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  options = {"xla_backend_optimization_level": 0} if on_cpu() else None
   return jax.jit(fn).lower().compile(compiler_options=options)()
 
 

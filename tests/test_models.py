@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from score_sde import models
+from score_sde import models, parallel
 from score_sde.batch import example_keys
 from score_sde.config import default_config, resolve
 from score_sde.models import layers
@@ -44,6 +44,19 @@ def test_official_networks_agree(name):
   (_, y), gradient = jax.jit(jax.value_and_grad(lambda x: (jnp.sum((y := apply(x)) ** 2), y), has_aux=True))(x)
   assert golden_cases.relative_error(y, case["y"]) < 1e-4
   assert golden_cases.relative_error(gradient, case["grad_x_of_sum_y2"]) < 1e-4
+
+
+def random_params(network, x, scale=1.0):
+  """Parameters drawn leaf by leaf with NumPy: compiling an initialisation takes longer than these tests."""
+  shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.ones(len(x)))
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    centre = 1.0 if path[-1].key == "scale" else 0.0
+    fan = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 100.0
+    return jnp.asarray(centre + scale * rng.standard_normal(leaf.shape) / np.sqrt(fan), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def abstract_size(network, size):
@@ -125,7 +138,7 @@ def test_a_fresh_network_predicts_zero():
   """The last convolution starts at 1e-10 of its usual variance, as the residual branches do."""
   network = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0)
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  y, variables = jax.jit(network.init_with_output)(jax.random.key(1), x, jnp.ones(2))
+  y, variables = parallel.run_once(lambda: network.init_with_output(jax.random.key(1), x, jnp.ones(2)))
   assert float(jnp.max(jnp.abs(y))) < 1e-3
   for path, value in flatten_dict(variables["params"]).items():
     if path[-1] == "kernel" and path[-2] == "Conv_0" and len(path) == 3:
@@ -137,8 +150,7 @@ def test_bfloat16_keeps_parameters_and_output_in_float32():
   network = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dtype=jnp.bfloat16)
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
   exact = dataclasses.replace(network, dtype=jnp.float32)
-  params = jax.jit(exact.init)(jax.random.key(1), x, jnp.ones(2))
-  params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(2), p.shape), params)
+  params = random_params(exact, x)
   assert {v.dtype for v in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(1), x, jnp.ones(2)))} == {
     jnp.dtype("float32")
   }
@@ -150,7 +162,7 @@ def test_bfloat16_keeps_parameters_and_output_in_float32():
 @pytest.mark.parametrize("network", [MLP(nf=16, dropout=0.5, init_scale=1.0), NCSNpp(nf=8, ch_mult=(1,), dropout=0.5, init_scale=1.0)])  # fmt: skip
 def test_dropout_of_an_example_does_not_depend_on_its_batch(network):
   x = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
-  params = jax.jit(network.init)(jax.random.key(1), x, jnp.ones(4))
+  params = random_params(network, x)
   keys = example_keys(jax.random.key(2), jnp.arange(4))
   apply = jax.jit(network.apply)
   whole, part = apply(params, x, jnp.ones(4), keys), apply(params, x[2:], jnp.ones(2), keys[2:])

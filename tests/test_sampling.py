@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from score_sde import analytic
-from score_sde.batch import example_keys, expand
+from score_sde.batch import example_keys, expand, fold
 from score_sde.sampling import CORRECTORS, PREDICTORS, correctors, make_grid, ode_sampler, predictor_corrector, predictors
 from score_sde.sde import VE, VP, SubVP
 
@@ -89,8 +89,8 @@ def test_official_chains_agree(name, fixed_noise):
 
 
 def test_the_compiled_sampler_is_the_plain_loop():
-  """Chunks, donation and frames change nothing: 120 steps cross two chunk borders."""
-  sde, n = VP(), 120
+  """Chunks, donation and frames change nothing: 60 steps cross a chunk's border."""
+  sde, n = VP(), 60
   grid = make_grid("uniform", sde, n, 1e-3)
   options = {"predictor": "euler_maruyama", "corrector": "langevin", "snr": 0.1}
   sample = predictor_corrector(sde, grid, **options)
@@ -99,17 +99,20 @@ def test_the_compiled_sampler_is_the_plain_loop():
   x, info = sample(score, jax.random.key(3), (4, 2), progress=lambda done, total: seen.append((done, total)))
   framed, with_frames = sample(score, jax.random.key(3), (4, 2), frames=7)
 
-  from score_sde.batch import fold
-
   keys = example_keys(jax.random.key(3), jnp.arange(4))
   y = sde.prior_sample(fold(keys, 0), (4, 2))
   correct = CORRECTORS["langevin"](sde, golden_score, snr=0.1)
   predict = PREDICTORS["euler_maruyama"](sde, golden_score)
-  for i, times in enumerate(np.stack(grid, axis=1).astype(np.float32)):
+
+  @jax.jit
+  def step(i, y, times):
     t, start, stop = (jnp.full(4, a) for a in times)
     step_keys = fold(fold(keys, 1), i)
     y, _ = correct(fold(step_keys, 0), y, t)
-    y, y_mean = predict(fold(step_keys, 1), y, t, start, stop)
+    return predict(fold(step_keys, 1), y, t, start, stop)
+
+  for i, times in enumerate(np.stack(grid, axis=1).astype(np.float32)):
+    y, y_mean = step(i, y, times)
   np.testing.assert_allclose(x, y_mean, rtol=2e-4, atol=2e-5)
   np.testing.assert_allclose(framed, x, rtol=2e-4, atol=2e-5)
   assert seen[-1] == (n, n)
@@ -138,7 +141,8 @@ def test_samples_have_the_moments_of_the_data(sde, predictor, corrector):
   """With the exact score of a mixture; bounds are four standard errors plus the bias of 300 steps."""
   n = 4000
   grid = make_grid("log_snr" if sde is SDES["ve"] else "uniform", sde, 300, 1e-3)
-  sample = predictor_corrector(sde, grid, predictor=predictor, corrector=corrector, snr=0.05)
+  # Norms over the batch: in two dimensions a single score's norm varies so much that its steps are biased.
+  sample = predictor_corrector(sde, grid, predictor=predictor, corrector=corrector, snr=0.05, batch_norms=True)
   x, info = sample(jax.tree_util.Partial(MIXTURE.score(sde)), jax.random.key(0), (n, 2))
   truth = np.asarray(MIXTURE.sample(jax.random.key(1), 200_000))
   assert info["finite"].all()
@@ -156,8 +160,6 @@ def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde):
   data = analytic.gaussian(mean, c**2 * np.eye(2))
   sample = ode_sampler(sde, eps=1e-3, denoise=False)
   x, info = sample(jax.tree_util.Partial(data.score(sde)), jax.random.key(0), (16, 2))
-  from score_sde.batch import fold
-
   z = sde.prior_sample(fold(example_keys(jax.random.key(0), jnp.arange(16)), 0), (16, 2))
   eps, end = jnp.array(1e-3), jnp.array(sde.T)
   variance = lambda t: (sde.alpha(t) * c) ** 2 + sde.sigma(t) ** 2

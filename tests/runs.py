@@ -1,0 +1,40 @@
+"""Small runs, in this process and in others."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+TINY = (
+  "--config.model.nf=32", "--config.model.num_res_blocks=1", "--config.training.batch_size=16",
+  "--config.training.n_jitted_steps=2", "--config.training.log_freq=2", "--config.training.eval_freq=10",
+  "--config.training.snapshot_freq=20", "--config.training.snapshot_freq_for_preemption=10",
+  "--config.training.snapshot_sampling=False", "--config.training.final_report=False", "--config.optim.warmup=5",
+  "--config.sampling.num_steps=4", "--config.sampling.num_samples=16", "--config.eval.batch_size=16",
+  "--config.eval.num_examples=16",
+)  # fmt: skip
+
+
+def command(workdir, *flags, config="configs/quickstart.py", tiny=True):
+  return [sys.executable, "run.py", f"--config={config}", f"--workdir={workdir}", *(TINY if tiny else ()), *flags]
+
+
+def environment(devices=1):
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"PJRT_NPROC": "16", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def start(workdir, *flags, devices=1, **options):
+  return subprocess.Popen(
+    command(workdir, *flags, **options), cwd=ROOT, env=environment(devices),
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def finish(workdir, *flags, devices=1, **options):
+  """Runs to the end: (exit code, stdout, stderr)."""
+  process = start(workdir, *flags, devices=devices, **options)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err

@@ -1,0 +1,113 @@
+"""What follows from what in a config, and the line that explains a mistake."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from score_sde.config import BadInput, default_config, get, resolve, unknown_key
+from score_sde.experiment import build
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name != "__init__.py")
+
+
+def load(path) -> ConfigDict:
+  spec = importlib.util.spec_from_file_location("config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.mark.parametrize("sde", ["vesde", "vpsde", "subvpsde"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_every_config_builds_for_every_sde_by_one_override(path, sde):
+  config = load(path)
+  config.training.sde = sde
+  experiment = build(config)
+  assert experiment.abstract_params()
+  assert experiment.config.data.centered == (sde != "vesde")
+
+
+def test_what_belongs_to_an_sde_follows_unless_set():
+  config = default_config()
+  config.training.sde = "vesde"
+  resolved = resolve(config)
+  assert resolved.data.centered is False
+  assert resolved.sampling.predictor == "reverse_diffusion"
+  assert resolved.model.embedding_type == "fourier"
+  assert resolved.model.scale_by_sigma is True
+  config.training.sde = "subvpsde"
+  config.data.centered = False
+  resolved = resolve(config)
+  assert resolved.data.centered is False
+  assert resolved.sampling.corrector == "none"
+  assert resolved.sampling.eps == 1e-3
+  assert config.sampling.eps is None
+
+
+def changed(key, value):
+  config = default_config()
+  section, name = key.split(".")
+  config[section][name] = value
+  return config
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("training.sde", "vp", r"training.sde='vp' is unknown; choose one of vesde, vpsde, subvpsde. Did you mean 'vpsde'"),
+    ("model.embedding_type", "positional", r"Use --config.model.embedding_type=fourier"),
+    ("model.parameterization", "nose", r"Did you mean 'noise'"),
+    ("model.dropout", 1.5, r"model.dropout must lie in \[0, 1\), got 1.5"),
+    ("model.sigma_min", 60.0, r"0 < sigma_min < sigma_max, got 60.0"),
+    ("optim.lr", 0.0, r"optim.lr must be positive, got 0.0"),
+    ("training.batch_size", 0, r"training.batch_size must be positive"),
+    ("sampling.num_steps", -3, r"sampling.num_steps must be positive, got -3"),
+    ("sampling.predictor", "euler", r"sampling.predictor='euler' is unknown; choose one of euler_maruyama"),
+    ("sampling.eps", 2.0, r"sampling.eps must lie in \(0, 1.0\)"),
+    ("sampling.method", "sde", r"choose one of pc, ode"),
+    ("training.importance_sampling", True, r"set both or none"),
+    ("model.name", "unet", r"model.name='unet' is unknown; choose one of ncsnpp, mlp"),
+  ],
+)
+def test_values_that_cannot_work_are_explained(key, value, message):
+  with pytest.raises(BadInput, match=message):
+    build(changed(key, value))
+
+
+def test_discrete_sub_vp_and_fourier_on_indices_are_refused():
+  config = default_config()
+  config.training.continuous = False
+  config.training.sde = "subvpsde"
+  with pytest.raises(BadInput, match="no discrete model for subvpsde"):
+    resolve(config)
+  config.training.sde = "vesde"
+  assert resolve(config).model.embedding_type == "positional"
+  config.model.embedding_type = "fourier"
+  with pytest.raises(BadInput, match="embedding_type=positional"):
+    resolve(config)
+
+
+def test_a_misspelt_key_gets_the_list_of_keys():
+  message = unknown_key(default_config(), "model.sigma_mex")
+  assert "Did you mean model.sigma_max?" in message
+  assert "Keys of model:" in message
+  assert "Did you mean training?" in unknown_key(default_config(), "trainig.sde")
+  with pytest.raises((AttributeError, KeyError)):
+    default_config().model.sigma_mex = 3.0
+
+
+def test_official_key_names_and_types_are_kept():
+  """A config or override of the official code means the same here."""
+  config = default_config()
+  for key in (
+    "training.sde", "training.continuous", "training.n_jitted_steps", "training.snapshot_freq_for_preemption",
+    "training.likelihood_weighting", "sampling.snr", "sampling.n_steps_each", "sampling.noise_removal",
+    "sampling.probability_flow", "eval.enable_bpd", "eval.bpd_dataset", "model.ema_rate", "model.ch_mult",
+    "optim.warmup", "data.uniform_dequantization",
+  ):  # fmt: skip
+    get(config, key)
+  config.model.sigma_max = 90.5
+  config.data.centered = True
