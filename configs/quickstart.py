@@ -19,7 +19,7 @@ def get_config():
   config.model.ema_warmup = True
   config.model.nf = 512
   config.model.num_res_blocks = 3
-  config.model.dropout = 0.1
+  config.model.dropout = 0.0
   config.model.parameterization = "edm"
   config.model.conditioning = "sigma"
   config.model.embedding_type = "fourier"
@@ -30,14 +30,12 @@ def get_config():
   config.optim.decay = "cosine"
 
   config.training.sde = "vpsde"
-  config.training.batch_size = 256
-  config.training.n_iters = 2000
+  config.training.batch_size = 128
+  config.training.n_iters = 4000
   config.training.n_jitted_steps = 10
   config.training.log_freq = 50
   config.training.eval_freq = 100
-  config.training.likelihood_weighting = True
-  config.training.importance_sampling = True  # uniform in log-SNR, whatever the SDE
-  config.training.snapshot_freq = 1000
+  config.training.snapshot_freq = 2000
   config.training.snapshot_freq_for_preemption = 500
   config.training.stratified = True
   config.training.final_report = True
