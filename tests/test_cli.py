@@ -1,0 +1,68 @@
+"""run.py as a user calls it: one line and exit code 2 for whatever cannot work, before anything is compiled."""
+
+import pytest
+import runs
+
+
+@pytest.mark.parametrize(
+  ("flags", "parts"),
+  [
+    (["--config.model.sigma_mex=3"], ["'model.sigma_mex'", "Did you mean model.sigma_max?", "Keys of model:"]),
+    (["--config.training.sde=vp"], ["training.sde='vp'", "vesde, vpsde, subvpsde"]),
+    (["--config.training.batch_size=abc"], ["abc"]),
+    (["--mode=trian"], ["--mode=trian", "train, sample, eval"]),
+    (["--modus=train"], ["modus"]),
+    (["leftover"], ["'leftover'", "--name=value"]),
+    (["--mode=sample"], ["holds no checkpoints", "--mode=train"]),
+    (["--config.data.dataset=digit"], ["data.dataset='digit'", "digits"]),
+    (["--config.data.dataset=folder", "--config.data.path=/nowhere"], ["'/nowhere'", "existing folder"]),
+    (["--config.model.embedding_type=positional"], ["positional", "--config.model.embedding_type=fourier"]),
+    (["--config.training.log_freq=3"], ["training.log_freq=3", "n_jitted_steps=2"]),
+    (["--workdir=/proc/nowhere"], ["--workdir='/proc/nowhere'", "Give another"]),
+  ],
+  ids=lambda value: value[0] if value[0].startswith("-") or value[0] == "leftover" else "",
+)
+def test_mistakes_get_one_line_and_exit_code_two(tmp_path, flags, parts):
+  code, out, err = runs.finish(tmp_path / "run", *flags)
+  assert code == 2, err
+  assert len(err.strip().splitlines()) == 1, err
+  assert all(part in err for part in parts), err
+  assert out == ""
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused(tmp_path):
+  code, _, err = runs.finish(tmp_path / "run", "--config.training.batch_size=12", devices=8)
+  assert code == 2
+  assert len(err.strip().splitlines()) == 1, err
+  for part in ("training.batch_size=12", "8 cpu devices", "--config.training.batch_size=16"):
+    assert part in err
+
+
+@pytest.mark.parametrize(
+  ("config", "parts"),
+  [
+    ("configs/nowhere.py", ["configs/nowhere.py does not exist"]),
+    ("typo.py", ["typo.py", "sigma_mex"]),
+    ("syntax.py", ["syntax.py", "SyntaxError"]),
+  ],
+)
+def test_bad_config_files_are_named(tmp_path, config, parts):
+  typo = "from score_sde.config import default_config\ndef get_config():\n  c = default_config()\n  c.model.sigma_mex = 3.0\n"
+  (tmp_path / "typo.py").write_text(typo)
+  (tmp_path / "syntax.py").write_text("def get_config(:\n")
+  path = config if config.startswith("configs") else str(tmp_path / config)
+  code, _, err = runs.finish(tmp_path / "run", config=path)
+  assert code == 2, err
+  assert len(err.strip().splitlines()) == 1, err
+  assert all(part in err for part in parts), err
+
+
+def test_one_command_trains_samples_and_scores_on_several_devices(tmp_path):
+  """The quickstart in small, on two simulated devices, by run.py alone."""
+  flags = ("--config.training.n_iters=20", "--config.training.final_report=True")
+  code, out, err = runs.finish(tmp_path, *flags, devices=2)
+  assert code == 0, err
+  assert "bits/dim on 16 test examples" in out
+  assert "2 cpu devices" in err
+  for name in ("config.json", "samples.png", "denoising.png", "curves.png", "report.json", "metrics.csv"):
+    assert (tmp_path / name).stat().st_size > 100, name

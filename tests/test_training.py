@@ -1,0 +1,299 @@
+"""The train step and the loop: devices, resuming, stopping, diverging, learning."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import runs
+from test_config import ROOT, load
+
+from score_sde import checkpoints, training
+from score_sde.config import BadInput, signature
+from score_sde.experiment import build
+
+
+def tiny(**values):
+  config = load(ROOT / "configs/quickstart.py")
+  config.model.nf = 32
+  config.model.num_res_blocks = 1
+  for key, value in values.items():
+    section, name = key.split("__")
+    config[section][name] = value
+  return config
+
+
+def test_the_optimizer_is_adam_with_warm_up_clipping_and_decay():
+  """Against the update rule written out: the first step has rate 0, the second lr / warmup."""
+  config = tiny(optim__lr=0.1, optim__warmup=10, optim__decay="none", optim__grad_clip=1.0)
+  optimizer = training.make_optimizer(build(config).config)
+  params = np.array([3.0, 4.0], np.float32)
+  state = optimizer.init(params)
+  gradient = np.array([30.0, 40.0], np.float32)  # clipped to norm 1: [0.6, 0.8]
+  first, state = optimizer.update(gradient, state, params)
+  second, _ = optimizer.update(gradient, state, params)
+  np.testing.assert_allclose(first, 0.0, atol=1e-12)
+  np.testing.assert_allclose(second, -0.1 / 10 * np.ones(2), rtol=1e-4)  # m / sqrt(v) = 1 for a constant gradient
+
+
+def final(workdir):
+  """All arrays of the newest checkpoint, and the logged losses."""
+  with checkpoints.manager(str(workdir)) as opened:
+    step = max(opened.all_steps())
+    read = opened.restore(step)
+  arrays = {f"{item}{jax.tree_util.keystr(p)}": np.asarray(x) for item in ("state", "ema_params")
+            for p, x in jax.tree_util.tree_leaves_with_path(read[item])}  # fmt: skip
+  rows = [{k: v for k, v in row.items() if v == v} for row in training.read_metrics(workdir)]
+  return arrays, rows
+
+
+def assert_identical(one, two):
+  (arrays, rows), (others, other_rows) = one, two
+  assert rows == other_rows
+  assert arrays.keys() == others.keys()
+  for key, value in arrays.items():
+    np.testing.assert_array_equal(value, others[key], err_msg=key)
+
+
+def kill_and_resume(folder, seed, steps=60, kills=3):
+  """Kills a run `kills` times at random moments, resumes it each time, and returns its final state."""
+  rng = random.Random(seed)
+  flags = (f"--config.training.n_iters={steps}",)
+  for _ in range(kills):
+    process = runs.start(folder, *flags)
+    # From start-up through compilation, steps and saves: a run takes some ten seconds, the last five of them training.
+    lines = []
+    while "Starting" not in "".join(lines) and "Resuming" not in "".join(lines):
+      line = process.stderr.readline()
+      if not line:
+        break
+      lines.append(line)
+    time.sleep(rng.uniform(0.0, 6.0))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  code, _, err = runs.finish(folder, *flags)
+  assert code == 0, err
+  return final(folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("uninterrupted")
+  code, _, err = runs.finish(folder, "--config.training.n_iters=60")
+  assert code == 0, err
+  return final(folder)
+
+
+def test_a_killed_run_resumes_bit_identically(tmp_path, uninterrupted):
+  assert_identical(kill_and_resume(tmp_path / "killed", seed=0), uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_a_killed_run_resumes_bit_identically_ten_times(tmp_path, uninterrupted, seed):
+  assert_identical(kill_and_resume(tmp_path / "killed", seed), uninterrupted)
+
+
+def test_sigterm_saves_at_once_and_exits_cleanly(tmp_path, uninterrupted):
+  """Stopped in mid-training, far from any scheduled save; the same command then goes on to the same end."""
+  flags = ("--config.training.n_iters=200000", "--config.training.snapshot_freq_for_preemption=100000")
+  process = runs.start(tmp_path, *flags, "--config.training.snapshot_freq=100000")
+  while "Starting" not in (line := process.stderr.readline()):
+    assert line, "the run ended before it trained"
+  while not training.read_metrics(tmp_path):
+    time.sleep(0.1)
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  assert "Stopped by a signal at step" in err
+  with checkpoints.manager(str(tmp_path)) as opened:
+    (step,) = opened.all_steps()
+  assert f"step {step}," in err
+  assert step < 100000
+
+
+SIMULATED = """
+import sys
+sys.path[:0] = ["tests", "."]
+import jax, numpy as np
+from test_training import losses_of_twenty_steps
+print(jax.local_device_count(), *losses_of_twenty_steps(sys.argv[1]))
+"""
+
+
+def losses_of_twenty_steps(network):
+  """Losses of 20 steps of a small run; `network` is "mlp" or "ncsnpp"."""
+  if network == "mlp":
+    config = tiny(training__batch_size=32, training__n_jitted_steps=10, model__dropout=0.1, optim__warmup=5)
+  else:
+    config = tiny(
+      training__batch_size=16, training__n_jitted_steps=1, model__name="ncsnpp", model__nf=8, model__ch_mult=(1, 2),
+      model__attn_resolutions=(4,), model__dropout=0.1, optim__warmup=5,
+    )  # fmt: skip
+  config.eval.batch_size = 8
+  experiment = build(config)
+  source = training.data.load(experiment.config, "train")
+  steps = training.make_train_steps(experiment)
+  state = training.parallel.run_once(lambda: training.init_state(experiment))
+  blocks = training._blocks(experiment.config, training.data.batches(experiment.config, source, 0))
+  values = []
+  while len(values) < 20:
+    state, metrics = steps(state, next(blocks))
+    jax.block_until_ready(state.step)
+    values.extend(np.asarray(metrics["loss"]).tolist())
+  return values
+
+
+@pytest.mark.parametrize("network", ["mlp", "ncsnpp"])
+def test_eight_devices_train_as_one(network):
+  """The same global batch over 20 steps, dropout, flips and dequantization included: losses within 1e-5."""
+  curves = {}
+  for devices in (1, 8):
+    done = subprocess.run(
+      [sys.executable, "-c", SIMULATED, network], cwd=ROOT, env=runs.environment(devices),
+      capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    count, *values = done.stdout.split()
+    assert int(count) == devices
+    curves[devices] = np.array(values, float)
+  assert len(curves[1]) == 20
+  assert len(set(curves[1])) == 20
+  np.testing.assert_allclose(curves[8], curves[1], rtol=1e-5)
+
+
+def test_a_diverging_run_stops_at_the_first_bad_step(tmp_path):
+  """A rate that explodes after warm-up: the message names the step, the last good checkpoint stays, exit code 1."""
+  flags = (
+    "--config.optim.lr=1e38", "--config.optim.grad_clip=-1.0", "--config.optim.warmup=40", "--config.training.n_iters=400",
+    "--config.training.snapshot_freq_for_preemption=2",
+  )  # fmt: skip
+  code, _, err = runs.finish(tmp_path, *flags)
+  assert code == 1
+  message = err.strip().splitlines()[-1]
+  assert "is not finite at step" in message
+  assert "Traceback" not in err
+  bad = int(message.split("at step ")[1].split()[0])
+  with checkpoints.manager(str(tmp_path)) as opened:
+    steps = list(opened.all_steps())
+  assert all(step <= bad for step in steps)
+  if steps:
+    assert f"the checkpoint of step {max(steps)} is kept" in message
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A workdir with checkpoints of steps 20 (a snapshot), 30 and 40."""
+  folder = tmp_path_factory.mktemp("trained")
+  config = tiny(
+    training__n_iters=40, training__batch_size=16, training__n_jitted_steps=2, training__snapshot_freq=20,
+    training__snapshot_freq_for_preemption=10, training__log_freq=10, training__eval_freq=20,
+    training__final_report=False, sampling__num_steps=4, sampling__num_samples=9, eval__batch_size=16,
+    eval__num_examples=24,
+  )  # fmt: skip
+  training.train(config, str(folder))
+  return folder, config
+
+
+def test_a_run_leaves_curves_checkpoints_and_pictures(trained):
+  folder, _ = trained
+  with checkpoints.manager(str(folder)) as opened:
+    assert sorted(opened.all_steps()) == [20, 30, 40]
+  assert [row["step"] for row in training.read_metrics(folder)] == [10, 20, 30, 40]
+  assert (folder / "samples" / "step_00000020.png").stat().st_size > 1000
+  assert (folder / "curves.png").stat().st_size > 1000
+  resolved = json.loads((folder / "config.json").read_text())
+  assert resolved["sampling"]["eps"] == 1e-3
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  events = EventAccumulator(str(folder / "tensorboard"))
+  events.Reload()
+  assert [e.step for e in events.Scalars("loss")] == [10, 20, 30, 40]
+  assert "samples" in events.Tags()["images"]
+  assert not [p for p in folder.rglob("*") if "tmp" in p.name]
+
+
+def test_sample_and_eval_modes_write_what_they_promise(trained, capsys):
+  folder, config = trained
+  config.eval.enable_sampling = True
+  config.eval.num_samples = 21
+  training.evaluation.sample(config, str(folder))
+  with np.load(folder / "samples.npz") as file:
+    assert file["samples"].shape == (9, 8, 8, 1)
+    assert file["samples"].dtype == np.uint8
+  assert (folder / "samples.png").exists()
+  assert (folder / "denoising.png").exists()
+  training.evaluation.evaluate(config, str(folder))
+  report = json.loads((folder / "report.json").read_text())
+  (row,) = report["checkpoints"]
+  assert row["step"] == 40
+  assert row["examples"] == 24
+  assert np.isfinite(row["bits_per_dim"])
+  assert "bits/dim on 24 test examples" in capsys.readouterr().out
+  with np.load(row["samples_file"]) as file:
+    assert file["samples"].shape == (21, 8, 8, 1)
+    # The i-th sample belongs to the i-th key, however many are drawn at once.
+    with np.load(folder / "samples.npz") as nine:
+      assert np.max(np.abs(nine["samples"].astype(int) - file["samples"][:9])) <= 1
+
+
+def test_snapshots_are_evaluated_by_number(trained):
+  folder, config = trained
+  config.eval.enable_bpd = config.eval.enable_sampling = False
+  config.eval.begin_ckpt, config.eval.end_ckpt = 1, 2
+  training.evaluation.evaluate(config, str(folder))
+  report = json.loads((folder / "report.json").read_text())
+  assert [row["step"] for row in report["checkpoints"]] == [20, 40]
+  config.eval.end_ckpt = 3
+  with pytest.raises(BadInput, match=r"ask for steps \[20, 40, 60\], and the workdir has \[20, 30, 40\]"):
+    training.evaluation.evaluate(config, str(folder))
+  config.eval.begin_ckpt = config.eval.end_ckpt = None
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("model.nf", 64, "model.nf was 32, is 64"),
+    ("training.sde", "subvpsde", "training.sde was 'vpsde', is 'subvpsde'"),
+    ("data.centered", False, "data.centered was True, is False"),
+  ],
+)
+def test_checkpoints_of_another_model_are_refused(trained, key, value, message):
+  folder, config = trained
+  config = config.copy_and_resolve_references()
+  section, name = key.split(".")
+  config[section][name] = value
+  for mode in (training.train, training.evaluation.sample):
+    with pytest.raises(BadInput, match=message):
+      mode(config, str(folder))
+
+
+def test_a_damaged_checkpoint_is_found_and_the_one_before_taken(trained, tmp_path, caplog):
+  """One bit of the newest checkpoint's data flipped."""
+  import shutil
+
+  folder, config = trained
+  copy = tmp_path / "copy"
+  shutil.copytree(folder, copy)
+  largest = max((copy / "checkpoints" / "40" / "ema_params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 0x10
+  largest.write_bytes(content)
+  experiment = build(config)
+  with checkpoints.manager(str(copy)) as opened:
+    targets = {"ema_params": experiment.abstract_params()}
+    step, _ = checkpoints.restore(opened, targets, signature(experiment.config), str(copy))
+  assert step == 30
+  assert "Checkpoint 40" in caplog.text
+  assert "cannot be used" in caplog.text
+
+
+def test_frequencies_must_fit_the_dispatches():
+  config = tiny(training__n_jitted_steps=7)
+  with pytest.raises(BadInput, match=r"training.log_freq=50 is no multiple of training.n_jitted_steps=7"):
+    training.train(config, "/nonexistent")
