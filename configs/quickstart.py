@@ -41,7 +41,7 @@ def get_config():
   config.training.final_report = True
 
   config.sampling.num_steps = 500
-  config.sampling.num_samples = 100
+  config.sampling.num_samples = 64
 
   config.eval.batch_size = 360
   config.eval.enable_bpd = True

@@ -37,10 +37,10 @@ def get_config():
 
   config.training.sde = "vpsde"
   config.training.batch_size = 32
-  config.training.n_iters = 3000
+  config.training.n_iters = 2400
   config.training.n_jitted_steps = 1  # steps take half a second on a CPU: nothing to gain, and compile time to lose
-  config.training.snapshot_freq = 1000
-  config.training.snapshot_freq_for_preemption = 250
+  config.training.snapshot_freq = 800
+  config.training.snapshot_freq_for_preemption = 200
   config.training.stratified = True
   config.training.final_report = True
 
