@@ -63,9 +63,7 @@ class GaussianMixture:
       exponent = jnp.sum(projected**2 / variance + jnp.log(2 * math.pi * variance), axis=1)
       return math.log(weight) - exponent / 2
 
-    parts = [
-      component(*c) for c in zip(self.means, self._spectrum, self._basis, self.weights.tolist(), strict=True)
-    ]
+    parts = [component(*c) for c in zip(self.means, self._spectrum, self._basis, self.weights.tolist(), strict=True)]
     return jax.nn.logsumexp(jnp.stack(parts), axis=0)
 
   def score(self, sde: LinearSDE) -> Score:

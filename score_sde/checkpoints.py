@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from score_sde import parallel
 from score_sde.config import BadInput
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,7 @@ def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: s
   """Raises BadInput where a checkpoint was written by another model, SDE or scaling of data, with what differs."""
   differ = [k for k in signature if k in saved and saved[k] != signature[k]]
   if differ:
-    changes = "; ".join(f"{k} was {saved[k]!r}, is {signature[k]!r}" for k in differ if k != "sde") or (
-      f"sde was {saved['sde']}, is {signature['sde']}"
-    )
+    changes = "; ".join(f"{k} was {saved[k]!r}, is {signature[k]!r}" for k in differ)
     raise BadInput(
       f"workdir {workdir!r} holds checkpoints of another model ({changes}). Give another --workdir, or the config they "
       "were written with."
@@ -118,7 +117,7 @@ def restore(
       raise BadInput(f"workdir {workdir!r} has no checkpoint of step {step}; it has {sorted(steps) or 'none'}.")
     steps = [step]
   for candidate in steps:
-    items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+    items = {name: ocp.args.StandardRestore(parallel.on_this_host(target)) for name, target in targets.items()}
     try:
       read = opened.restore(candidate, args=ocp.args.Composite(manifest=ocp.args.JsonRestore(), **items))
       check_signature(read.manifest["signature"], signature, workdir)

@@ -6,7 +6,6 @@ configs and overrides mean the same here. Keys that follow from others (from the
 """
 
 import contextlib
-import dataclasses
 import difflib
 import math
 from typing import Any
@@ -227,7 +226,7 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
 def choose(key: str, value: Any, accepted: tuple) -> None:
   """Raises BadInput unless `value`, given for `key`, is among `accepted`."""
   if value not in accepted:
-    near = difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1)
+    near = difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise BadInput(f"{key}={value!r} is unknown; choose one of {', '.join(map(str, accepted))}.{hint}")
 
@@ -309,8 +308,10 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 
 def signature(config: ConfigDict) -> dict[str, Any]:
   """What a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
-  keys = [f"model.{k}" for k in config.model if k not in ("dropout", "ema_rate", "ema_warmup", "dtype")]
+  elsewhere = ("sigma_min", "sigma_max", "beta_min", "beta_max")  # part of the SDE, where it has them
+  free = ("dropout", "ema_rate", "ema_warmup", "dtype", "init_scale")  # may change from one run to the next
+  keys = [f"model.{k}" for k in config.model if k not in elsewhere + free]
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
   values = {key: get(config, key) for key in keys}
-  values["sde"] = str(dataclasses.asdict(make_sde(config)))
+  values["the SDE"] = str(make_sde(config))
   return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -66,7 +66,6 @@ def build(config: ConfigDict) -> Experiment:
   shape = data.example_shape(config)
   with as_bad_input():
     parallel.check_batch_size("training.batch_size", config.training.batch_size)
-    parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
     sde = make_sde(config)
     network = models.create(config, shape)
     model = ScoreModel(

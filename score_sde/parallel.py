@@ -112,6 +112,12 @@ def shard(tree: Tree, axis: int = 0) -> Tree:
   return jax.tree.map(split, tree)
 
 
+def on_this_host(abstract: Tree) -> Tree:
+  """Abstract arrays, placed on this host's first device: what a checkpoint is restored to, whoever wrote it."""
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
+
+
 def unshard(tree: Tree, size: int) -> Tree:
   """The first `size` examples of sharded arrays, as (size, ...)."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)

@@ -53,7 +53,7 @@ def test_estimated_traces_are_unbiased(probe):
   assert four.var() < 0.5 * one.var()
 
 
-@pytest.mark.parametrize(("levels", "scale", "offset"), [(256, 1.0, 8.0), (256, 0.5, 7.0), (17, 0.5, math.log2(17) - 1)])
+@pytest.mark.parametrize(("levels", "scale", "offset"), [(256, 1, 8), (256, 0.5, 7), (17, 0.5, math.log2(17) - 1)])
 def test_the_offset_of_bits_per_dim(levels, scale, offset):
   """A uniform density on the unit cube (or on [-1, 1]^D) codes every level equally: log2(levels) bits a dimension."""
   log_p = 6 * math.log(scale)

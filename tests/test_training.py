@@ -170,7 +170,8 @@ def test_eight_devices_train_as_one(network):
 def test_a_diverging_run_stops_at_the_first_bad_step(tmp_path):
   """A rate that explodes after warm-up: the message names the step, the last good checkpoint stays, exit code 1."""
   flags = (
-    "--config.optim.lr=1e38", "--config.optim.grad_clip=-1.0", "--config.optim.warmup=40", "--config.training.n_iters=400",
+    "--config.optim.lr=1e38", "--config.optim.grad_clip=-1.0", "--config.optim.warmup=40",
+    "--config.training.n_iters=400",
     "--config.training.snapshot_freq_for_preemption=2",
   )  # fmt: skip
   code, _, err = runs.finish(tmp_path, *flags)
@@ -280,7 +281,9 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_taken(trained, tmp_pat
   folder, config = trained
   copy = tmp_path / "copy"
   shutil.copytree(folder, copy)
-  largest = max((copy / "checkpoints" / "40" / "ema_params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  largest = max(
+    (copy / "checkpoints" / "40" / "ema_params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+  )
   content = bytearray(largest.read_bytes())
   content[len(content) // 2] ^= 0x10
   largest.write_bytes(content)

@@ -1,0 +1,72 @@
+"""Fashion-MNIST through tensorflow-datasets: its real builder downloads from loopback, and training reads the result.
+
+Preparing needs TensorFlow (the extra `prepare`); reading what was prepared does not, which a second process checks.
+"""
+
+import functools
+import http.server
+import pathlib
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import runs
+from test_data import config_of
+
+from score_sde import data
+
+IDX = pathlib.Path("/usr/share/datasets/fashion-mnist")
+READ_WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = None  # importing it fails
+sys.path[:0] = ["tests", "."]
+import numpy as np
+from test_data import config_of
+from score_sde import data
+config = config_of("fashion_mnist", data__path=sys.argv[1], data__image_size=28, data__num_channels=1)
+source = data.load(config, "train")
+batch = source.gather(np.arange(64))
+print(len(source), batch["image"].shape, batch["image"].dtype, int(batch["image"].sum()), int(batch["label"].sum()))
+"""
+
+
+@pytest.fixture
+def served():
+  """The folder of IDX files on a loopback port."""
+  handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(IDX))
+  handler.log_message = lambda *_: None
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.mark.skipif(not IDX.is_dir(), reason="needs `apt-get install dataset-fashion-mnist`")
+def test_fashion_mnist_through_its_real_builder(served, tmp_path, monkeypatch):
+  pytest.importorskip("tensorflow", reason="preparing a data set needs the extra 'prepare'")
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.image_classification import mnist
+
+  monkeypatch.setattr(mnist.FashionMNIST, "URL", served, raising=False)
+  config = tfds.download.DownloadConfig(verify_ssl=False)
+  builder = tfds.builder("fashion_mnist", data_dir=str(tmp_path), file_format="array_record")
+  builder.download_and_prepare(download_config=config)
+
+  done = subprocess.run(
+    [sys.executable, "-c", READ_WITHOUT_TENSORFLOW, str(tmp_path)], cwd=runs.ROOT, env=runs.environment(),
+    capture_output=True, text=True, timeout=280, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  direct = data.load(config_of("idx", data__path=str(IDX), data__image_size=28, data__num_channels=1), "train")
+  assert done.stdout.startswith("60000 (64, 28, 28, 1) uint8")
+  # The builder shuffles; the same 60,000 images with the same labels are there.
+  prepared = data.load(
+    config_of("fashion_mnist", data__path=str(tmp_path), data__image_size=28, data__num_channels=1), "train"
+  )
+  sums = lambda batch: sorted(zip(batch["image"].reshape(-1, 784).sum(axis=1), batch["label"], strict=True))
+  everything = np.arange(60_000)
+  assert sums(prepared.gather(everything)) == sums(direct.gather(everything))
