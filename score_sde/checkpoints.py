@@ -82,11 +82,15 @@ def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: s
     )
 
 
+def _manifest(opened: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  return opened.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
+
+
 def check(opened: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
   """`check_signature` of the newest readable checkpoint, before any long work."""
   for step in sorted(opened.all_steps(), reverse=True):
     with contextlib.suppress(Exception):
-      manifest = opened.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
+      manifest = _manifest(opened, step)
       break
   else:
     return
@@ -119,9 +123,10 @@ def restore(
   for candidate in steps:
     items = {name: ocp.args.StandardRestore(parallel.on_this_host(target)) for name, target in targets.items()}
     try:
-      read = opened.restore(candidate, args=ocp.args.Composite(manifest=ocp.args.JsonRestore(), **items))
-      check_signature(read.manifest["signature"], signature, workdir)
-      damage = next(filter(None, (_damage(read[name], read.manifest[name]) for name in targets)), None)
+      manifest = _manifest(opened, candidate)
+      check_signature(manifest["signature"], signature, workdir)
+      read = opened.restore(candidate, args=ocp.args.Composite(**items))
+      damage = next(filter(None, (_damage(read[name], manifest[name]) for name in targets)), None)
     except BadInput:
       raise
     except Exception as error:  # orbax raises many kinds for a damaged file

@@ -4,13 +4,17 @@ Whatever the user gave that cannot work ends in one line on stderr and exit code
 """
 
 import logging
+import pathlib
 import re
+import runpy
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from score_sde import evaluation, training
 from score_sde.config import BadInput, unknown_key
@@ -23,47 +27,54 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
   print(f"{sys.argv[0]}: {' '.join(message.split())}", file=sys.stderr)
   sys.exit(2)
 
 
-def _explain(error: Exception, argv: Sequence[str]) -> str:
-  """One line about a failure to read the flags or the config file."""
-  paths = [a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)]
-  if not paths and any(re.match(r"--?config\.", a) for a in argv):
-    return "An override --config.… needs --config=FILE, e.g. --config=configs/quickstart.py."
-  if isinstance(error, FileNotFoundError):
-    return f"--config={paths[0]} does not exist. Give a config file, e.g. configs/quickstart.py."
-  if isinstance(error, flags.UnrecognizedFlagError | AttributeError | KeyError) and _CONFIG.value is not None:
-    for argument in argv:
-      name = re.match(r"--?config\.([\w.]+)", argument)
-      if name and not _has(name[1]):
-        return unknown_key(_CONFIG.value, name[1])
-  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-  source = f"--config={paths[0]}: " if paths and not isinstance(error, flags.Error) else ""
-  return f"{source}{type(error).__name__}: {text}"
+def _read_config(path: str) -> ConfigDict:
+  """The config that a file returns, or the end of the program with what is wrong with it."""
+  path, _, argument = path.partition(":")
+  if not pathlib.Path(path).is_file():
+    _fail(f"--config={path} does not exist. Give a config file, e.g. configs/quickstart.py.")
+  try:
+    config = runpy.run_path(path)["get_config"](*([argument] if argument else []))
+  except Exception as error:  # a config file may raise anything
+    unknown = re.search(r'Key \\?"(\w+)', str(error))
+    if isinstance(error, AttributeError | KeyError) and unknown:
+      near = re.search(r'Did you mean \\?"(\w+)', str(error))
+      hint = f" Did you mean {near[1]!r}?" if near else " score_sde/config.py has all keys."
+      _fail(f"--config={path} sets a key that no config has: {unknown[1]!r}.{hint}")
+    _fail(f"--config={path} cannot be read: {type(error).__name__}: {error}")
+  if not isinstance(config, ConfigDict):
+    _fail(f"--config={path}: get_config() must return a ConfigDict, not {type(config).__name__}.")
+  return config
 
 
-def _has(key: str) -> bool:
-  value = _CONFIG.value
-  for name in key.split("."):
-    try:
+def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
+  """Ends the program at the first override of a key that `config` does not have."""
+  for argument in argv[1:]:
+    override = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+    if not override:
+      continue
+    value = config
+    for name in override[1].split("."):
+      if not isinstance(value, ConfigDict) or name not in value:
+        _fail(unknown_key(config, override[1]))
       value = value[name]
-    except (KeyError, TypeError, AttributeError):
-      return False
-  return True
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  files = [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if re.match(r"--?config(=|$)", a)]
+  if not files:
+    _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")
+  _check_overrides(_read_config(files[-1]), argv)
   try:
     rest = flags.FLAGS(argv)
-  except Exception as error:  # a config file may raise anything
-    _fail(_explain(error, argv))
+  except (flags.Error, ValueError, TypeError) as error:
+    _fail(str(error))
   if len(rest) > 1:
     _fail(f"Unexpected argument {rest[1]!r}: every setting is a flag of the form --name=value.")
-  if _CONFIG.value is None:
-    _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")
   if not _WORKDIR.value:
     _fail("--workdir is missing. Give a folder for the run, e.g. --workdir=runs/quickstart.")
   if _MODE.value not in MODES:

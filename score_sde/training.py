@@ -90,7 +90,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     if config.model.ema_warmup:
       rate = jnp.minimum(rate, (1 + state.step) / (10 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - rate)
-    metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
     return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
 
   return step
