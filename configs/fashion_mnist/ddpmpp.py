@@ -4,16 +4,15 @@
 --config.data.path=FOLDER with the public download).
 """
 
-from score_sde.config import default_config
+from configs import small
 
 
 def get_config():
-  config = default_config()
+  config = small.get_config()
   config.data.dataset = "idx"
   config.data.path = "/usr/share/datasets/fashion-mnist"
   config.data.image_size = 28
   config.data.num_channels = 1
-  config.data.random_flip = False  # shoes all point the same way
   config.data.uniform_dequantization = True  # for bits/dim
 
   config.model.nf = 16
@@ -23,31 +22,16 @@ def get_config():
   config.model.resblock_type = "ddpm"
   config.model.progressive_input = "none"
   config.model.fir = False
-  config.model.dropout = 0.0
-  config.model.ema_warmup = True
-  # One network for all three SDEs: see configs/quickstart.py.
-  config.model.parameterization = "edm"
-  config.model.conditioning = "sigma"
-  config.model.embedding_type = "fourier"
-  config.model.fourier_scale = 0.2
 
-  config.optim.lr = 1e-3
-  config.optim.warmup = 200
-  config.optim.decay = "cosine"
-
-  config.training.sde = "vpsde"
   config.training.batch_size = 32
   config.training.n_iters = 2400
   config.training.n_jitted_steps = 1  # steps take half a second on a CPU: nothing to gain, and compile time to lose
   config.training.snapshot_freq = 800
   config.training.snapshot_freq_for_preemption = 200
-  config.training.stratified = True
-  config.training.final_report = True
 
   config.sampling.num_steps = 200
   config.sampling.num_samples = 64
 
   config.eval.batch_size = 64
-  config.eval.enable_bpd = True
   config.eval.num_examples = 128  # an ODE likelihood of this network takes seconds an image on a CPU
   return config

@@ -1,29 +1,17 @@
 """What the 2-D toys share: a small MLP that learns any of them in about a minute on two CPU cores."""
 
-from score_sde.config import default_config
+from configs import small
 
 
 def get_config():
-  config = default_config()
+  config = small.get_config()
   config.data.dataset = "swiss_roll"
 
   config.model.name = "mlp"
   config.model.nf = 128
   config.model.num_res_blocks = 3
-  config.model.dropout = 0.0
-  config.model.ema_warmup = True
-  # One network for all three SDEs: see configs/quickstart.py.
-  config.model.parameterization = "edm"
   config.model.sigma_data = 1.0
-  config.model.conditioning = "sigma"
-  config.model.embedding_type = "fourier"
-  config.model.fourier_scale = 0.2
 
-  config.optim.lr = 1e-3
-  config.optim.warmup = 100
-  config.optim.decay = "cosine"
-
-  config.training.sde = "vpsde"
   config.training.batch_size = 512
   config.training.n_iters = 4000
   config.training.n_jitted_steps = 20
@@ -31,8 +19,6 @@ def get_config():
   config.training.eval_freq = 200
   config.training.snapshot_freq = 2000
   config.training.snapshot_freq_for_preemption = 1000
-  config.training.stratified = True
-  config.training.final_report = True
 
   config.sampling.num_steps = 500
   config.sampling.num_samples = 2000
@@ -40,7 +26,6 @@ def get_config():
   config.sampling.corrector = "none"
 
   config.eval.batch_size = 2000
-  config.eval.enable_bpd = True
   config.eval.probe = "exact"
   config.eval.num_examples = 1000
   return config

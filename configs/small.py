@@ -1,0 +1,30 @@
+"""What the small configs share: one network and one schedule that suit all three SDEs without a change.
+
+The network's input and output are scaled to unit variance at every noise level (EDM preconditioning), and it sees the
+noise-to-signal ratio; so it does not matter which SDE made the noise.
+"""
+
+from score_sde.config import default_config
+
+
+def get_config():
+  config = default_config()
+  config.data.random_flip = False
+
+  config.model.parameterization = "edm"
+  config.model.conditioning = "sigma"
+  config.model.embedding_type = "fourier"
+  config.model.fourier_scale = 0.2
+  config.model.dropout = 0.0
+  config.model.ema_warmup = True
+
+  config.optim.lr = 1e-3
+  config.optim.warmup = 200
+  config.optim.decay = "cosine"
+
+  config.training.sde = "vpsde"
+  config.training.stratified = True
+  config.training.final_report = True
+
+  config.eval.enable_bpd = True
+  return config
