@@ -300,3 +300,25 @@ def test_frequencies_must_fit_the_dispatches():
   config = tiny(training__n_jitted_steps=7)
   with pytest.raises(BadInput, match=r"training.log_freq=50 is no multiple of training.n_jitted_steps=7"):
     training.train(config, "/nonexistent")
+
+
+@pytest.mark.parametrize(
+  ("sde", "predictor", "corrector"),
+  [("vesde", "ancestral_sampling", "ald"), ("vpsde", "ancestral_sampling", "none")],
+)
+def test_discrete_models_train_and_sample_on_the_official_grid(sde, predictor, corrector, tmp_path):
+  """SMLD and DDPM: the network sees indices; ten noise levels, ten sampling steps."""
+  config = tiny(
+    training__sde=sde, training__continuous=False, training__n_iters=100, training__batch_size=32, optim__warmup=10,
+    training__n_jitted_steps=10, training__log_freq=10, training__eval_freq=100, training__snapshot_freq=100,
+    training__snapshot_freq_for_preemption=100, training__snapshot_sampling=False, training__final_report=False,
+    model__num_scales=30, model__sigma_max=5.0, model__embedding_type="positional", sampling__num_steps=30,
+    sampling__grid="official", sampling__norms="batch", sampling__predictor=predictor, sampling__corrector=corrector,
+    sampling__num_samples=8,
+  )  # fmt: skip
+  training.train(config, str(tmp_path))
+  losses = [row["loss"] for row in training.read_metrics(tmp_path)]
+  assert losses[-1] < losses[0]
+  training.evaluation.sample(config, str(tmp_path))
+  with np.load(tmp_path / "samples.npz") as file:
+    assert file["samples"].std() > 1
