@@ -13,6 +13,7 @@ def get_config():
   config.model.name = "mlp"  # 64 gray levels, seen all at once
   config.model.nf = 512
   config.model.num_res_blocks = 3
+  config.model.sigma_max = 8.0  # VE: above the largest distance between two digits (NCSNv2, Technique 1)
 
   config.training.batch_size = 128
   config.training.n_iters = 4000

@@ -22,8 +22,6 @@ def get_config():
 
   config.sampling.num_steps = 500
   config.sampling.num_samples = 2000
-  # Langevin's step length follows the norm of the score, which in two dimensions varies too much to be of use.
-  config.sampling.corrector = "none"
 
   config.eval.batch_size = 2000
   config.eval.probe = "exact"
