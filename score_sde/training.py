@@ -33,7 +33,7 @@ INIT, TRAIN, EVAL = range(3)
 
 
 class Diverged(Exception):
-  """The loss or its gradient is no longer finite."""
+  """The loss, its gradient or the update is no longer finite."""
 
 
 @flax.struct.dataclass
@@ -73,7 +73,7 @@ def init_state(experiment: Experiment) -> TrainState:
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """One step on this device's share of a batch: (state, batch) -> (state, {"loss", "grad_norm"})."""
+  """One step on this device's share of a batch: (state, batch) -> (state, {"loss", "grad_norm", "update_norm"})."""
   config, loss, optimizer = experiment.config, experiment.loss, make_optimizer(experiment.config)
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -90,7 +90,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     if config.model.ema_warmup:
       rate = jnp.minimum(rate, (1 + state.step) / (10 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - rate)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
     return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
 
   return step
@@ -152,7 +152,7 @@ def restore_state(opened: Any, experiment: Experiment, workdir: str) -> TrainSta
 class Metrics:
   """The curves of a run: TensorBoard, and metrics.csv, which a resumed run cuts back to where it resumes."""
 
-  FIELDS = ("step", "loss", "grad_norm", "eval_loss")
+  FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss")
 
   def __init__(self, workdir: pathlib.Path, step: int):
     self._path = workdir / "metrics.csv"
@@ -284,19 +284,19 @@ def _loop(experiment, state, step, total, source, test_source, opened, metrics, 
   eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
   blocks = _blocks(config, data.batches(config, source, step))
   sig = signature(config)
-  pending = None  # metrics of the block before the last, whose arrival keeps the host one block ahead at most
+  pending = None  # metrics of the newest block: waiting for them one block later keeps the host one ahead at most
   last_loss = math.nan
 
   def receive(first, values):
     """Waits for a block's metrics and stops the run where they are not finite."""
     values = {k: np.asarray(v) for k, v in values.items()}
-    bad = ~(np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"]))
-    if bad.any():
-      at = first + int(np.argmax(bad))
+    finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
+    if not finite.all():
+      at = first + int(np.argmin(finite))
       good = max(opened.all_steps(), default=None)
       kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint was written yet"
       raise Diverged(
-        f"The loss or its gradient is not finite at step {at} (loss {values['loss'][at - first]}); {kept}. "
+        f"The loss, its gradient or the update is not finite at step {at} (loss {values['loss'][at - first]}); {kept}. "
         "Try a lower optim.lr, a longer optim.warmup, or optim.grad_clip."
       )
     return {k: float(np.mean(v)) for k, v in values.items()}

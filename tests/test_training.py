@@ -177,7 +177,7 @@ def test_a_diverging_run_stops_at_the_first_bad_step(tmp_path):
   code, _, err = runs.finish(tmp_path, *flags)
   assert code == 1
   message = err.strip().splitlines()[-1]
-  assert "is not finite at step" in message
+  assert "not finite at step" in message
   assert "Traceback" not in err
   bad = int(message.split("at step ")[1].split()[0])
   with checkpoints.manager(str(tmp_path)) as opened:
