@@ -330,7 +330,8 @@ def _loop(experiment, state, step, total, source, test_source, opened, metrics, 
       if stop:
         opened.wait_until_finished()
         raise Interrupted(f"Stopped by a signal at step {step}, which is saved. The same command resumes there.")
-      if due["snapshot_freq"] and t.snapshot_sampling and parallel.is_first_host():
+      reported = step == total and t.final_report  # which draws samples of its own
+      if due["snapshot_freq"] and t.snapshot_sampling and not reported and parallel.is_first_host():
         picture = path / "samples" / f"step_{step:08d}.png"
         evaluation.draw(experiment, sample, state.ema_params, step, picture)
         metrics.picture("samples", picture, step)
