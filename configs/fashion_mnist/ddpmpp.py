@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 28 x 28, with a small DDPM++: half an hour on two CPU cores, for any of the three SDEs.
+"""Fashion-MNIST, 28 x 28, with a small DDPM++: half an hour to an hour on two CPU cores, for any of the three SDEs.
 
 60,000 real photographs of garments, read from the four IDX files (`apt-get install dataset-fashion-mnist`, or
 --config.data.path=FOLDER with the public download).
