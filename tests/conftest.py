@@ -16,3 +16,10 @@ def x64():
   jax.config.update("jax_enable_x64", True)
   yield
   jax.config.update("jax_enable_x64", False)
+
+
+def pytest_collection_modifyitems(items):
+  """Tests that share the run of `trained` go to one worker, which then trains it once."""
+  for item in items:
+    if "trained" in item.fixturenames:
+      item.add_marker(pytest.mark.xdist_group("trained"))
