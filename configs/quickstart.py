@@ -16,7 +16,7 @@ def get_config():
   config.model.sigma_max = 8.0  # VE: above the largest distance between two digits (NCSNv2, Technique 1)
 
   config.training.batch_size = 128
-  config.training.n_iters = 4000
+  config.training.n_iters = 3000
   config.training.n_jitted_steps = 10
   config.training.snapshot_freq = 2000
   config.training.snapshot_freq_for_preemption = 500

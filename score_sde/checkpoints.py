@@ -7,6 +7,7 @@ A checkpoint holds `state` (all that training needs to go on), `ema_params` (all
 import contextlib
 import logging
 import pathlib
+import shutil
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -27,15 +28,23 @@ Tree = Any
 @contextlib.contextmanager
 def manager(workdir: str, keep_every: int | None = None) -> Iterator[ocp.CheckpointManager]:
   """Opens `workdir`/checkpoints. Of the checkpoints written, the last two and the multiples of `keep_every` stay."""
+  folder = (pathlib.Path(workdir) / "checkpoints").absolute()
+  if keep_every is not None and parallel.is_first_host():
+    _remove_unfinished(folder)
   keep = [policy.LatestN(2)] + ([policy.EveryNSteps(keep_every)] if keep_every else [])
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy.AnyPreservationPolicy(keep),
-    cleanup_tmp_directories=True,
     create=keep_every is not None,
     read_only=keep_every is None,
   )
-  with ocp.CheckpointManager((pathlib.Path(workdir) / "checkpoints").absolute(), options=options) as opened:
+  with ocp.CheckpointManager(folder, options=options) as opened:
     yield opened
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+  """Deletes what a killed save left. (orbax would in a thread, which trips over a run that ends at once.)"""
+  for path in folder.glob("*.orbax-checkpoint-tmp*"):
+    shutil.rmtree(path)
 
 
 def exists(workdir: str) -> bool:

@@ -6,7 +6,6 @@ import math
 import pathlib
 import platform
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ from score_sde.config import BadInput, signature
 from score_sde.experiment import Experiment, Params, build, make_workdir, write_json
 from score_sde.likelihood import bits_per_dim, log_likelihood
 from score_sde.progress import Bar
-from score_sde.sampling import make_sampler
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +44,7 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
   return f"{experiment.config.data.dataset} · {name} SDE · step {step:,}\n{how}, {nfe:.0f} score evaluations"
 
 
-def draw_samples(
-  experiment: Experiment, sampler: Callable, params: Params, total: int, frames: int = 0
-) -> tuple[np.ndarray, float, list]:
+def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
   """Exactly `total` samples, in batches of eval.batch_size, the i-th from the i-th key whatever the batches.
 
   Returns:
@@ -63,7 +59,7 @@ def draw_samples(
     with Bar(name, 1, " steps") as bar:
       shape = (size, *experiment.shape)
       options = {"first": first, "frames": 0 if first else frames, "progress": bar.step}
-      x, info = sampler(experiment.score(params), key, shape, **options)
+      x, info = experiment.sampler(experiment.score(params), key, shape, **options)
     trajectory = info.get("trajectory", trajectory)
     keep = min(size, total - first)
     finite = np.asarray(info["finite"])[:keep]
@@ -74,9 +70,9 @@ def draw_samples(
   return np.concatenate(collected), float(np.mean(nfe)), trajectory
 
 
-def draw(experiment: Experiment, sampler: Callable, params: Params, step: int, path: pathlib.Path) -> None:
+def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> None:
   """Writes the grid of sampling.num_samples samples to `path`."""
-  samples, nfe, _ = draw_samples(experiment, sampler, params, experiment.config.sampling.num_samples)
+  samples, nfe, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
   pictures.sample_grid(path, samples[:SHOWN], _title(experiment, step, nfe))
 
 
@@ -84,11 +80,10 @@ def _to_uint8(samples: np.ndarray) -> np.ndarray:
   return np.round(np.clip(np.nan_to_num(samples), 0, 1) * 255).astype(np.uint8)
 
 
-def _load(config: ConfigDict, workdir: str) -> tuple[Experiment, pathlib.Path]:
-  experiment = build(config)
+def _open(workdir: str) -> pathlib.Path:
   if not checkpoints.exists(workdir):
     raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
-  return experiment, make_workdir(workdir)
+  return make_workdir(workdir)
 
 
 def _restore(opened: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
@@ -97,8 +92,8 @@ def _restore(opened: Any, experiment: Experiment, workdir: str, step: int | None
   return step, items["ema_params"]
 
 
-def sample(config: ConfigDict, workdir: str) -> None:
-  """Draws sampling.num_samples samples of the newest checkpoint in `workdir`.
+def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
+  """Draws sampling.num_samples samples of the newest checkpoint in `workdir`; `experiment` is `build(config)`, if made.
 
   Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points) and denoising.png (one sample from
   noise to data).
@@ -107,12 +102,12 @@ def sample(config: ConfigDict, workdir: str) -> None:
     BadInput: where there is no checkpoint, or one of another model.
     Interrupted: when asked to stop.
   """
-  experiment, path = _load(config, workdir)
+  experiment = experiment or build(config)
+  path = _open(workdir)
   config = experiment.config
   with checkpoints.manager(workdir) as opened:
     step, params = _restore(opened, experiment, workdir)
-  sampler = make_sampler(config, experiment.sde)
-  samples, nfe, trajectory = draw_samples(experiment, sampler, params, config.sampling.num_samples, frames=9)
+  samples, nfe, trajectory = draw_samples(experiment, params, config.sampling.num_samples, frames=9)
   if not parallel.is_first_host():
     return
   title = _title(experiment, step, nfe)
@@ -245,14 +240,17 @@ def _checkpoints_to_evaluate(config: ConfigDict, steps: list[int]) -> list[int |
   return wanted
 
 
-def evaluate(config: ConfigDict, workdir: str) -> None:
+def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
   """Evaluates checkpoints in `workdir` as config.eval says; prints and writes report.json.
+
+  `experiment` is `build(config)`, where that was made before.
 
   Raises:
     BadInput: where there is no checkpoint, or one of another model, or nothing to evaluate is enabled.
     Interrupted: when asked to stop.
   """
-  experiment, path = _load(config, workdir)
+  experiment = experiment or build(config)
+  path = _open(workdir)
   config, e = experiment.config, experiment.config.eval
   if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
     raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
@@ -308,7 +306,7 @@ def _line(row: dict[str, Any], report: dict[str, Any]) -> str:
 def _write_samples(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> dict[str, Any]:
   """Exactly eval.num_samples samples to eval/samples_<step>.npz."""
   config, total = experiment.config, experiment.config.eval.num_samples
-  samples, nfe, _ = draw_samples(experiment, make_sampler(config, experiment.sde), params, total)
+  samples, nfe, _ = draw_samples(experiment, params, total)
   samples = _to_uint8(samples) if data.is_image(config) else samples
   file = path / "eval" / f"samples_{step:08d}.npz"
   if parallel.is_first_host():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +33,7 @@ class Experiment:
     network: the Flax module.
     model: the network as a model of the score.
     loss: the training loss.
+    sampler: see `score_sde.sampling.make_sampler`; it compiles once a shape.
     shape: shape of one example.
   """
 
@@ -40,6 +42,7 @@ class Experiment:
   network: nn.Module
   model: ScoreModel
   loss: DenoisingScoreMatching
+  sampler: Callable
   shape: tuple[int, ...]
 
   def init_params(self, key: jax.Array) -> Params:
@@ -86,8 +89,8 @@ def build(config: ConfigDict) -> Experiment:
       reduce_mean=config.training.reduce_mean,
       stratified=config.training.stratified,
     )
-    make_sampler(config, sde)
-  return Experiment(config, sde, network, model, loss, shape)
+    sampler = make_sampler(config, sde)
+  return Experiment(config, sde, network, model, loss, sampler, shape)
 
 
 def make_workdir(workdir: str) -> pathlib.Path:

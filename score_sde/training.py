@@ -21,7 +21,6 @@ from score_sde.batch import Array, example_keys, fold
 from score_sde.config import BadInput, signature
 from score_sde.experiment import Experiment, build, make_workdir, write_config
 from score_sde.progress import Bar, Interrupted, stop_asked
-from score_sde.sampling import make_sampler
 
 log = logging.getLogger(__name__)
 
@@ -241,9 +240,9 @@ def train(config: ConfigDict, workdir: str) -> None:
   t = config.training
   _check_frequencies(config)
   path = make_workdir(workdir)
+  source, test_source = data.load(config, "train"), data.load(config, "test")
   with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as opened:
     checkpoints.check(opened, signature(config), workdir)
-    source, test_source = data.load(config, "train"), data.load(config, "test")
     if parallel.is_first_host():
       write_config(config, path)
     state = restore_state(opened, experiment, workdir)
@@ -272,15 +271,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     }
     pictures.curves(path / "curves.png", series, f"{t.sde}, {config.model.name}: denoising loss")
   if t.final_report:
-    evaluation.sample(config, workdir)
-    evaluation.evaluate(config, workdir)
+    evaluation.sample(config, workdir, experiment)
+    evaluation.evaluate(config, workdir, experiment)
 
 
 def _loop(experiment, state, step, total, source, test_source, opened, metrics, path):
   """From `step` to `total`, saving, logging, evaluating and drawing on the way."""
   config, t = experiment.config, experiment.config.training
   train_steps, eval_loss = make_train_steps(experiment), make_eval_loss(experiment)
-  sample = make_sampler(config, experiment.sde)
   eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
   blocks = _blocks(config, data.batches(config, source, step))
   sig = signature(config)
@@ -333,5 +331,5 @@ def _loop(experiment, state, step, total, source, test_source, opened, metrics, 
       reported = step == total and t.final_report  # which draws samples of its own
       if due["snapshot_freq"] and t.snapshot_sampling and not reported and parallel.is_first_host():
         picture = path / "samples" / f"step_{step:08d}.png"
-        evaluation.draw(experiment, sample, state.ema_params, step, picture)
+        evaluation.draw(experiment, state.ema_params, step, picture)
         metrics.picture("samples", picture, step)
