@@ -24,6 +24,8 @@ def get_config():
 
   config.training.sde = "vpsde"
   config.training.stratified = True
+  config.training.weighting = "edm"
+  config.training.time_sampling = "lognormal"
   config.training.final_report = True
 
   # Langevin's step length follows the norm of the score: its usual snr is tuned to thousands of dimensions.

@@ -1,4 +1,4 @@
-"""The command line: flags are read and checked, then one call goes into the library.
+"""The command lines: flags are read and checked, then one call goes into the library.
 
 Whatever the user gave that cannot work ends in one line on stderr and exit code 2; a diverged run in exit code 1.
 """
@@ -8,7 +8,7 @@ import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
@@ -28,7 +28,10 @@ _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 
 
 def _fail(message: str) -> NoReturn:
-  print(f"{sys.argv[0]}: {' '.join(message.split())}", file=sys.stderr)
+  program = sys.argv[0]
+  if program.endswith("__main__.py"):
+    program = f"python -m score_sde.{pathlib.Path(program).parent.name}"
+  print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
   sys.exit(2)
 
 
@@ -64,7 +67,8 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
       value = value[name]
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
+  """Reads the flags; `positional` names the arguments that come without one."""
   files = [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if re.match(r"--?config(=|$)", a)]
   if not files:
     _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")
@@ -73,22 +77,25 @@ def _parse(argv: Sequence[str]) -> list[str]:
     rest = flags.FLAGS(argv)
   except (flags.Error, ValueError, TypeError) as error:
     _fail(str(error))
-  if len(rest) > 1:
-    _fail(f"Unexpected argument {rest[1]!r}: every setting is a flag of the form --name=value.")
-  if not _WORKDIR.value:
+  if len(rest) > 1 + len(positional):
+    _fail(f"Unexpected argument {rest[-1]!r}: every setting is a flag of the form --name=value.")
+  if len(rest) < 1 + len(positional):
+    _fail(f"{positional[len(rest) - 1]} is missing.")
+  if needs_workdir and not _WORKDIR.value:
     _fail("--workdir is missing. Give a folder for the run, e.g. --workdir=runs/quickstart.")
   if _MODE.value not in MODES:
     _fail(f"--mode={_MODE.value} is unknown; choose one of {', '.join(MODES)}.")
   return rest
 
 
-def _main(_: Sequence[str]) -> None:
+def _call(action: Callable[[], None]) -> None:
+  """Runs `action`; what the user gave wrong ends the program with one line."""
   absl_logging.set_verbosity(absl_logging.ERROR)  # orbax narrates every step of a save there
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("score_sde").setLevel(logging.INFO)
   with stops_on_signal():
     try:
-      MODES[_MODE.value](_CONFIG.value, _WORKDIR.value)
+      action()
     except BadInput as error:
       _fail(str(error))
     except training.Diverged as error:
@@ -100,4 +107,23 @@ def _main(_: Sequence[str]) -> None:
 
 def run() -> None:
   """Entry point of run.py."""
-  app.run(_main, flags_parser=_parse)
+  app.run(lambda _: _call(lambda: MODES[_MODE.value](_CONFIG.value, _WORKDIR.value)), flags_parser=_parse)
+
+
+def run_tool(
+  tools: dict[str, Callable[..., None]], positional: Sequence[str] = (), *, needs_workdir: bool = True
+) -> None:
+  """Entry point of `python -m score_sde.MODULE TOOL [positional ...] --config=FILE [--workdir=FOLDER]`.
+
+  The chosen one of `tools` is called with (config, workdir if needed, *positional).
+  """
+  names = (f"One of {', '.join(tools)}", *positional)
+
+  def main(arguments: Sequence[str]) -> None:
+    name, *rest = arguments[1:]
+    if name not in tools:
+      _fail(f"{name!r} is unknown; choose one of {', '.join(tools)}.")
+    folder = (_WORKDIR.value,) if needs_workdir else ()
+    _call(lambda: tools[name](_CONFIG.value, *folder, *rest))
+
+  app.run(main, flags_parser=lambda argv: _parse(argv, names, needs_workdir))

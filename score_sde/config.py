@@ -52,7 +52,7 @@ def default_config() -> ConfigDict:
   model = config.model = ConfigDict()
   model.name = "ncsnpp"
   model.parameterization = placeholder(str)  # score, noise, data, velocity, edm; follows the SDE
-  model.conditioning = placeholder(str)  # sigma or time, for continuous models; follows the SDE
+  model.conditioning = placeholder(str)  # sigma, log_sigma or time, for continuous models; follows the SDE
   model.sigma_data = 0.5  # standard deviation of the data, for edm
   model.sigma_min = 0.01  # VE
   model.sigma_max = 50.0  # VE
@@ -66,8 +66,13 @@ def default_config() -> ConfigDict:
   model.ch_mult = (1, 2, 2, 2)
   model.num_res_blocks = 4
   model.attn_resolutions = (16,)
+  model.attn_every_block = False  # ddpm: attend after every block on the way up, not only the last
+  model.attention_type = "ddpm"  # the only one
+  model.head_dim = placeholder(int)  # channels a head of attention; unset: one head
+  model.conv_size = 3  # the only one
   model.dropout = 0.1
   model.nonlinearity = "swish"
+  model.normalization = placeholder(str)  # GroupNorm or InstanceNorm++: the network's own, follows model.name
   model.resblock_type = "biggan"
   model.embedding_type = placeholder(str)  # fourier or positional; follows the SDE
   model.fourier_scale = 16.0
@@ -80,7 +85,14 @@ def default_config() -> ConfigDict:
   model.progressive_combine = "sum"
   model.skip_rescale = True
   model.init_scale = 0.0
-  model.scale_by_sigma = placeholder(bool)  # follows parameterization: True for score
+  model.scale_by_sigma = placeholder(bool)  # ncsnpp, ncsnv2: True where they predict the score; else False
+  model.interpolation = "bilinear"  # ncsnv2: of its fusion blocks, bilinear or nearest_neighbor
+  model.reference = "jax"  # ncsnv2: which published implementation, jax or pytorch
+  model.num_heads = 6  # dit
+  model.patch_size = 2  # dit
+  model.num_classes = 0  # of a class-conditional network
+  model.label_dropout = 0.1  # examples trained without their class, for classifier-free guidance
+  model.remat = False  # keep no activations within blocks: slower, much less memory
 
   optim = config.optim = ConfigDict()
   optim.optimizer = "Adam"
@@ -88,6 +100,7 @@ def default_config() -> ConfigDict:
   optim.beta1 = 0.9
   optim.beta2 = 0.999
   optim.eps = 1e-8
+  optim.amsgrad = False
   optim.weight_decay = 0.0
   optim.warmup = 5000
   optim.grad_clip = 1.0  # of the global norm; negative for none
@@ -106,6 +119,10 @@ def default_config() -> ConfigDict:
   training.snapshot_sampling = True
   training.likelihood_weighting = False
   training.importance_sampling = False  # of t, for likelihood weighting
+  training.weighting = placeholder(str)  # simple, likelihood, edm; follows likelihood_weighting
+  training.time_sampling = placeholder(str)  # uniform, importance, lognormal; follows importance_sampling
+  training.p_mean = -1.2  # of log(sigma / alpha), for lognormal times
+  training.p_std = 1.2
   training.stratified = False  # spread the times of a batch evenly
   training.reduce_mean = placeholder(bool)  # mean over dimensions, not half their sum; follows the SDE
   training.eps = 1e-5  # smallest time of a continuous model
@@ -182,9 +199,14 @@ SDES = {
 _CHOICES = {
   "data.on_corrupt": ("error", "skip"),
   "model.parameterization": ("score", "noise", "data", "velocity", "edm"),
-  "model.conditioning": ("sigma", "time"),
+  "model.conditioning": ("sigma", "log_sigma", "time"),
   "model.embedding_type": ("fourier", "positional"),
   "model.dtype": ("float32", "bfloat16"),
+  "model.normalization": ("GroupNorm", "InstanceNorm++", "LayerNorm"),
+  "model.attention_type": ("ddpm",),
+  "model.conv_size": (3,),
+  "model.interpolation": ("bilinear", "nearest_neighbor"),
+  "model.reference": ("jax", "pytorch"),
   "model.nonlinearity": ("elu", "relu", "lrelu", "swish"),
   "model.resblock_type": ("ddpm", "biggan"),
   "model.progressive": ("none", "output_skip", "residual"),
@@ -196,8 +218,11 @@ _CHOICES = {
   "eval.bpd_dataset": ("train", "test"),
 }
 
+NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceNorm++", "ncsnv2": "InstanceNorm++"}
+
 _POSITIVE = (
   "data.image_size", "data.num_channels", "model.sigma_data", "model.num_scales", "model.nf", "model.num_res_blocks",
+  "model.num_heads", "model.patch_size",
   "optim.lr", "training.batch_size", "training.n_iters", "training.n_jitted_steps", "training.log_freq",
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
   "sampling.n_steps_each", "sampling.num_samples", "sampling.rtol", "sampling.atol", "eval.batch_size",
@@ -240,10 +265,20 @@ def resolve(config: ConfigDict) -> ConfigDict:
   config = ConfigDict(config).copy_and_resolve_references()
   choose("training.sde", config.training.sde, _CHOICES["training.sde"])
   for key, value in _FOLLOWS[config.training.sde].items():
-    if key == "model.embedding_type" and not config.training.continuous:
+    if key == "model.embedding_type" and (not config.training.continuous or config.model.name == "ddpm"):
       value = "positional"  # discrete models see the index of the noise level
     _fill(config, key, value)
-  _fill(config, "model.scale_by_sigma", config.model.parameterization == "score" and config.model.name == "ncsnpp")
+  family = config.model.name.split("_")[0]
+  scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
+  _fill(config, "model.scale_by_sigma", scaled)
+  _fill(config, "model.normalization", NORMALIZATIONS.get(family, "LayerNorm"))
+  t = config.training
+  _fill(config, "training.weighting", "likelihood" if t.likelihood_weighting else "simple")
+  _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
+  if t.likelihood_weighting and t.weighting != "likelihood":
+    raise BadInput(f"training.likelihood_weighting=True, but training.weighting={t.weighting!r}. Set one of them.")
+  if t.importance_sampling and t.time_sampling != "importance":
+    raise BadInput(f"training.importance_sampling=True, but training.time_sampling={t.time_sampling!r}. Set one.")
   _fill(config, "sampling.num_steps", config.model.num_scales)
   _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)
   for key, accepted in _CHOICES.items():
@@ -260,6 +295,21 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 def _check_model(config: ConfigDict) -> None:
   model, continuous = config.model, config.training.continuous
+  family = model.name.split("_")[0]
+  if model.normalization != NORMALIZATIONS.get(family, "LayerNorm"):
+    raise BadInput(
+      f"model.normalization={model.normalization!r}, but model.name={model.name!r} has "
+      f"{NORMALIZATIONS.get(family, 'LayerNorm')}. Leave it unset."
+    )
+  if family in ("ncsn", "ncsnv2") and (continuous or config.training.sde != "vesde"):
+    raise BadInput(
+      f"model.name={model.name!r} knows noise levels by their index in a discrete VE model: it needs "
+      "--config.training.continuous=False and --config.training.sde=vesde."
+    )
+  if family == "ddpm" and model.embedding_type == "fourier":
+    raise BadInput("model.name='ddpm' has model.embedding_type='positional' alone. Leave it unset, or use ncsnpp.")
+  if model.scale_by_sigma and continuous and family == "ddpm":
+    raise BadInput("model.scale_by_sigma=True of ddpm divides by the sigma of an index: set training.continuous=False.")
   if config.training.sde == "subvpsde" and not continuous:
     raise BadInput(
       "training.continuous=False has no discrete model for subvpsde. Use vesde (NCSN) or vpsde (DDPM), "
@@ -271,6 +321,8 @@ def _check_model(config: ConfigDict) -> None:
       f"of continuous {config.training.sde}) labels are as small as {model.sigma_min}. Use "
       "--config.model.embedding_type=fourier, or --config.training.continuous=False."
     )
+  if continuous and model.embedding_type == "fourier" and model.conditioning == "log_sigma":
+    raise BadInput("model.embedding_type='fourier' takes the log itself: use --config.model.conditioning=sigma.")
   if not continuous and model.embedding_type == "fourier":
     raise BadInput(
       "model.embedding_type='fourier' takes the log of a noise level, and a discrete model sees its index, which "
@@ -283,10 +335,11 @@ def _check_model(config: ConfigDict) -> None:
     )
   if model.scale_by_sigma and continuous and model.embedding_type == "positional":
     raise BadInput("model.scale_by_sigma=True needs model.embedding_type='fourier' in a continuous model.")
-  if not 0 <= model.dropout < 1:
-    raise BadInput(f"model.dropout must lie in [0, 1), got {model.dropout}.")
-  if not 0 <= model.ema_rate < 1:
-    raise BadInput(f"model.ema_rate must lie in [0, 1), got {model.ema_rate}.")
+  for name in ("dropout", "ema_rate", "label_dropout"):
+    if not 0 <= model[name] < 1:
+      raise BadInput(f"model.{name} must lie in [0, 1), got {model[name]}.")
+  if model.num_classes < 0:
+    raise BadInput(f"model.num_classes must be 0 (none) or positive, got {model.num_classes}.")
 
 
 def unknown_key(config: ConfigDict, key: str) -> str:
@@ -309,7 +362,15 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 def signature(config: ConfigDict) -> dict[str, Any]:
   """What a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
   elsewhere = ("sigma_min", "sigma_max", "beta_min", "beta_max")  # part of the SDE, where it has them
-  free = ("dropout", "ema_rate", "ema_warmup", "dtype", "init_scale")  # may change from one run to the next
+  free = (
+    "dropout",
+    "label_dropout",
+    "ema_rate",
+    "ema_warmup",
+    "dtype",
+    "init_scale",
+    "remat",
+  )  # may change from one run to the next
   keys = [f"model.{k}" for k in config.model if k not in elsewhere + free]
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
   values = {key: get(config, key) for key in keys}

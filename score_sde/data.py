@@ -49,16 +49,22 @@ class Arrays:
   def __len__(self) -> int:
     return len(self.image)
 
+  @property
+  def classes(self) -> int:
+    """Classes that labels 0, 1, ... name."""
+    return int(self.label.max()) + 1
+
   def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     return {"image": self.image[indices], "label": self.label[indices].astype(np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-  """A data set read example by example; `read(i)` returns (image, label)."""
+  """A data set read example by example; `read(i)` returns (image, label), one of `classes` labels."""
 
   size: int
   read: Callable[[int], tuple[np.ndarray, int]]
+  classes: int
 
   def __len__(self) -> int:
     return self.size
@@ -234,7 +240,7 @@ def _folder(config: ConfigDict, split: str) -> Source:
       raise OSError(f"{paths[chosen[i]]} was readable when the run started and no longer is. Restore it and resume.")
     return image, labels[i]
 
-  return Lazy(len(chosen), read)
+  return Lazy(len(chosen), read, len(classes))
 
 
 def _tfds(config: ConfigDict, split: str) -> Lazy:
@@ -274,7 +280,7 @@ def _tfds(config: ConfigDict, split: str) -> Lazy:
       image = _fit(Image.fromarray(image.squeeze() if image.shape[2] == 1 else image), config)
     return image, int(record["label"]) if "label" in record else 0
 
-  return Lazy(len(records), read)
+  return Lazy(len(records), read, getattr(builder.info.features.get("label"), "num_classes", None) or 1)
 
 
 READERS = {"digits": _digits, "idx": _idx, "folder": _folder} | dict.fromkeys(TOYS, _toy)
@@ -298,6 +304,16 @@ def load(config: ConfigDict, split: str) -> Source:
     raise BadInput(
       f"data.dataset={config.data.dataset!r} holds examples of shape {shape}, but data.image_size="
       f"{config.data.image_size} and data.num_channels={config.data.num_channels} ask for {expected}."
+    )
+  if config.model.num_classes and source.classes > config.model.num_classes:
+    raise BadInput(
+      f"data.dataset={config.data.dataset!r} has {source.classes} classes, but model.num_classes="
+      f"{config.model.num_classes}. Try --config.model.num_classes={source.classes}, or 0 to ignore them."
+    )
+  if config.model.num_classes and source.classes == 1:
+    raise BadInput(
+      f"model.num_classes={config.model.num_classes}, but data.dataset={config.data.dataset!r} has no labels (of a "
+      "folder they are its subfolders). Use --config.model.num_classes=0."
     )
   return source
 

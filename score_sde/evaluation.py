@@ -47,6 +47,8 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
 def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
   """Exactly `total` samples, in batches of eval.batch_size, the i-th from the i-th key whatever the batches.
 
+  A class-conditional network's samples take the classes in turn.
+
   Returns:
     the samples on the scale of the data, the mean number of score evaluations, and `frames` frames of the first batch.
   """
@@ -58,7 +60,8 @@ def draw_samples(experiment: Experiment, params: Params, total: int, frames: int
     name = f"sample {first + 1} to {min(first + size, total)} of {total}"
     with Bar(name, 1, " steps") as bar:
       shape = (size, *experiment.shape)
-      options = {"first": first, "frames": 0 if first else frames, "progress": bar.step}
+      y = experiment.classes(np.arange(first, first + size, dtype=np.int32) % max(config.model.num_classes, 1))
+      options = {"first": first, "frames": 0 if first else frames, "progress": bar.step, "condition": y}
       x, info = experiment.sampler(experiment.score(params), key, shape, **options)
     trajectory = info.get("trajectory", trajectory)
     keep = min(size, total - first)
@@ -124,7 +127,8 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
 
 def _draw_denoising(path, experiment, params, trajectory, title):
   """One sample (all of them, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula below."""
-  estimate = parallel.map_batch(experiment.model.data, (None, 0, 0))
+  estimate = parallel.map_batch(lambda params, x, t: experiment.model.data(params, x, t, y), (None, 0, 0))
+  y = experiment.classes(jnp.zeros((1,), jnp.int32))
   frames = []
   for t, x, _ in trajectory:
     if not data.is_image(experiment.config):
@@ -149,7 +153,8 @@ def mean_loss(experiment: Experiment, params: Params, source: data.Source, key: 
   def losses(params, key, batch):
     keys = example_keys(key, batch["index"])
     x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
-    return experiment.loss(params, fold(keys, PROBE), x, batch["index"], total, train=False)
+    y = experiment.classes(batch["label"])
+    return experiment.loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
 
   run = parallel.map_batch(losses, (None, None, 0))
   values = _over_batches("loss", config, source, lambda batch, _: run(params, key, parallel.shard(batch)), None)
@@ -176,7 +181,8 @@ def mean_bits_per_dim(experiment: Experiment, params: Params, source: data.Sourc
 
   def run(batch, repeat):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
-    log_density, _, nfe, success = log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]))
+    y = experiment.classes(batch["label"])
+    log_density, _, nfe, success = log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y)
     return jnp.stack([log_density, nfe.astype(jnp.float32), success.astype(jnp.float32)], axis=1)[None]
 
   repeats = [_over_batches("bits/dim", config, source, run, repeat) for repeat in range(e.num_repeats)]

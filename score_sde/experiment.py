@@ -54,6 +54,10 @@ class Experiment:
     """Shapes and dtypes of the parameters, without computing them."""
     return jax.eval_shape(self.init_params, jax.random.key(0))
 
+  def classes(self, label: jax.Array) -> jax.Array | None:
+    """The labels of a batch, where the network is one of classes."""
+    return label if self.config.model.num_classes else None
+
   def score(self, params: Params) -> Score:
     """score(x, t) with `params` as an argument of the compiled program, not a constant in it."""
     return jax.tree_util.Partial(self.model.score, params)
@@ -73,7 +77,7 @@ def build(config: ConfigDict) -> Experiment:
     network = models.create(config, shape)
     model = ScoreModel(
       sde=sde,
-      network=lambda params, x, labels, keys: network.apply({"params": params}, x, labels, keys),
+      network=lambda params, *args: network.apply({"params": params}, *args),
       prediction=config.model.parameterization,
       conditioning=config.model.conditioning,
       num_scales=None if config.training.continuous else config.model.num_scales,
@@ -84,8 +88,10 @@ def build(config: ConfigDict) -> Experiment:
     loss = DenoisingScoreMatching(
       model,
       eps=config.training.eps,
-      likelihood_weighting=config.training.likelihood_weighting,
-      importance_sampling=config.training.importance_sampling,
+      weighting=config.training.weighting,
+      time_sampling=config.training.time_sampling,
+      p_mean=config.training.p_mean,
+      p_std=config.training.p_std,
       reduce_mean=config.training.reduce_mean,
       stratified=config.training.stratified,
     )

@@ -8,6 +8,7 @@ come from one forward derivative (`jax.jvp`), some two evaluations of the score.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from score_sde import parallel
 from score_sde.batch import Array
 from score_sde.sampling.ode import solve
-from score_sde.sde import SDE, Reverse, Score, as_argument
+from score_sde.sde import SDE, Reverse, Score, as_argument, bind
 
 PROBES = {
   "rademacher": lambda key, shape, dtype: jax.random.rademacher(key, shape, dtype),
@@ -34,7 +35,10 @@ def log_likelihood(
   num_probes: int = 1,
   max_steps: int = 4096,
 ) -> Callable[[Score, Array, Array], tuple[Array, Array, Array, Array]]:
-  """Builds `log_p(score, keys, x) -> (log-density in nats, x_T, nfe, success)`, compiled once a shape of `x` (B, ...).
+  """Builds `log_p(score, keys, x, condition=None) -> (log-density in nats, x_T, nfe, success)`.
+
+  It compiles once a shape of `x` (B, ...). With a `condition`, a pytree of (B, ...) arrays, each example's score is
+  score(x, t, condition), as that of a class-conditional network is.
 
   Args:
     sde: the forward SDE.
@@ -50,8 +54,8 @@ def log_likelihood(
   if probe != "exact" and probe not in PROBES:
     raise ValueError(f"eval.probe={probe!r} is unknown; choose one of {', '.join(PROBES)}, exact.")
 
-  def one(score: Score, key: Array, x: Array):
-    flow = Reverse(sde, score, probability_flow=True)
+  def one(score: Score, key: Array, x: Array, condition: Any):
+    flow = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
     dims = x.size
     if probe == "exact":
       probes = jnp.eye(dims, dtype=x.dtype).reshape(dims, *x.shape)
@@ -74,10 +78,10 @@ def log_likelihood(
     (z, delta), nfe, success = solve(field, state, probes, eps, sde.T, **options)
     return sde.prior_logp(z[None])[0] + delta, z, nfe, success
 
-  mapped = parallel.map_batch(lambda score, keys, x: jax.vmap(lambda k, x: one(score, k, x))(keys, x), (None, 0, 0))
+  mapped = parallel.map_batch(lambda score, batch: jax.vmap(lambda b: one(score, *b))(batch), (None, 0))
 
-  def log_p(score: Score, keys: Array, x: Array) -> tuple[Array, Array, Array, Array]:
-    out = mapped(as_argument(score), parallel.shard(keys), parallel.shard(x))
+  def log_p(score: Score, keys: Array, x: Array, condition: Any = None) -> tuple[Array, Array, Array, Array]:
+    out = mapped(as_argument(score), parallel.shard((keys, x, condition)))
     return parallel.unshard(out, x.shape[0])
 
   return log_p

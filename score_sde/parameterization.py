@@ -19,7 +19,7 @@ from score_sde.batch import Array, expand
 from score_sde.sde import LinearSDE
 
 Params = Any
-Network = Callable[..., Array]  # (params, x, labels, keys or None) -> like x
+Network = Callable[..., Array]  # (params, x, labels, keys or None[, y]) -> like x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,7 @@ PREDICTIONS = {
 # How a network sees time in a continuous model; a discrete one sees the index of its noise level.
 CONDITIONINGS = {
   "sigma": lambda sde, t: sde.sigma(t) / sde.alpha(t),  # VE; the same noise-to-signal ratio for every other SDE
+  "log_sigma": lambda sde, t: -0.125 * sde.log_snr(t),  # log(sigma / alpha) / 4, EDM's c_noise
   "time": lambda sde, t: 999.0 * t / sde.T,  # VP and sub-VP
 }
 
@@ -118,7 +119,8 @@ class ScoreModel:
 
   Attributes:
     sde: the SDE that the data is diffused by.
-    network: (params, x, labels, keys) -> output like x; keys (B,) drive dropout, None turns it off.
+    network: (params, x, labels, keys[, y]) -> output like x; keys (B,) drive dropout, None turns it off; classes y
+      (B,) come only where there are any.
     prediction: a name in PREDICTIONS. "edm" is data prediction with the network's input and output scaled to unit
       variance at every noise level: D = c_skip x / alpha + c_out F(c_in x / alpha).
     conditioning: a name in CONDITIONINGS, for a continuous model.
@@ -145,35 +147,37 @@ class ScoreModel:
     alpha, sigma = (jnp.asarray(table, dtype)[index] for table in self.sde.levels(self.num_scales))
     return Level(alpha, sigma, index)
 
-  def output(self, params: Params, x: Array, level: Level, keys: Array | None = None) -> Array:
+  def output(self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None) -> Array:
     """What the network itself returns at `x`."""
     if self.prediction == "edm":
       x = x / expand(jnp.sqrt(level.sigma**2 + (level.alpha * self.sigma_data) ** 2), x)
-    return self.network(params, x, level.label, keys).astype(x.dtype)
+    return self.network(params, x, level.label, keys, *([] if y is None else [y])).astype(x.dtype)
 
-  def noise(self, params: Params, x: Array, t: Array) -> Array:
-    """E[z | x_t = x]."""
-    return self._estimate(0, params, x, t)[0]
+  def noise(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
+    """E[z | x_t = x, y]."""
+    return self._estimate(0, params, x, t, y)[0]
 
-  def data(self, params: Params, x: Array, t: Array) -> Array:
-    """E[x_0 | x_t = x]."""
-    return self._estimate(1, params, x, t)[0]
+  def data(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
+    """E[x_0 | x_t = x, y]."""
+    return self._estimate(1, params, x, t, y)[0]
 
-  def score(self, params: Params, x: Array, t: Array) -> Array:
-    """grad log p_t(x). Partial(model.score, params) is the score(x, t) that samplers and likelihoods take."""
+  def score(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
+    """grad log p_t(x | y). Partial(model.score, params) is the score(x, t) that samplers and likelihoods take."""
     if self.prediction == "score":
-      return self.output(params, x, self.level(t))
-    noise, level = self._estimate(0, params, x, t)
+      return self.output(params, x, self.level(t), y=y)
+    noise, level = self._estimate(0, params, x, t, y)
     return -noise / expand(level.sigma, x)
 
-  def _estimate(self, kind, params, x, t):
+  def _estimate(self, kind, params, x, t, y):
     level = self.level(t)
-    out = self.output(params, x, level)
+    out = self.output(params, x, level, y=y)
     alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
     return PREDICTIONS[self.prediction][kind](out, x, alpha, sigma, self.sigma_data), level
 
-  def noise_error(self, params: Params, x0: Array, z: Array, level: Level, keys: Array | None = None) -> Array:
+  def noise_error(
+    self, params: Params, x0: Array, z: Array, level: Level, keys: Array | None = None, y: Array | None = None
+  ) -> Array:
     """E[z | x_t] - z, up to sign, like `x0`: sigma times the error of the score. Written so that nothing cancels."""
     alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)
-    out = self.output(params, alpha * x0 + sigma * z, level, keys)
+    out = self.output(params, alpha * x0 + sigma * z, level, keys, y)
     return PREDICTIONS[self.prediction][2](out, x0, z, alpha, sigma, self.sigma_data)

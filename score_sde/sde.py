@@ -14,6 +14,7 @@ subclass `LinearSDE` with `alpha` and `sigma` alone: drift, diffusion, transitio
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ def as_argument(score: Score) -> jax.tree_util.Partial:
   A Partial(function, params) is one already, and new parameters never recompile; a plain function compiles anew.
   """
   return score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
+
+
+def bind(score: Score, condition: Any) -> Score:
+  """The score(x, t) of a batch whose examples each have a `condition`; None leaves `score` as it is."""
+  return score if condition is None else lambda x, t: score(x, t, condition)
 
 
 @dataclasses.dataclass(frozen=True)

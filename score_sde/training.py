@@ -58,7 +58,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
   clip = optax.clip_by_global_norm(o.grad_clip) if o.grad_clip >= 0 else optax.identity()
   decay = optax.add_decayed_weights(o.weight_decay) if o.weight_decay else optax.identity()
-  adam = optax.scale_by_adam(o.beta1, o.beta2, o.eps)
+  adam = (optax.scale_by_amsgrad if o.amsgrad else optax.scale_by_adam)(o.beta1, o.beta2, o.eps)
   return optax.chain(clip, adam, decay, optax.scale_by_learning_rate(rate))
 
 
@@ -80,7 +80,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     x = data.prepare(config, fold(keys, DATA), batch["image"], train=True)
 
     def objective(params):
-      return jnp.mean(loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size))
+      y = experiment.classes(batch["label"])
+      return jnp.mean(loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size, y=y))
 
     value, gradient = parallel.mean(jax.value_and_grad(objective)(state.params))
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -120,7 +121,8 @@ def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array
   def losses(params: Any, key: Array, batch: dict) -> Array:
     keys = example_keys(key, batch["index"])
     x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
-    return experiment.loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size, train=False)
+    size, y = config.training.batch_size, experiment.classes(batch["label"])
+    return experiment.loss(params, fold(keys, LOSS), x, batch["index"], size, train=False, y=y)
 
   return parallel.map_batch(losses, (None, None, 0))
 
@@ -128,8 +130,8 @@ def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array
 # --- saving and resuming ------------------------------------------------------------------------------------------
 
 
-def _saved_form(state: TrainState) -> dict[str, Any]:
-  """The state as plain arrays; EMA parameters are an item of their own."""
+def saved_form(state: TrainState) -> dict[str, Any]:
+  """The state as plain arrays; EMA parameters are an item of their own (`checkpoints.save`)."""
   key = jax.random.key_data(state.key)
   return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": key}
 
@@ -137,12 +139,11 @@ def _saved_form(state: TrainState) -> dict[str, Any]:
 def restore_state(opened: Any, experiment: Experiment, workdir: str) -> TrainState | None:
   """The newest sound state in `workdir`, None where there is none."""
   abstract = jax.eval_shape(lambda: init_state(experiment))
-  targets = {"state": jax.eval_shape(_saved_form, abstract), "ema_params": abstract.ema_params}
+  targets = {"state": jax.eval_shape(saved_form, abstract), "ema_params": abstract.ema_params}
   found = checkpoints.restore(opened, targets, signature(experiment.config), workdir)
   if found is None:
     return None
-  step, items = found
-  checkpoints.remove_newer(opened, step)
+  _, items = found
   saved = items["state"]
   key = jax.random.wrap_key_data(jnp.asarray(saved["key"]))
   return TrainState(saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key)
@@ -249,6 +250,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     if state is None:
       state = parallel.run_once(lambda: init_state(experiment))
     step = int(state.step)
+    checkpoints.remove_newer(opened, step)
     total = -(-t.n_iters // t.n_jitted_steps) * t.n_jitted_steps
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info(
@@ -300,7 +302,7 @@ def _loop(experiment, state, step, total, source, test_source, opened, metrics, 
     return {k: float(np.mean(v)) for k, v in values.items()}
 
   def save():
-    checkpoints.save(opened, step, _saved_form(state), state.ema_params, sig)
+    checkpoints.save(opened, step, saved_form(state), state.ema_params, sig)
 
   with Bar("train", total, " steps", step) as bar:
     while step < total:

@@ -69,7 +69,7 @@ def changed(key, value):
     ("sampling.eps", 2.0, r"sampling.eps must lie in \(0, 1.0\)"),
     ("sampling.method", "sde", r"choose one of pc, ode"),
     ("training.importance_sampling", True, r"set both or none"),
-    ("model.name", "unet", r"model.name='unet' is unknown; choose one of ncsnpp, mlp"),
+    ("model.name", "unet", r"model.name='unet' is unknown; choose one of ncsnpp, ddpm, ncsn, "),
   ],
 )
 def test_values_that_cannot_work_are_explained(key, value, message):

@@ -39,8 +39,8 @@ def test_official_losses_agree(name, x64):
   data, t, z, labels = (jnp.asarray(CASE[k]) for k in ("data", "t", "z", "labels"))
   reduce_mean = options["reduce_mean"] == "True"
   if kind == "continuous":
-    weighting = options["likelihood_weighting"] == "True"
-    got = continuous_loss(model, None, data, t, z, likelihood_weighting=weighting, reduce_mean=reduce_mean)
+    weighting = "likelihood" if options["likelihood_weighting"] == "True" else "simple"
+    got = continuous_loss(model, None, data, t, z, weighting=weighting, reduce_mean=reduce_mean)
   else:
     got = discrete_loss(model, None, data, labels, z, reduce_mean=reduce_mean)
   assert float(jnp.mean(got)) == pytest.approx(float(CASE[name]), rel=1e-12)
@@ -107,7 +107,7 @@ def test_losses_are_accurate_in_float32_at_the_smallest_time():
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_importance_sampling_draws_times_uniform_in_log_snr(sde, x64):
-  t, normalizer = losses.times(sde, jnp.linspace(0, 1, 11), 1e-5, importance=True)
+  t, normalizer = losses.importance_times(sde, jnp.linspace(0, 1, 11), 1e-5)
   first, last = sde.log_snr(jnp.array(1e-5)), sde.log_snr(jnp.array(1.0))
   np.testing.assert_allclose(sde.log_snr(t), jnp.linspace(first, last, 11), atol=1e-6)
   assert normalizer == pytest.approx(float(first - last))
@@ -120,11 +120,30 @@ def test_importance_sampling_leaves_the_likelihood_weighted_loss_unchanged_and_l
   values = {}
   for importance in (False, True):
     # eps = 1e-2 bounds the weight, so that plain sampling has a variance to compare with.
-    loss = DenoisingScoreMatching(model, eps=1e-2, likelihood_weighting=True, importance_sampling=importance)
+    sampling = "importance" if importance else "uniform"
+    loss = DenoisingScoreMatching(model, eps=1e-2, weighting="likelihood", time_sampling=sampling)
     values[importance] = np.asarray(loss(None, keys, x0, jnp.arange(len(keys)), len(keys)))
   error = np.hypot(*(v.std() / np.sqrt(len(keys)) for v in values.values()))
   assert abs(values[True].mean() - values[False].mean()) < 4 * error
   assert values[True].var() < 0.5 * values[False].var()
+
+
+def test_edm_weighting_and_times_are_those_of_karras():
+  """(sigma² + sd²) / (sigma sd)² ‖D(x) - x_0‖² with log sigma ~ N(P_mean, P_std²); under VP, of x / alpha."""
+  sd, network = 0.5, lambda params, x, labels, keys: jnp.tanh(x)
+  x0, z = jax.random.normal(jax.random.key(1), (2, 64, 3))
+  for sde in (VE(0.002, 80.0), VP()):
+    t = losses.lognormal_times(sde, (jnp.arange(64) + 0.5) / 64, 1e-5, -1.2, 1.2)
+    log_sigma = np.log(np.asarray(sde.sigma(t) / sde.alpha(t)))
+    assert log_sigma.mean() == pytest.approx(-1.2, abs=1e-3)
+    assert log_sigma.std() == pytest.approx(1.2, rel=0.03)
+    model = ScoreModel(sde, network, "edm", "sigma", sigma_data=sd)
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    denoised = model.data(None, alpha * x0 + sigma * z, t)
+    ratio = np.exp(log_sigma)
+    expected = (ratio**2 + sd**2) / (ratio * sd) ** 2 * np.mean((denoised - x0) ** 2, axis=1)
+    got = continuous_loss(model, None, x0, t, z, weighting="edm")
+    np.testing.assert_allclose(got, expected, rtol=2e-3)
 
 
 def test_stratified_times_fill_every_stratum(monkeypatch):
@@ -139,8 +158,8 @@ def test_stratified_times_fill_every_stratum(monkeypatch):
 def test_options_that_contradict_each_other_are_refused():
   discrete = ScoreModel(VP(), golden_network, "noise", num_scales=1000)
   with pytest.raises(ValueError, match="continuous=True"):
-    DenoisingScoreMatching(discrete, likelihood_weighting=True)
+    DenoisingScoreMatching(discrete, weighting="likelihood")
   with pytest.raises(ValueError, match="set both"):
-    DenoisingScoreMatching(discrete, importance_sampling=True)
+    DenoisingScoreMatching(discrete, time_sampling="importance")
   with pytest.raises(ValueError, match=r"training\.eps"):
     DenoisingScoreMatching(discrete, eps=0.0)

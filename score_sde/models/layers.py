@@ -43,9 +43,18 @@ def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
   return nn.Dense(features, dtype=dtype, kernel_init=default_init())
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-  """GroupNorm in float32 with min(channels / 4, 32) groups."""
-  return nn.GroupNorm(num_groups=min(channels // 4, 32), epsilon=1e-6)
+def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
+  """GroupNorm in float32 with `groups` groups, or min(channels / 4, 32)."""
+  return nn.GroupNorm(num_groups=groups or min(channels // 4, 32), epsilon=1e-6)
+
+
+def rematerialized(module: type[nn.Module], enabled: bool) -> type[nn.Module]:
+  """`module`, whose activations are computed anew in the backward pass instead of being kept; names stay the same."""
+  if not enabled:
+    return module
+  wrapped = nn.remat(module)
+  wrapped.__name__ = module.__name__
+  return wrapped
 
 
 class Dropout(nn.Module):
@@ -82,6 +91,33 @@ def positional_embedding(t: Array, dim: int) -> Array:
   return jnp.pad(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1), ((0, 0), (0, dim % 2)))
 
 
+def sigma_of_index(index: Array, sigma_min: float, sigma_max: float, num_scales: int) -> Array:
+  """The noise levels of a discrete VE model (NCSN): geometric, `sigma_max` at index 0: (B,) -> (B,)."""
+  sigmas = jnp.asarray(np.geomspace(sigma_max, sigma_min, num_scales), jnp.float32)
+  return sigmas[index.astype(jnp.int32)]
+
+
+class LabelEmbedding(nn.Module):
+  """A learned vector a class: (B,) -> (B, features). One row more stands for "no class".
+
+  That row is taken where `y` is None or negative, and in training (with `keys`) for a fraction `dropout` of the
+  examples, so that one network learns both scores that classifier-free guidance needs (Ho & Salimans 2022).
+  """
+
+  num_classes: int
+  features: int
+  dropout: float = 0.1
+
+  @nn.compact
+  def __call__(self, y: Array | None, batch: int, keys: Array | None) -> Array:
+    table = self.param("embedding", nn.initializers.normal(stddev=0.02), (self.num_classes + 1, self.features))
+    y = jnp.full((batch,), -1) if y is None else y
+    if keys is not None and self.dropout:
+      keys = fold(keys, zlib.crc32("/".join(self.path).encode()))
+      y = jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, self.dropout))(keys), -1, y)
+    return table[jnp.where(y < 0, self.num_classes, y)]
+
+
 class NIN(nn.Module):
   """A dense layer over channels, parameters `W` (in, out) and `b`."""
 
@@ -97,18 +133,21 @@ class NIN(nn.Module):
 
 
 class AttnBlockpp(nn.Module):
-  """Self-attention over all pixels with one head, added to its input."""
+  """Self-attention over all pixels, added to its input; heads of `head_dim` channels, or one head."""
 
   skip_rescale: bool = False
   init_scale: float = 0.0
+  head_dim: int | None = None
+  groups: int | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     b, height, width, channels = x.shape
-    h = group_norm(channels)(x)
-    q, k, v = (NIN(channels, dtype=self.dtype)(h).reshape(b, height * width, 1, channels) for _ in range(3))
-    h = jax.nn.dot_product_attention(q, k, v, scale=channels**-0.5).reshape(x.shape)
+    size = self.head_dim or channels
+    h = group_norm(channels, self.groups)(x)
+    q, k, v = (NIN(channels, dtype=self.dtype)(h).reshape(b, height * width, -1, size) for _ in range(3))
+    h = jax.nn.dot_product_attention(q, k, v, scale=size**-0.5).reshape(x.shape)
     h = NIN(channels, init_scale=self.init_scale, dtype=self.dtype)(h)
     return add(x, h, self.skip_rescale)
 
@@ -256,19 +295,19 @@ class ResnetBlockDDPMpp(nn.Module):
   skip_rescale: bool = False
   init_scale: float = 0.0
   act: Callable = nn.swish
-  conv_shortcut: bool = False
+  groups: int | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, temb: Array | None, keys: Array | None) -> Array:
     features = self.features or x.shape[-1]
-    h = conv(features, 3, self.dtype)(self.act(group_norm(x.shape[-1])(x)))
+    h = conv(features, 3, self.dtype)(self.act(group_norm(x.shape[-1], self.groups)(x)))
     if temb is not None:
       h = h + dense(features, self.dtype)(self.act(temb))[:, None, None, :]
-    h = Dropout(self.dropout)(self.act(group_norm(features)(h)), keys)
+    h = Dropout(self.dropout)(self.act(group_norm(features, self.groups)(h)), keys)
     h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
     if x.shape[-1] != features:
-      x = conv(features, 3, self.dtype)(x) if self.conv_shortcut else NIN(features, dtype=self.dtype)(x)
+      x = NIN(features, dtype=self.dtype)(x)
     return add(x, h, self.skip_rescale)
 
 

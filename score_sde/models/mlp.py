@@ -8,6 +8,7 @@ from score_sde.models.layers import (
   ACTIVATIONS,
   Dropout,
   GaussianFourierProjection,
+  LabelEmbedding,
   default_init,
   dense,
   positional_embedding,
@@ -20,7 +21,7 @@ class MLP(nn.Module):
   Attributes:
     nf: units of the residual stream and of every hidden layer.
     num_res_blocks: residual blocks.
-    nonlinearity, dropout, embedding_type, fourier_scale: as for NCSNpp.
+    nonlinearity, dropout, embedding_type, fourier_scale, num_classes, label_dropout: as for NCSNpp.
     centered: whether the data lies in [-1, 1] (or is no image); otherwise it is centered on entry.
     dtype: of products; parameters and norms are float32.
   """
@@ -32,18 +33,23 @@ class MLP(nn.Module):
   embedding_type: str = "fourier"
   fourier_scale: float = 1.0
   init_scale: float = 0.0
+  num_classes: int = 0
+  label_dropout: float = 0.1
   centered: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, labels: Array, keys: Array | None = None) -> Array:
-    """The output at `labels`; `keys` (B,) drive dropout, None turns it off."""
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
+    """The output at noise level `labels` for class `y`; `keys` (B,) drive dropout, None turns it off."""
     act = ACTIVATIONS[self.nonlinearity]
     if self.embedding_type == "fourier":
       temb = GaussianFourierProjection(self.nf // 4, self.fourier_scale)(jnp.log(labels))
     else:
       temb = positional_embedding(labels, self.nf // 2)
-    temb = act(dense(self.nf, self.dtype)(temb))
+    temb = dense(self.nf, self.dtype)(temb)
+    if self.num_classes:
+      temb = temb + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(y, len(labels), keys)
+    temb = act(temb)
 
     flat = x.reshape(x.shape[0], -1)
     if not self.centered:

@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from score_sde.batch import Array, expand
 from score_sde.models.layers import (
@@ -11,6 +10,7 @@ from score_sde.models.layers import (
   Combine,
   Downsample,
   GaussianFourierProjection,
+  LabelEmbedding,
   ResnetBlockBigGANpp,
   ResnetBlockDDPMpp,
   Upsample,
@@ -19,11 +19,13 @@ from score_sde.models.layers import (
   dense,
   group_norm,
   positional_embedding,
+  rematerialized,
+  sigma_of_index,
 )
 
 
 class NCSNpp(nn.Module):
-  """A U-Net that sees an image and a noise level: (B, H, W, C), (B,) -> (B, H, W, C).
+  """A U-Net that sees an image, a noise level and perhaps a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
 
   Attributes:
     nf: channels at full resolution; level i has nf * ch_mult[i].
@@ -41,6 +43,9 @@ class NCSNpp(nn.Module):
     scale_by_sigma: divide the output by the noise level (for score prediction).
     sigma_min, sigma_max, num_scales: the noise levels that positional labels are indices of, where scale_by_sigma.
     centered: whether the data lies in [-1, 1]; otherwise images in [0, 1] are centered on entry.
+    head_dim: channels a head of attention; None for one head.
+    num_classes, label_dropout: with classes, their embedding joins that of time; see `LabelEmbedding`.
+    remat: keep no activations within blocks for the backward pass; a third more work for much less memory.
     dtype: of convolutions and products; parameters and norms are float32.
 
   `fourier_scale`, `init_scale`, `nonlinearity` and `dropout` mean what they say.
@@ -68,35 +73,45 @@ class NCSNpp(nn.Module):
   sigma_min: float = 0.01
   sigma_max: float = 50.0
   num_scales: int = 1000
+  head_dim: int | None = None
+  num_classes: int = 0
+  label_dropout: float = 0.1
+  remat: bool = False
   centered: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, labels: Array, keys: Array | None = None) -> Array:
-    """The output at `labels`; `keys` (B,) drive dropout, None turns it off."""
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
+    """The output at noise level `labels` for class `y`; `keys` (B,) drive dropout, None turns it off."""
     act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
     kernel = tuple(self.fir_kernel) if self.fir else None
     common = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale, "dtype": self.dtype}
 
+    block_type = ResnetBlockDDPMpp if self.resblock_type == "ddpm" else ResnetBlockBigGANpp
+    block_type = rematerialized(block_type, self.remat)
+    attention_block = rematerialized(AttnBlockpp, self.remat)
+
     def attention(h):
-      return AttnBlockpp(**common)(h) if h.shape[1] in self.attn_resolutions else h
+      return attention_block(head_dim=self.head_dim, **common)(h)
+
+    def attention_where_wanted(h):
+      return attention(h) if h.shape[1] in self.attn_resolutions else h
 
     def block(h, features=None):
-      kind = ResnetBlockDDPMpp if self.resblock_type == "ddpm" else ResnetBlockBigGANpp
-      return kind(features, dropout=self.dropout, act=act, **common)(h, temb, keys)
+      return block_type(features, dropout=self.dropout, act=act, **common)(h, temb, keys)
 
     def resampled_block(h, **direction):
       """Changes the resolution between levels."""
       if self.resblock_type == "ddpm":
         layer = Upsample if "up" in direction else Downsample
         return layer(with_conv=self.resamp_with_conv, kernel=kernel, dtype=self.dtype)(h)
-      resample = ResnetBlockBigGANpp(dropout=self.dropout, act=act, kernel=kernel, **direction, **common)
+      resample = block_type(dropout=self.dropout, act=act, kernel=kernel, **direction, **common)
       return resample(h, temb, keys)
 
     def output_head(h, features, scale):
       return conv(features, 3, self.dtype, init_scale=scale)(act(group_norm(h.shape[-1])(h)))
 
-    temb = self._time_embedding(labels, act)
+    temb = self._embedding(labels, y, keys, act)
     if not self.centered:
       x = 2 * x - 1
     pyramid = x
@@ -105,7 +120,7 @@ class NCSNpp(nn.Module):
     skips = [conv(self.nf, 3, self.dtype)(x)]
     for i, mult in enumerate(self.ch_mult):
       for _ in range(self.num_res_blocks):
-        skips.append(attention(block(skips[-1], self.nf * mult)))
+        skips.append(attention_where_wanted(block(skips[-1], self.nf * mult)))
       if i == levels - 1:
         break
       h = resampled_block(skips[-1], down=True)
@@ -118,7 +133,7 @@ class NCSNpp(nn.Module):
       skips.append(h)
 
     h = block(skips[-1])
-    h = AttnBlockpp(**common)(h)
+    h = attention(h)
     h = block(h)
 
     # Up: one block more a level, each with the activation of the same place on the way down.
@@ -126,7 +141,7 @@ class NCSNpp(nn.Module):
     for i in reversed(range(levels)):
       for _ in range(self.num_res_blocks + 1):
         h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.nf * self.ch_mult[i])
-      h = attention(h)
+      h = attention_where_wanted(h)
       if self.progressive == "output_skip":
         if output is not None:
           output = Upsample(kernel=kernel, dtype=self.dtype)(output)
@@ -145,7 +160,7 @@ class NCSNpp(nn.Module):
     h = h.astype(jnp.float32)
     return h / expand(self._noise_level(labels), h) if self.scale_by_sigma else h
 
-  def _time_embedding(self, labels, act):
+  def _embedding(self, labels, y, keys, act):
     if self.embedding_type == "fourier":
       temb = GaussianFourierProjection(self.nf, self.fourier_scale)(jnp.log(labels))
     else:
@@ -153,10 +168,12 @@ class NCSNpp(nn.Module):
     if not self.conditional:
       return None
     temb = dense(4 * self.nf, self.dtype)(temb)
-    return dense(4 * self.nf, self.dtype)(act(temb))
+    temb = dense(4 * self.nf, self.dtype)(act(temb))
+    if self.num_classes:
+      temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(y, len(labels), keys)
+    return temb
 
   def _noise_level(self, labels):
     if self.embedding_type == "fourier":
       return labels
-    sigmas = jnp.asarray(np.geomspace(self.sigma_max, self.sigma_min, self.num_scales), jnp.float32)
-    return sigmas[labels.astype(jnp.int32)]
+    return sigma_of_index(labels, self.sigma_min, self.sigma_max, self.num_scales)

@@ -11,7 +11,7 @@ import numpy as np
 from score_sde import parallel
 from score_sde.batch import Array, example_keys, fold
 from score_sde.sampling.predictor_corrector import PRIOR
-from score_sde.sde import SDE, LinearSDE, Reverse, Score, as_argument
+from score_sde.sde import SDE, LinearSDE, Reverse, Score, as_argument, bind
 
 # Both evaluate the field once at the start and six times a step, rejected steps included.
 SOLVERS = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
@@ -81,20 +81,21 @@ def ode_sampler(
   if not 0 < eps < sde.T:
     raise ValueError(f"sampling.eps must lie in (0, {sde.T}), so that time runs from noise to data; got {eps}.")
 
-  def integrate(score: Score, keys: Array, like: Array, times: np.ndarray | None):
-    flow = Reverse(sde, score, probability_flow=True)
+  def integrate(score: Score, batch: tuple[Array, Array, Any], times: np.ndarray | None):
+    keys, like, condition = batch
     x = sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
 
-    def field(t, x, _):
+    def field(t, x, condition):
+      flow = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
       return flow.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
 
     options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "times": times}
-    y, nfe, success = jax.vmap(lambda x: solve(field, x, None, sde.T, eps, **options))(x)
+    y, nfe, success = jax.vmap(lambda x, c: solve(field, x, c, sde.T, eps, **options))(x, condition)
     x = y if times is None else y[:, -1]
     if denoise and isinstance(sde, LinearSDE):
       t = jnp.full(x.shape[:1], eps, x.dtype)
       alpha, sigma = sde.alpha(t[0]), sde.sigma(t[0])
-      x, nfe = (x + sigma**2 * score(x, t)) / alpha, nfe + 1
+      x, nfe = (x + sigma**2 * bind(score, condition)(x, t)) / alpha, nfe + 1
     finite = success & jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
     return x, nfe, finite, y
 
@@ -108,13 +109,14 @@ def ode_sampler(
     first: int = 0,
     frames: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    condition: Any = None,
   ) -> tuple[Array, dict[str, Any]]:
     if frames not in compiled:
       times = np.linspace(sde.T, eps, frames + 1) if frames else None
-      compiled[frames] = parallel.map_batch(lambda s, k, x: integrate(s, k, x, times), (None, 0, 0))
+      compiled[frames] = parallel.map_batch(lambda s, b: integrate(s, b, times), (None, 0))
     score = as_argument(score)
-    keys = parallel.shard(example_keys(key, first + jnp.arange(shape[0])))
-    out = compiled[frames](score, keys, jnp.zeros((*keys.shape, *shape[1:]), jnp.float32))
+    keys = example_keys(key, first + jnp.arange(shape[0]))
+    out = compiled[frames](score, parallel.shard((keys, jnp.zeros(shape, jnp.float32), condition)))
     x, nfe, finite, path = parallel.unshard(out, shape[0])
     if progress:
       progress(1, 1)

@@ -12,7 +12,7 @@ from score_sde.batch import Array, example_keys, fold
 from score_sde.sampling.correctors import CORRECTORS
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.predictors import PREDICTORS
-from score_sde.sde import SDE, LinearSDE, Score, as_argument
+from score_sde.sde import SDE, LinearSDE, Score, as_argument, bind
 
 # Steps a dispatch runs: long enough to hide the dispatch, short enough for a progress bar.
 CHUNK = 50
@@ -51,10 +51,11 @@ def predictor_corrector(
     denoise: leave out the noise of the last step.
 
   Returns:
-    `sample(score, key, shape, first=0, frames=0, progress=None)`: `shape` is (B, ...), sample i draws from
-    fold_in(key, first + i); `progress(done, steps)` is called between chunks. `info` holds `nfe`, the evaluations of
-    the score per sample, `finite` (B,), whether each sample is, and, with `frames` > 0, `trajectory`: that many
-    (t, x_t, x_mean) evenly spaced in steps.
+    `sample(score, key, shape, first=0, frames=0, progress=None, condition=None)`: `shape` is (B, ...), sample i draws
+    from fold_in(key, first + i); `progress(done, steps)` is called between chunks; with a `condition`, a pytree of
+    (B, ...) arrays, the score is score(x, t, condition), as that of a class-conditional network. `info` holds `nfe`,
+    the evaluations of the score per sample, `finite` (B,), whether each sample is, and, with `frames` > 0,
+    `trajectory`: that many (t, x_t, x_mean) evenly spaced in steps.
 
   Raises:
     ValueError: for unknown names and pairs that cannot work.
@@ -76,8 +77,12 @@ def predictor_corrector(
       raise ValueError("sampling.probability_flow has no ancestral form; use 'euler_maruyama' or 'reverse_diffusion'.")
   steps = len(grid.t)
 
-  def chunk(score: Score, keys: Array, carry: tuple[Array, Array], times: Array, first: Array, count: Array):
+  def chunk(
+    score: Score, batch: tuple[Array, Any], carry: tuple[Array, Array], times: Array, first: Array, count: Array
+  ):
     """`count` steps from number `first`; `times` is a slice of the grid, (CHUNK, 3)."""
+    keys, condition = batch
+    score = bind(score, condition)
     predict = PREDICTORS[predictor](sde, score, official=official, probability_flow=probability_flow)
     average = parallel.batch_mean if batch_norms else None
     correct = CORRECTORS[corrector](sde, score, snr=snr, n_steps=n_steps, num_scales=num_scales, batch_mean=average)
@@ -103,10 +108,12 @@ def predictor_corrector(
     first: int = 0,
     frames: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    condition: Any = None,
   ) -> tuple[Array, dict[str, Any]]:
     score = as_argument(score)
     keys = parallel.shard(example_keys(key, first + jnp.arange(shape[0])))
     x = draw_prior(keys, jnp.zeros((*keys.shape, *shape[1:]), jnp.float32))
+    batch = (keys, parallel.shard(condition))
     carry = (x, x + 0)  # two buffers, for both are donated
     stops = set(np.linspace(0, steps, frames + 1).round().astype(int)[1:]) if frames else set()
     trajectory = [(sde.T, np.asarray(parallel.unshard(x, shape[0])), None)] if frames else []
@@ -115,7 +122,7 @@ def predictor_corrector(
       count = min([CHUNK, steps - done, *(s - done for s in stops if s > done)])
       times = np.zeros((CHUNK, 3), np.float32)
       times[:count] = np.stack(grid, axis=1)[done : done + count]
-      carry = run_chunk(score, keys, carry, times, done, count)
+      carry = run_chunk(score, batch, carry, times, done, count)
       done += count
       if done in stops:
         x, x_mean = (np.asarray(parallel.unshard(a, shape[0])) for a in carry)

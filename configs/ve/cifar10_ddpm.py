@@ -1,0 +1,12 @@
+"""Ho et al.'s U-Net with NCSN's noise levels on CIFAR-10 (VE), where Song et al. 2021 began."""
+
+from configs import papers
+
+
+def get_config():
+  config = papers.get_config()
+  config.model.name = "ddpm"
+  config.model.num_res_blocks = 2
+  config.model.scale_by_sigma = True
+  config.training.continuous = False
+  return config

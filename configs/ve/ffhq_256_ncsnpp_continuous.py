@@ -1,0 +1,12 @@
+"""NCSN++ cont. with the VE SDE on FFHQ, 256 px (Song et al. 2021, Appendix H).
+
+Set --config.data.path to the folder of the images (the official file has a path of its authors to TFRecords).
+"""
+
+from configs.ve import celebahq_256_ncsnpp_continuous
+
+
+def get_config():
+  config = celebahq_256_ncsnpp_continuous.get_config()
+  config.data.dataset = "FFHQ"
+  return config

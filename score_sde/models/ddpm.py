@@ -1,0 +1,126 @@
+"""The U-Net of Ho et al. 2020 (DDPM), as the published models have it."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from score_sde.batch import Array, expand
+from score_sde.models.layers import (
+  ACTIVATIONS,
+  AttnBlockpp,
+  Downsample,
+  LabelEmbedding,
+  ResnetBlockDDPMpp,
+  Upsample,
+  conv,
+  dense,
+  group_norm,
+  positional_embedding,
+  rematerialized,
+  sigma_of_index,
+)
+
+GROUPS = 32
+
+
+class ResnetBlockDDPM(ResnetBlockDDPMpp):
+  """The residual block with 32 groups in every norm."""
+
+  groups: int | None = GROUPS
+
+
+class AttnBlock(AttnBlockpp):
+  """Self-attention with 32 groups in its norm."""
+
+  groups: int | None = GROUPS
+
+
+class DDPM(nn.Module):
+  """A U-Net that sees an image, a noise level and perhaps a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
+
+  Attributes:
+    nf: channels at full resolution, a multiple of 32; level i has nf * ch_mult[i].
+    num_res_blocks: residual blocks a level on the way down (one more on the way up).
+    attn_resolutions: heights at which self-attention follows each block on the way down, and the last on the way up;
+      with `attn_every_block` every one there too, as in Ho et al.'s own code.
+    conditional: whether the network sees the label at all.
+    resamp_with_conv: convolve when resampling.
+    scale_by_sigma: divide the output by the noise level, that of index `label` (for score prediction).
+    sigma_min, sigma_max, num_scales: the noise levels that labels are indices of, where scale_by_sigma.
+    head_dim, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
+  """
+
+  nf: int = 128
+  ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+  num_res_blocks: int = 2
+  attn_resolutions: tuple[int, ...] = (16,)
+  attn_every_block: bool = False
+  nonlinearity: str = "swish"
+  dropout: float = 0.1
+  conditional: bool = True
+  resamp_with_conv: bool = True
+  init_scale: float = 0.0
+  scale_by_sigma: bool = False
+  sigma_min: float = 0.01
+  sigma_max: float = 50.0
+  num_scales: int = 1000
+  head_dim: int | None = None
+  num_classes: int = 0
+  label_dropout: float = 0.1
+  remat: bool = False
+  centered: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
+    """The output at noise level `labels` for class `y`; `keys` (B,) drive dropout, None turns it off."""
+    act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
+    common = {"init_scale": self.init_scale, "dtype": self.dtype}
+    block_type = rematerialized(ResnetBlockDDPM, self.remat)
+    attention_type = rematerialized(AttnBlock, self.remat)
+
+    def attention(h):
+      return attention_type(head_dim=self.head_dim, **common)(h)
+
+    def block(h, features):
+      return block_type(features, dropout=self.dropout, act=act, **common)(h, temb, keys)
+
+    def attention_where_wanted(h, wanted=True):
+      return attention(h) if wanted and h.shape[1] in self.attn_resolutions else h
+
+    temb = self._embedding(labels, y, keys, act)
+    h = x if self.centered else 2 * x - 1
+
+    # Down: residual blocks a level, every activation kept for the way up.
+    skips = [conv(self.nf, 3, self.dtype)(h)]
+    for i in range(levels):
+      for _ in range(self.num_res_blocks):
+        skips.append(attention_where_wanted(block(skips[-1], self.nf * self.ch_mult[i])))
+      if i < levels - 1:
+        skips.append(Downsample(with_conv=self.resamp_with_conv, dtype=self.dtype)(skips[-1]))
+
+    h = block(skips[-1], None)
+    h = attention(h)
+    h = block(h, None)
+
+    # Up: one block more a level, each with the activation of the same place on the way down.
+    for i in reversed(range(levels)):
+      for j in range(self.num_res_blocks + 1):
+        h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.nf * self.ch_mult[i])
+        h = attention_where_wanted(h, self.attn_every_block or j == self.num_res_blocks)
+      if i:
+        h = Upsample(with_conv=self.resamp_with_conv, dtype=self.dtype)(h)
+
+    h = act(group_norm(h.shape[-1], GROUPS)(h))
+    h = conv(channels, 3, self.dtype, init_scale=self.init_scale)(h).astype(jnp.float32)
+    if not self.scale_by_sigma:
+      return h
+    return h / expand(sigma_of_index(labels, self.sigma_min, self.sigma_max, self.num_scales), h)
+
+  def _embedding(self, labels, y, keys, act):
+    if not self.conditional:
+      return None
+    temb = dense(4 * self.nf, self.dtype)(positional_embedding(labels, self.nf))
+    temb = dense(4 * self.nf, self.dtype)(act(temb))
+    if self.num_classes:
+      temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(y, len(labels), keys)
+    return temb
