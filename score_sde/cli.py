@@ -31,6 +31,8 @@ def _fail(message: str) -> NoReturn:
   program = sys.argv[0]
   if program.endswith("__main__.py"):
     program = f"python -m score_sde.{pathlib.Path(program).parent.name}"
+  elif "score_sde" in pathlib.Path(program).parts:
+    program = f"python -m score_sde.{pathlib.Path(program).stem}"
   print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
   sys.exit(2)
 

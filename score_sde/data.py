@@ -394,3 +394,10 @@ def inverse(config: ConfigDict, x: Any) -> Any:
   if not is_image(config):
     return x
   return (x + 1) / 2 if config.data.centered else x
+
+
+if __name__ == "__main__":  # python -m score_sde.data suggest-sigmas --config=FILE
+  from score_sde import cli
+  from score_sde.noise_scales import suggest_sigmas
+
+  cli.run_tool({"suggest-sigmas": suggest_sigmas}, needs_workdir=False)

@@ -78,10 +78,10 @@ def map_batch(fn: Callable, in_axes: tuple[int | None, ...], *, out_axes: Any = 
   return call
 
 
-def run_once(fn: Callable[[], Tree]) -> Tree:
-  """fn(), compiled without the passes that only pay off in a second call (a third of the time on CPU)."""
+def run_once(fn: Callable[..., Tree], *args: Tree) -> Tree:
+  """fn(*args), compiled without the passes that only pay off in a second call (a third of the time on CPU)."""
   options = {"xla_backend_optimization_level": 0} if on_cpu() else None
-  return jax.jit(fn).lower().compile(compiler_options=options)()
+  return jax.jit(fn).lower(*args).compile(compiler_options=options)(*args)
 
 
 def mean(x: Tree) -> Tree:

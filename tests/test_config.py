@@ -10,7 +10,11 @@ from score_sde.config import BadInput, default_config, get, resolve, unknown_key
 from score_sde.experiment import build
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name != "__init__.py")
+SMALL = [
+  ROOT / "configs/quickstart.py",
+  *(ROOT / "configs/toy").glob("*.py"),
+  *(ROOT / "configs/fashion_mnist").glob("*.py"),
+]
 
 
 def load(path) -> ConfigDict:
@@ -21,8 +25,8 @@ def load(path) -> ConfigDict:
 
 
 @pytest.mark.parametrize("sde", ["vesde", "vpsde", "subvpsde"])
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
-def test_every_config_builds_for_every_sde_by_one_override(path, sde):
+@pytest.mark.parametrize("path", sorted(SMALL), ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_the_small_configs_build_for_every_sde_by_one_override(path, sde):
   config = load(path)
   config.training.sde = sde
   experiment = build(config)

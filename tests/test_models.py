@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from score_sde import models, parallel
 from score_sde.batch import example_keys
@@ -15,35 +15,29 @@ from score_sde.config import default_config, resolve
 from score_sde.models import layers
 from score_sde.models.mlp import MLP
 from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.wideresnet import WideResnet
 
-CASES = [
-  "flax_ncsnpp_ve_continuous",
-  "flax_ncsnpp_ve_discrete",
-  "flax_ncsnpp_ve_skip",
-  "flax_ncsnpp_vp_continuous",
-  "flax_ddpmpp_vp_continuous",
-]
-
-
-def official_network(manifest):
-  values = manifest["config"]["model"]
-  names = {f.name for f in dataclasses.fields(NCSNpp)} & set(values)
-  values = {k: tuple(values[k]) if isinstance(values[k], list) else values[k] for k in names}
-  return NCSNpp(**values, centered=manifest["config"]["data"]["centered"])
+CASES = golden_cases.parameters("flax_*.npz")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_official_networks_agree(name):
   """Names and shapes of all weights, the output and its gradient in x."""
   case = golden_cases.load(name)
-  network = official_network(golden_cases.manifest(case))
+  network = golden_cases.network(golden_cases.manifest(case))
   x, labels, weights = jnp.asarray(case["x"]), jnp.asarray(case["labels"]), golden_cases.weights(case)
-  shapes = flatten_dict(jax.eval_shape(network.init, jax.random.key(0), x, labels)["params"])
-  assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in weights.items()}
-  apply = lambda x: network.apply({"params": unflatten_dict(weights)}, x, labels)
-  (_, y), gradient = jax.jit(jax.value_and_grad(lambda x: (jnp.sum((y := apply(x)) ** 2), y), has_aux=True))(x)
+  assert golden_cases.shapes(network, x, labels) == {k: v.shape for k, v in weights.items()}
+  variables = golden_cases.variables(weights)
+  if "grad_x_of_sum_y2" not in case:
+    assert golden_cases.relative_error(parallel.run_once(network.apply, variables, x, labels), case["y"]) < 1e-4
+    return
+  loss = lambda x, variables: (jnp.sum((y := network.apply(variables, x, labels)) ** 2), y)
+  (_, y), gradient = parallel.run_once(jax.value_and_grad(loss, has_aux=True), x, variables)
   assert golden_cases.relative_error(y, case["y"]) < 1e-4
-  assert golden_cases.relative_error(gradient, case["grad_x_of_sum_y2"]) < 1e-4
+  # In ncsnv2_256 two values that a max pool compares agree to 1e-7, and which of them wins, and so gets the gradient,
+  # changes with the order of rounding: by 3.3e-4 of the largest entry, or not (1.4e-5) with XLA's older fusions.
+  tolerance = 1e-3 if name == "flax_ncsnv2_256" else 1e-4
+  assert golden_cases.relative_error(gradient, case["grad_x_of_sum_y2"]) < tolerance
 
 
 def random_params(network, x, scale=1.0):
@@ -153,6 +147,101 @@ def test_a_fresh_network_predicts_zero():
     if path[-1] == "kernel" and path[-2] == "Conv_0" and len(path) == 3:
       fan = np.prod(value.shape[:-2]) * (value.shape[-2] + value.shape[-1]) / 2
       assert float(jnp.max(jnp.abs(value))) <= np.sqrt(3 / fan)
+
+
+def uniform_bound(fan):
+  """Of a uniform distribution with variance 1 / fan."""
+  return np.sqrt(3 / fan)
+
+
+@pytest.mark.parametrize(
+  ("network", "size"),
+  [
+    (NCSNpp(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)), 8),
+    (models.DDPM(nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)), 8),
+    (models.NCSN(nf=16, num_scales=50, stages=((1, 1), (2, 2)), refine=(2, 1)), 4),
+    (models.NCSNv2_64(nf=32, stages=((1, 1), (2, 1)), refine=(2, 1)), 4),
+    (WideResnet(1, 1, 10), 8),
+    (models.DiT(nf=32, num_res_blocks=1, num_heads=2), 8),
+  ],
+  ids=["ncsnpp", "ddpm", "ncsn", "ncsnv2", "wideresnet", "dit"],
+)
+def test_weights_start_as_in_the_papers(network, size):
+  """The bounds and the spread of every kernel, by the rule of its network; norms at one, biases at zero."""
+  x = jnp.zeros((1, size, size, 3))
+  tree = parallel.run_once(lambda: network.init(jax.random.key(0), x, jnp.ones(1)))["params"]
+  seen = 0
+  for path, w in flatten_dict(tree).items():
+    name, w = "/".join(path), np.asarray(w)
+    fan_in, fan_out = (np.prod(w.shape[:-1]), np.prod(w.shape[:-2]) * w.shape[-1]) if w.ndim > 1 else (0, 0)
+    if "InstanceNorm" in name:
+      if path[-1] == "embedding":
+        w, zeros = np.split(w, [2 * w.shape[1] // 3], axis=1)
+        assert not zeros.any(), name
+      elif path[-1] == "beta":
+        assert not w.any(), name
+        continue
+      assert abs(w.mean() - 1) < 5 * 0.02 / np.sqrt(w.size), name
+      assert w.std() == pytest.approx(0.02, rel=0.5), name
+    elif path[-1] == "scale":
+      assert (w == 1).all(), name
+    elif isinstance(network, models.RefineNet):
+      fan_in = fan_in or np.prod(flatten_dict(tree)[(*path[:-1], "kernel")].shape[:-1])
+      assert np.abs(w).max() <= 1 / np.sqrt(fan_in), name
+      assert np.abs(w).max() > (0.5 if w.ndim > 1 else 0.1) / np.sqrt(fan_in), name
+    elif w.ndim == 1:
+      assert path[-1] == "W" or not w.any() or isinstance(network, WideResnet), name
+    elif isinstance(network, WideResnet) and w.ndim == 4:
+      assert w.std() == pytest.approx(np.sqrt(2 / fan_out), rel=0.2), name
+    elif isinstance(network, models.DiT):
+      zero = path[-2] in ("modulation", "last_modulation", "pixels")
+      assert zero == (not w.any()), name
+      if path[-2] in ("qkv", "proj", "fc1", "fc2", "patches"):
+        assert np.abs(w).max() == pytest.approx(uniform_bound((fan_in + fan_out) / 2), rel=0.05), name
+    elif isinstance(network, (NCSNpp, models.DDPM)):
+      # The last layer of a branch starts at 1e-10 of the usual variance, the others of NIN at a tenth.
+      block = path[0].split("_")[0]
+      last = (block, path[-2]) in {("ResnetBlockBigGANpp", "Conv_1"), ("ResnetBlockDDPM", "Conv_1")} or (
+        block in ("AttnBlockpp", "AttnBlock") and path[-2] == "NIN_3"
+      )
+      last |= path == ("Conv_1", "kernel")
+      scale = 1e-10 if last else 0.1 if "NIN" in path[-2] else 1.0
+      assert np.abs(w).max() == pytest.approx(uniform_bound((fan_in + fan_out) / 2 / scale), rel=0.1), name
+    seen += 1
+  assert seen > 10
+
+
+def test_class_labels_are_seen_and_dropped_at_their_rate():
+  # Of 64 channels two share a group; of 32 each is normed alone, and what embeddings add to it is taken away again.
+  network = models.DDPM(nf=64, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_classes=3, label_dropout=0.5)
+  x = jnp.zeros((64, 4, 4, 1))
+  params = random_params(network, x)
+  apply = jax.jit(network.apply)
+  keys = example_keys(jax.random.key(0), jnp.arange(64))
+  one, none, unknown = (apply(params, x, jnp.ones(64), None, y) for y in (jnp.full(64, 1), None, jnp.full(64, -1)))
+  np.testing.assert_array_equal(none, unknown)
+  spread = lambda a: np.max(np.abs(np.asarray(a)), axis=(1, 2, 3))
+  assert spread(one - none).min() > 1e-3
+  trained = jax.jit(dataclasses.replace(network, dropout=0.0).apply)(params, x, jnp.ones(64), keys, jnp.full(64, 1))
+  dropped, kept = spread(trained - none) < 1e-4, spread(trained - one) < 1e-4
+  assert (dropped ^ kept).all()
+  assert 16 < dropped.sum() < 48
+
+
+@pytest.mark.parametrize("network", [NCSNpp, models.DDPM])
+def test_rematerialization_changes_no_name_and_no_number(network):
+  options = {"nf": 32, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": (), "dropout": 0.1}
+  plain, remat = network(**options), network(**options, remat=True)
+  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+  params, keys = random_params(plain, x), example_keys(jax.random.key(0), jnp.arange(2))
+  assert golden_cases.shapes(plain, x, jnp.ones(2)) == golden_cases.shapes(remat, x, jnp.ones(2))
+  gradients = []
+  for n in (plain, remat):
+    gradient = jax.grad(lambda p, x: jnp.sum(n.apply(p, x, jnp.ones(2), keys) ** 2))
+    gradients.append(jax.tree.leaves(parallel.run_once(gradient, params, x)))
+  largest = max(float(jnp.max(jnp.abs(g))) for g in gradients[0])
+  for a, b in zip(*gradients, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_bfloat16_keeps_parameters_and_output_in_float32():

@@ -284,6 +284,19 @@ def _read_flax(path: pathlib.Path) -> Weights:
   return Weights(flatten(optimizer["target"]), ema, moments, int(tree["step"]), "a checkpoint of the official JAX code")
 
 
+def _torch_moments(optimizer: dict[str, Any], model: Flat, trained: list[str]) -> tuple[Flat, Flat] | None:
+  """Adam's moments by the names of `model`; the optimizer numbers all parameters, and has none for fixed ones."""
+  names = [n for n in model if n != "sigmas"]
+  numbers = {
+    name: i for i, name in enumerate(names if len(optimizer["param_groups"][0]["params"]) == len(names) else trained)
+  }
+  state = optimizer["state"]
+  if any(numbers[n] not in state for n in trained):
+    return None
+  of = lambda key: {n: state[numbers[n]][key] if n in trained else np.zeros_like(model[n]) for n in names}
+  return of("exp_avg"), of("exp_avg_sq")
+
+
 def _read_torch(path: pathlib.Path, target: Iterable[str]) -> Weights:
   content = torch_file.read(path)
   target = list(target)
@@ -295,15 +308,9 @@ def _read_torch(path: pathlib.Path, target: Iterable[str]) -> Weights:
     shadow = content["ema"]["shadow_params"]
     if len(shadow) != len(names):
       raise BadInput(f"{str(path)!r} has {len(shadow)} averaged parameters for {len(names)} trained ones.")
-    moments = content["optimizer"]["state"]
-    if sorted(moments) == list(range(len(names))):
-      first, second = (as_state([moments[i][k] for i in range(len(names))]) for k in ("exp_avg", "exp_avg_sq"))
-      # What is not trained has no moments.
-      fixed = [p for p in first if p.startswith("GaussianFourierProjection")]
-      first, second = (m | {p: np.zeros_like(m[p]) for p in fixed} for m in (first, second))
-      moments = (first, second)
-    else:
-      moments = None
+    moments = _torch_moments(content["optimizer"], model, names)
+    if moments is not None:
+      moments = tuple(translate(m) for m in moments)
     origin = "a checkpoint of the official PyTorch code"
     return Weights(translate(model), as_state(shadow), moments, int(content["step"]), origin)
   # NCSN: [model, optimizer]; NCSNv2: [model, optimizer, epoch, step, {name: averaged parameter}]; or a bare state_dict.

@@ -10,8 +10,22 @@ from score_sde.config import BadInput, choose, default_config
 from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT
 from score_sde.models.mlp import MLP
-from score_sde.models.ncsn import NCSN, NCSNv2_64, NCSNv2_128, NCSNv2_256
+from score_sde.models.ncsn import NCSN, NCSNv2_64, NCSNv2_128, NCSNv2_256, RefineNet
 from score_sde.models.ncsnpp import NCSNpp
+
+__all__ = [
+  "DDPM",
+  "MLP",
+  "MODELS",
+  "NCSN",
+  "DiT",
+  "NCSNpp",
+  "NCSNv2_64",
+  "NCSNv2_128",
+  "NCSNv2_256",
+  "RefineNet",
+  "create",
+]
 
 MODELS = {
   "ncsnpp": NCSNpp,

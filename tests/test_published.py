@@ -1,0 +1,291 @@
+"""Published weights: every format, by the official outputs; and files that are none of them."""
+
+import collections
+import json
+import pickle
+import struct
+import zipfile
+
+import golden_cases
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+import safetensors.numpy
+from test_training import tiny
+
+from score_sde import checkpoints, parallel, training
+from score_sde.checkpoints import __main__ as tool
+from score_sde.checkpoints import published, torch_file
+from score_sde.config import BadInput, default_config, signature
+from score_sde.experiment import build
+from score_sde.models import DDPM, NCSNpp
+
+CHECKPOINTS = golden_cases.FOLDER / "checkpoints"
+
+
+def forward(network, flat, case):
+  x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
+  return parallel.run_once(network.apply, golden_cases.variables(flat), x, labels)
+
+
+@pytest.mark.parametrize("name", golden_cases.parameters("torch_*.npz"))
+def test_pytorch_networks_agree(name):
+  case = golden_cases.load(name)
+  network, weights = golden_cases.network(golden_cases.manifest(case)), golden_cases.weights(case)
+  expected = golden_cases.shapes(network, case["x"], case["labels"])
+  if "begin_conv.weight" in weights:
+    flat = published.from_ncsn_pytorch(weights)
+  else:
+    flat = published.from_score_sde_pytorch(weights, expected)
+  published.check(flat, expected, name)
+  assert golden_cases.relative_error(forward(network, flat, case), case["y"]) < 1e-4
+
+
+DIFFUSERS = {
+  "diffusers_ddpm": DDPM(
+    nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), centered=True, attn_every_block=True
+  ),
+  "diffusers_ncsnpp": NCSNpp(
+    nf=128, ch_mult=(1, 1, 2), num_res_blocks=1, attn_resolutions=(8,), centered=True, head_dim=8,
+    progressive="output_skip", progressive_input="input_skip",
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_diffusers_networks_agree(name):
+  case = golden_cases.load(name)
+  expected = golden_cases.shapes(DIFFUSERS[name], case["x"], case["labels"])
+  flat = published.from_diffusers(golden_cases.weights(case), expected)
+  published.check(flat, expected, name)
+  assert golden_cases.relative_error(forward(DIFFUSERS[name], flat, case), case["y"]) < 1e-4
+
+
+def config_of(manifest):
+  """Our config with the values of a reference config."""
+  config = default_config()
+  for section, values in manifest["config"].items():
+    for key, value in values.items():
+      if key in config[section]:
+        config[section][key] = tuple(value) if isinstance(value, list) else value
+  config.data.dataset = "digits"
+  return config
+
+
+def imported(tmp_path, source, config):
+  tool.import_weights(config, str(tmp_path / "run"), str(source))
+  experiment = build(config)
+  with checkpoints.manager(str(tmp_path / "run")) as opened:
+    return experiment, training.restore_state(opened, experiment, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in CHECKPOINTS.glob("*.[mp]*") if p.suffix != ".npz"))
+def test_checkpoints_of_the_official_code_are_imported(tmp_path, file):
+  """Both sets of weights, by the outputs they gave; the run goes on with Adam's moments."""
+  with np.load(CHECKPOINTS / file.replace(".pth", ".npz").replace(".msgpack", ".npz")) as case:
+    case = {k: case[k] for k in case}
+  experiment, state = imported(tmp_path, CHECKPOINTS / file, config_of(golden_cases.manifest(case)))
+  for params, y in ((state.params, case["y_model"]), (state.ema_params, case["y_ema"])):
+    x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
+    got = parallel.run_once(experiment.network.apply, {"params": params}, x, labels)
+    assert golden_cases.relative_error(got, y) < 1e-4
+  assert float(np.max(np.abs(case["y_model"] - case["y_ema"]))) > 1e-3
+  moments = state.opt_state[1]
+  assert max(float(jnp.max(jnp.abs(v))) for v in [m["Conv_0"]["kernel"] for m in (moments.mu, moments.nu)]) > 0
+
+
+def test_the_command_imports_exports_and_imports_again(tmp_path):
+  """In a process: a .pth in, safetensors out, and the same weights in again; sampling works from them."""
+  case = golden_cases.load("checkpoints/score_sde_pytorch_ve_ncsnpp_continuous")
+  config = config_of(golden_cases.manifest(case))
+  source = CHECKPOINTS / "score_sde_pytorch_ve_ncsnpp_continuous.pth"
+  tool.import_weights(config, str(tmp_path / "a"), str(source))
+  tool.export_weights(config, str(tmp_path / "a"), str(tmp_path / "w.safetensors"))
+  tool.import_weights(config, str(tmp_path / "b"), str(tmp_path / "w.safetensors"))
+  experiment, states = build(config), []
+  for name in ("a", "b"):
+    with checkpoints.manager(str(tmp_path / name)) as opened:
+      states.append(training.restore_state(opened, experiment, str(tmp_path / name)))
+  one, two = ((s.params, s.ema_params) for s in states)
+  assert all(np.array_equal(a, b) for a, b in zip(*map(_leaves, (one, two)), strict=True))
+  with pytest.raises(BadInput, match="already holds checkpoints"):
+    tool.import_weights(config, str(tmp_path / "a"), str(source))
+
+
+def _leaves(tree):
+  import jax
+
+  return jax.tree.leaves(tree)
+
+
+def test_the_command_line_names_what_is_missing(tmp_path):
+  import subprocess
+  import sys
+
+  command = [sys.executable, "-m", "score_sde.checkpoints", "import", "nowhere.pth", f"--workdir={tmp_path / 'run'}"]
+  done = subprocess.run(
+    [*command, "--config=configs/quickstart.py"], cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert done.stderr.startswith("python -m score_sde.checkpoints: 'nowhere.pth' does not exist")
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_checkpoint_of_another_architecture_gets_the_list_of_what_differs(tmp_path):
+  case = golden_cases.load("checkpoints/score_sde_pytorch_ve_ncsnpp_continuous")
+  config = config_of(golden_cases.manifest(case))
+  config.model.nf = 16
+  with pytest.raises(BadInput, match=r"arrays differ\. .*: \(.*\) in the checkpoint, \(.*\) in the network") as error:
+    tool.import_weights(config, str(tmp_path / "run"), str(CHECKPOINTS / "score_sde_pytorch_ve_ncsnpp_continuous.pth"))
+  assert "and" in str(error.value)
+  assert not checkpoints.exists(str(tmp_path / "run"))
+
+
+class Call:
+  """Pickles into a call of os.system."""
+
+  def __init__(self, command):
+    self.command = command
+
+  def __reduce__(self):
+    import os
+
+    return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("form", ["zip", "stream"])
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, form):
+  path, proof = tmp_path / "hostile.pth", tmp_path / "ran"
+  content = pickle.dumps({"model": Call(f"touch {proof}")}, protocol=2)
+  if form == "zip":
+    with zipfile.ZipFile(path, "w") as archive:
+      archive.writestr("archive/data.pkl", content)
+  else:
+    start = [torch_file._MAGIC, 1001, {"little_endian": True}]
+    path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in start) + content)
+  with pytest.raises(BadInput, match=r"refused as a PyTorch checkpoint: it asks for (posix|os)\.system"):
+    tool.import_weights(tiny(), str(tmp_path / "run"), str(path))
+  assert not proof.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x02}q\x00.", b"\x93\x01\x02", b"hello"])
+def test_files_that_are_no_checkpoint_are_named(tmp_path, content):
+  path = tmp_path / "checkpoint_1"
+  path.write_bytes(content)
+  with pytest.raises(BadInput, match=r"checkpoint_1'"):
+    tool.import_weights(tiny(), str(tmp_path / "run"), str(path))
+
+
+class Storage:
+  """What PyTorch's pickles call a storage, for a pickler that writes as PyTorch before 1.6 did."""
+
+  def __init__(self, key, values):
+    self.key, self.values = key, values
+
+
+class StreamPickler(pickle._Pickler):
+  def persistent_id(self, value):
+    if isinstance(value, Storage):
+      return "storage", Global("torch", "FloatStorage"), value.key, "cpu", value.values.size, None
+    return None
+
+  def save_global(self, value, name=None):
+    self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
+    self.memoize(value)
+
+  def save(self, value, *args, **kwargs):
+    if isinstance(value, Global):
+      self.save_global(value)
+    elif isinstance(value, np.ndarray):
+      storage = Storage(str(len(self.storages)), value)
+      self.storages.append(storage)
+      strides = tuple(s // 4 for s in value.strides)
+      self.save(Global("torch._utils", "_rebuild_tensor_v2"))
+      arguments = (storage, 0, value.shape, strides, False, collections.OrderedDict())
+      self.save(arguments)
+      self.write(pickle.REDUCE)
+    elif isinstance(value, collections.OrderedDict):
+      self.save(Global("collections", "OrderedDict"))
+      self.save(())
+      self.write(pickle.REDUCE)
+      self._batch_setitems(value.items(), *([value] if self._batch_setitems.__code__.co_argcount > 2 else []))
+    else:
+      super().save(value, *args, **kwargs)
+
+
+class Global:
+  def __init__(self, module, name):
+    self.module, self.name = module, name
+
+
+def write_stream(path, content):
+  """A file as torch.save wrote before PyTorch 1.6, without PyTorch."""
+  with path.open("wb") as file:
+    for part in (torch_file._MAGIC, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
+      pickle.dump(part, file, protocol=2)
+    pickler = StreamPickler(file, protocol=2)
+    pickler.storages = []
+    pickler.dump(content)
+    pickle.dump([s.key for s in pickler.storages], file, protocol=2)
+    for storage in pickler.storages:
+      file.write(struct.pack("<q", storage.values.size) + storage.values.tobytes())
+
+
+@pytest.mark.parametrize("name", ["torch_ncsn_32", "torch_ncsnv2"])
+def test_ncsn_checkpoints_in_the_old_format_are_imported(tmp_path, name):
+  """[model, optimizer, epoch, step, average], with DataParallel's prefix, as the NCSN repositories saved them."""
+  case = golden_cases.load(name)
+  weights = golden_cases.weights(case)
+  state = collections.OrderedDict((f"module.{k}", v) for k, v in weights.items())
+  average = {f"module.{k}": 2 * v for k, v in weights.items()}
+  values = golden_cases.manifest(case)["config"]["model"]
+  config = default_config()
+  config.training.continuous = False
+  config.data.dataset = "digits"
+  config.model.name = "ncsn" if name == "torch_ncsn_32" else "ncsnv2_64"
+  config.model.reference = "jax" if name == "torch_ncsn_32" else "pytorch"
+  config.model.nonlinearity = "elu"
+  config.model.nf, config.model.num_scales = values["ngf"], values["num_classes"]
+  states = [state, {"state": {}}] if name == "torch_ncsn_32" else [state, {"state": {}}, 3, 700, average]
+  write_stream(tmp_path / "checkpoint.pth", states)
+  experiment, restored = imported(tmp_path, tmp_path / "checkpoint.pth", config)
+  x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
+  got = parallel.run_once(experiment.network.apply, {"params": restored.params}, x, labels)
+  assert golden_cases.relative_error(got, case["y"]) < 1e-4
+  factor = 1.0 if name == "torch_ncsn_32" else 2.0
+  np.testing.assert_array_equal(restored.ema_params["Conv_0"]["bias"], factor * restored.params["Conv_0"]["bias"])
+  assert int(restored.step) == (0 if name == "torch_ncsn_32" else 700)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_diffusers_folder_is_imported_and_its_settings_are_compared(tmp_path, suffix):
+  case = golden_cases.load("diffusers_ddpm")
+  folder = tmp_path / "model"
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(golden_cases.manifest(case)["config"]))
+  weights = {k: np.ascontiguousarray(v) for k, v in golden_cases.weights(case).items()}
+  if suffix == "bin":
+    write_stream(folder / "diffusion_pytorch_model.bin", weights)
+  else:
+    safetensors.numpy.save_file(weights, folder / "diffusion_pytorch_model.safetensors")
+  config = default_config()
+  config.training.sde, config.training.continuous, config.data.dataset = "vpsde", False, "digits"
+  config.data.image_size, config.model.name, config.model.nf = 16, "ddpm", 32
+  config.model.ch_mult, config.model.num_res_blocks, config.model.attn_resolutions = (1, 2), 1, (8,)
+  with pytest.raises(BadInput, match=r"Add --config\.model\.attn_every_block=True, or give its own config"):
+    tool.import_weights(config, str(tmp_path / "run"), str(folder))
+  config.model.attn_every_block = True
+  experiment, state = imported(tmp_path, folder, config)
+  x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
+  got = parallel.run_once(experiment.network.apply, {"params": state.params}, x, labels)
+  assert golden_cases.relative_error(got, case["y"]) < 1e-4
+  assert signature(experiment.config)["model.attn_every_block"]
+
+
+def test_a_hub_name_without_a_network_is_explained(tmp_path, monkeypatch):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setenv("HF_HOME", str(tmp_path))
+  with pytest.raises(BadInput, match=r"google/ddpm-cifar10-32' (cannot be downloaded|is no file)"):
+    tool.import_weights(tiny(), str(tmp_path / "run"), "google/ddpm-cifar10-32")
