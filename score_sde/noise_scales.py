@@ -54,7 +54,7 @@ def ratio(dims: int, overlap: float = 0.5) -> float:
 def langevin_step(gamma: float, steps: int) -> float:
   """epsilon / sigma_min² at which `steps` Langevin steps leave nearest to a level's own variance: Technique 4.
 
-  A step is x + alpha score + sqrt(2 alpha) z with alpha = epsilon sigma² / sigma_min²; after T of them the variance over
+  A step is x + alpha score + sqrt(2 alpha) z, alpha = epsilon sigma² / sigma_min²; after T of them the variance over
   sigma² is (1 - e)^(2T) (gamma² - 2e / (1 - (1 - e)²)) + 2e / (1 - (1 - e)²), e = epsilon / sigma_min².
   """
   e = np.geomspace(1e-6, 0.9, 100_000)

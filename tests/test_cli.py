@@ -3,22 +3,27 @@
 import pytest
 import runs
 
+# Each starts a process, which takes seconds; one of a kind is enough of them for the fast suite.
+SLOW = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
   ("flags", "parts"),
   [
     (["--config.model.sigma_mex=3"], ["'model.sigma_mex'", "Did you mean model.sigma_max?", "Keys of model:"]),
-    (["--config.training.sde=vp"], ["training.sde='vp'", "vesde, vpsde, subvpsde"]),
-    (["--config.training.batch_size=abc"], ["abc"]),
-    (["--mode=trian"], ["--mode=trian", "train, sample, eval"]),
-    (["--modus=train"], ["modus"]),
+    pytest.param(["--config.training.sde=vp"], ["training.sde='vp'", "vesde, vpsde, subvpsde"], marks=SLOW),
+    pytest.param(["--config.training.batch_size=abc"], ["abc"], marks=SLOW),
+    pytest.param(["--mode=trian"], ["--mode=trian", "train, sample, eval"], marks=SLOW),
+    pytest.param(["--modus=train"], ["modus"], marks=SLOW),
     (["leftover"], ["'leftover'", "--name=value"]),
     (["--mode=sample"], ["holds no checkpoints", "--mode=train"]),
-    (["--config.data.dataset=digit"], ["data.dataset='digit'", "digits"]),
+    pytest.param(["--config.data.dataset=digit"], ["data.dataset='digit'", "digits"], marks=SLOW),
     (["--config.data.dataset=folder", "--config.data.path=/nowhere"], ["'/nowhere'", "existing folder"]),
-    (["--config.model.embedding_type=positional"], ["positional", "--config.model.embedding_type=fourier"]),
-    (["--config.training.log_freq=3"], ["training.log_freq=3", "n_jitted_steps=2"]),
-    (["--workdir=/proc/nowhere"], ["--workdir='/proc/nowhere'", "Give another"]),
+    pytest.param(
+      ["--config.model.embedding_type=positional"], ["positional", "--config.model.embedding_type=fourier"], marks=SLOW
+    ),
+    pytest.param(["--config.training.log_freq=3"], ["training.log_freq=3", "n_jitted_steps=2"], marks=SLOW),
+    pytest.param(["--workdir=/proc/nowhere"], ["--workdir='/proc/nowhere'", "Give another"], marks=SLOW),
   ],
   ids=lambda value: value[0] if value[0].startswith("-") or value[0] == "leftover" else "",
 )

@@ -89,17 +89,13 @@ def uninterrupted(tmp_path_factory):
   return final(folder)
 
 
-def test_a_killed_run_resumes_bit_identically(tmp_path, uninterrupted):
-  assert_identical(kill_and_resume(tmp_path / "killed", seed=0), uninterrupted)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 11))
-def test_a_killed_run_resumes_bit_identically_ten_times(tmp_path, uninterrupted, seed):
+@pytest.mark.parametrize("seed", range(10))
+def test_a_killed_run_resumes_bit_identically(tmp_path, uninterrupted, seed):
   assert_identical(kill_and_resume(tmp_path / "killed", seed), uninterrupted)
 
 
-def test_sigterm_saves_at_once_and_exits_cleanly(tmp_path, uninterrupted):
+def test_sigterm_saves_at_once_and_exits_cleanly(tmp_path):
   """Stopped in mid-training, far from any scheduled save; the same command then goes on to the same end."""
   flags = ("--config.training.n_iters=200000", "--config.training.snapshot_freq_for_preemption=100000")
   process = runs.start(tmp_path, *flags, "--config.training.snapshot_freq=100000")
@@ -312,6 +308,7 @@ def test_discrete_models_train_and_sample_on_the_official_grid(sde, predictor, c
     training__sde=sde, training__continuous=False, training__n_iters=100, training__batch_size=32, optim__warmup=10,
     training__n_jitted_steps=10, training__log_freq=10, training__eval_freq=100, training__snapshot_freq=100,
     training__snapshot_freq_for_preemption=100, training__snapshot_sampling=False, training__final_report=False,
+    training__weighting="simple", training__time_sampling="uniform",
     model__num_scales=30, model__sigma_max=5.0, model__embedding_type="positional", sampling__num_steps=30,
     sampling__grid="official", sampling__norms="batch", sampling__predictor=predictor, sampling__corrector=corrector,
     sampling__num_samples=8,
