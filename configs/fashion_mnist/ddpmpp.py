@@ -23,6 +23,8 @@ def get_config():
   config.model.progressive_input = "none"
   config.model.fir = False
 
+  config.training.weighting = "simple"
+  config.training.time_sampling = "uniform"
   config.training.batch_size = 32
   config.training.n_iters = 2400
   config.training.n_jitted_steps = 1  # steps take half a second on a CPU: nothing to gain, and compile time to lose

@@ -1,7 +1,6 @@
 """DiT: a transformer over patches, steered by adaptive norms that start as the identity. Peebles & Xie 2023."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,6 +9,7 @@ from score_sde.models.layers import (
   Dropout,
   GaussianFourierProjection,
   LabelEmbedding,
+  attend,
   positional_embedding,
   rematerialized,
 )
@@ -50,7 +50,7 @@ class DiTBlock(nn.Module):
     h = _modulate(_norm(x), shift, scale)
     qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=_xavier, name="qkv")(h)
     q, k, v = (a.reshape(b, tokens, self.heads, -1) for a in jnp.split(qkv, 3, axis=-1))
-    h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    h = attend(q, k, v).reshape(x.shape)
     x = x + gate[:, None, :] * nn.Dense(width, dtype=self.dtype, kernel_init=_xavier, name="proj")(h)
 
     h = _modulate(_norm(x), mlp_shift, mlp_scale)

@@ -43,9 +43,44 @@ def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
   return nn.Dense(features, dtype=dtype, kernel_init=default_init())
 
 
-def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-  """GroupNorm in float32 with `groups` groups, or min(channels / 4, 32)."""
-  return nn.GroupNorm(num_groups=groups or min(channels // 4, 32), epsilon=1e-6)
+class GroupNorm(nn.Module):
+  """GroupNorm in float32 over NHWC images, parameters `scale` and `bias`. Wu & He 2018.
+
+  Sums are taken over pixels first, channel by channel, and the norm becomes one multiplication and addition a channel:
+  the same numbers as nn.GroupNorm's in half the time on a CPU.
+  """
+
+  num_groups: int
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    b, channels = x.shape[0], x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    x = x.astype(jnp.float32)
+    size = channels // self.num_groups
+    over_group = lambda a: jnp.repeat(jnp.mean(a.reshape(b, self.num_groups, size), axis=2), size, axis=1)
+    mean, square = over_group(jnp.mean(x, axis=(1, 2))), over_group(jnp.mean(x * x, axis=(1, 2)))
+    factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon)
+    return x * factor[:, None, None, :] + (bias - mean * factor)[:, None, None, :]
+
+
+def group_norm(channels: int, groups: int | None = None) -> GroupNorm:
+  """GroupNorm with `groups` groups, or min(channels / 4, 32)."""
+  return GroupNorm(groups or min(channels // 4, 32))
+
+
+def attend(q: Array, k: Array, v: Array) -> Array:
+  """softmax(q kᵀ / sqrt(size)) v over (B, tokens, heads, size)."""
+
+  def plain(q, k, v):
+    # XLA's CPU backend multiplies these in half the time with the heads in front.
+    q, k, v = (jnp.moveaxis(a, 2, 1) for a in (q, k, v))
+    weights = jax.nn.softmax((q * q.shape[-1] ** -0.5 @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32))
+    return jnp.moveaxis(weights.astype(v.dtype) @ v, 1, 2)
+
+  return jax.lax.platform_dependent(q, k, v, cpu=plain, default=jax.nn.dot_product_attention)
 
 
 def rematerialized(module: type[nn.Module], enabled: bool) -> type[nn.Module]:
@@ -67,6 +102,7 @@ class Dropout(nn.Module):
       return x
     keys = fold(keys, zlib.crc32("/".join(self.path).encode()))  # each layer draws its own mask
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+    keep = jax.lax.optimization_barrier(keep)  # or each use would draw it again
     return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
@@ -147,7 +183,7 @@ class AttnBlockpp(nn.Module):
     size = self.head_dim or channels
     h = group_norm(channels, self.groups)(x)
     q, k, v = (NIN(channels, dtype=self.dtype)(h).reshape(b, height * width, -1, size) for _ in range(3))
-    h = jax.nn.dot_product_attention(q, k, v, scale=size**-0.5).reshape(x.shape)
+    h = attend(q, k, v).reshape(x.shape)
     h = NIN(channels, init_scale=self.init_scale, dtype=self.dtype)(h)
     return add(x, h, self.skip_rescale)
 
