@@ -129,7 +129,7 @@ def default_config() -> ConfigDict:
   training.final_report = False  # evaluate and draw samples when training ends
 
   sampling = config.sampling = ConfigDict()
-  sampling.method = "pc"
+  sampling.method = "pc"  # pc, ode, or for few steps: ddim, dpm_solver, dpm_solver_sde, unipc, heun
   sampling.predictor = placeholder(str)  # follows the SDE
   sampling.corrector = placeholder(str)  # follows the SDE
   sampling.snr = 0.16
@@ -137,7 +137,12 @@ def default_config() -> ConfigDict:
   sampling.norms = "sample"  # Langevin's norms: of each sample, or averaged over the "batch" (as the paper)
   sampling.noise_removal = True
   sampling.probability_flow = False
-  sampling.grid = "uniform"  # official, uniform, log_snr
+  sampling.grid = "uniform"  # official, uniform, log_snr, karras, quadratic
+  sampling.eta = 0.0  # of ddim: 0 is the ODE, 1 ancestral sampling
+  sampling.churn = 0.0  # of heun: noise added over all steps (EDM's S_churn, S_min, S_max, S_noise)
+  sampling.churn_min = 0.0
+  sampling.churn_max = float("inf")
+  sampling.churn_noise = 1.0
   sampling.num_steps = placeholder(int)  # follows model.num_scales
   sampling.eps = placeholder(float)  # where time ends; follows the SDE
   sampling.rtol = 1e-5  # of the ODE

@@ -38,6 +38,8 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
   s = experiment.config.sampling
   if s.method == "ode":
     how = f"probability-flow ODE ({s.solver})"
+  elif s.method != "pc":
+    how = f"{s.method}, {s.grid} grid"
   else:
     how = f"{s.predictor}" + (f" + {s.corrector}" if s.corrector != "none" else "")
   name = NAMES[experiment.config.training.sde]

@@ -33,5 +33,7 @@ def get_config():
   config.training.n_iters = 390625  # 200 million images
   config.training.snapshot_freq = 25000
 
-  config.sampling.method = "ode"
+  config.sampling.method = "heun"
+  config.sampling.grid = "karras"
+  config.sampling.num_steps = 18
   return config

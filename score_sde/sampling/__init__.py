@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from score_sde.batch import Array
 from score_sde.sampling.correctors import CORRECTORS
+from score_sde.sampling.few_step import FEW_STEP, few_step
 from score_sde.sampling.grids import GRIDS, TimeGrid, make_grid
 from score_sde.sampling.ode import SOLVERS, ode_sampler
 from score_sde.sampling.predictor_corrector import predictor_corrector
@@ -18,18 +19,20 @@ from score_sde.sde import SDE
 
 __all__ = [
   "CORRECTORS",
+  "FEW_STEP",
   "GRIDS",
   "METHODS",
   "PREDICTORS",
   "SOLVERS",
   "TimeGrid",
+  "few_step",
   "make_grid",
   "make_sampler",
   "ode_sampler",
   "predictor_corrector",
 ]
 
-METHODS = ("pc", "ode")
+METHODS = ("pc", "ode", *FEW_STEP)
 
 
 def make_sampler(config: ConfigDict, sde: SDE) -> Callable[..., tuple[Array, dict[str, Any]]]:
@@ -43,6 +46,10 @@ def make_sampler(config: ConfigDict, sde: SDE) -> Callable[..., tuple[Array, dic
     return ode_sampler(
       sde, eps=s.eps, rtol=s.rtol, atol=s.atol, solver=s.solver, denoise=s.noise_removal, max_steps=s.max_steps
     )
+  if s.method in FEW_STEP:
+    options = {"ddim": {"eta": s.eta}, "heun": {k: s[k] for k in ("churn", "churn_min", "churn_max", "churn_noise")}}
+    grid = make_grid(s.grid, sde, s.num_steps, s.eps)
+    return few_step(sde, grid, s.method, denoise=s.noise_removal, **options.get(s.method, {}))
   if s.method != "pc":
     raise ValueError(f"sampling.method={s.method!r} is unknown; choose one of {', '.join(METHODS)}.")
   if s.norms not in ("sample", "batch"):

@@ -38,6 +38,22 @@ def log_snr(sde: LinearSDE, n: int, eps: float, predictor: str) -> TimeGrid:
   return _chained(times)
 
 
+def karras(sde: LinearSDE, n: int, eps: float, predictor: str) -> TimeGrid:
+  """N steps, equal in (sigma / alpha)^(1 / 7), from T to eps. Karras et al. 2022, eq. (5)."""
+  if not isinstance(sde, LinearSDE):
+    raise ValueError(f"sampling.grid='karras' needs a linear SDE, not {type(sde).__name__}: use 'uniform'.")
+  first, last = (float(jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2)) for t in (sde.T, eps))
+  ratio = np.linspace(first ** (1 / 7), last ** (1 / 7), n + 1) ** 7
+  times = np.array(sde.time_of_log_snr(jnp.asarray(-2 * np.log(ratio))), np.float64)
+  times[0], times[-1] = sde.T, eps
+  return _chained(times)
+
+
+def quadratic(sde: SDE, n: int, eps: float, predictor: str) -> TimeGrid:
+  """N steps, equal in sqrt(t), from T to eps. Song et al. 2021 (DDIM), Appendix D.2."""
+  return _chained(np.linspace(sde.T**0.5, eps**0.5, n + 1) ** 2)
+
+
 def official(sde: SDE, n: int, eps: float, predictor: str) -> TimeGrid:
   """The grid of the published samplers: t = linspace(T, eps, N), whose steps do not chain.
 
@@ -54,7 +70,7 @@ def official(sde: SDE, n: int, eps: float, predictor: str) -> TimeGrid:
   return TimeGrid(t, table[index.astype(int) + 1], table[index.astype(int)])
 
 
-GRIDS = {"official": official, "uniform": uniform, "log_snr": log_snr}
+GRIDS = {"official": official, "uniform": uniform, "log_snr": log_snr, "karras": karras, "quadratic": quadratic}
 
 
 def make_grid(name: str, sde: SDE, n: int, eps: float, predictor: str = "reverse_diffusion") -> TimeGrid:

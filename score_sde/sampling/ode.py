@@ -10,7 +10,7 @@ import numpy as np
 
 from score_sde import parallel
 from score_sde.batch import Array, example_keys, fold
-from score_sde.sampling.predictor_corrector import PRIOR
+from score_sde.sampling.loop import PRIOR
 from score_sde.sde import SDE, LinearSDE, Reverse, Score, as_argument, bind
 
 # Both evaluate the field once at the start and six times a step, rejected steps included.
@@ -70,7 +70,7 @@ def ode_sampler(
   are the paper's. `denoise` ends on E[x_0 | x_eps] (Tweedie's formula), which takes one evaluation more.
 
   Returns:
-    `sample` as that of `predictor_corrector`; `info["nfe"]` is (B,), and `info["finite"]` is false for a sample that
+    `sample` as that of `loop`; `info["nfe"]` is (B,), and `info["finite"]` is false for a sample that
     ran into `max_steps`.
 
   Raises:
