@@ -18,8 +18,11 @@ def x64():
   jax.config.update("jax_enable_x64", False)
 
 
+# Modules of minutes start first, so that the two workers of `pytest -n 2` end together.
+LONGEST = ("test_training", "test_models", "test_sampling", "test_likelihood", "test_published", "test_cli")
+
+
 def pytest_collection_modifyitems(items):
-  """Tests that share the run of `trained` go to one worker, which then trains it once."""
-  for item in items:
-    if "trained" in item.fixturenames:
-      item.add_marker(pytest.mark.xdist_group("trained"))
+  """Each module runs on one worker (--dist loadscope), in this order: what its tests share is made once."""
+  rank = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.module.__name__.rpartition(".")[2], len(LONGEST)))

@@ -98,7 +98,6 @@ def experiment(name):
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-@pytest.mark.xdist_group("papers")
 def test_official_configs_have_the_official_values(name):
   config = experiment(name).config
   for key, value in flat(OFFICIAL[name]):
@@ -119,7 +118,6 @@ def size(network, shape):
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-@pytest.mark.xdist_group("papers")
 def test_networks_have_their_published_size(name):
   assert size(experiment(name).network, experiment(name).shape) == PARAMETERS[name]
 
@@ -148,7 +146,6 @@ READ_BY = {
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.xdist_group("papers")
 def test_every_config_builds_and_nothing_it_states_is_ignored(name):
   """Of a paper's config each key that differs from the default is read; those of the small ones suit all SDEs."""
   built = experiment(name)
@@ -232,6 +229,5 @@ def test_every_config_of_the_papers_trains_and_samples_in_small(folder):
   assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.xdist_group("papers")
 def test_the_registry_has_every_network_of_the_configs():
   assert {experiment(n).config.model.name for n in FILES} <= set(models.MODELS)
