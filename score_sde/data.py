@@ -280,7 +280,9 @@ def _tfds(config: ConfigDict, split: str) -> Lazy:
       image = _fit(Image.fromarray(image.squeeze() if image.shape[2] == 1 else image), config)
     return image, int(record["label"]) if "label" in record else 0
 
-  return Lazy(len(records), read, getattr(builder.info.features.get("label"), "num_classes", None) or 1)
+  features = builder.info.features
+  classes = getattr(features["label"], "num_classes", None) if "label" in features else None
+  return Lazy(len(records), read, classes or 1)
 
 
 READERS = {"digits": _digits, "idx": _idx, "folder": _folder} | dict.fromkeys(TOYS, _toy)
