@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array
-from score_sde.sde import LinearSDE, Score
+from score_sde.sde import LinearSDE, Score, denoiser
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,8 +72,7 @@ class GaussianMixture:
 
   def posterior_mean(self, sde: LinearSDE, x: Array, t: Array) -> Array:
     """E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula."""
-    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-    return (x + sigma**2 * self.score(sde)(x, t)) / alpha
+    return denoiser(sde, self.score(sde))(x, t)
 
 
 def gaussian(mean: np.ndarray, covariance: np.ndarray) -> GaussianMixture:

@@ -369,6 +369,11 @@ class SubVP(_BetaSDE):
     return jnp.exp(-0.5 * between), jnp.sqrt(lost * (lost + r * sigma_s * (2 - sigma_s)))
 
 
+def denoiser(sde: LinearSDE, score: Score) -> Score:
+  """D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula."""
+  return lambda x, t: (x + expand(sde.sigma(t), x) ** 2 * score(x, t)) / expand(sde.alpha(t), x)
+
+
 def apply_diffusion(g: Array, v: Array) -> Array:
   """G v for each of the three kinds of diffusion."""
   return expand(g, v) * v if isinstance(g, jax.Array) else g.matvec(v)

@@ -18,12 +18,7 @@ import jax.numpy as jnp
 from score_sde.batch import Array, expand, normal
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.loop import Step, loop
-from score_sde.sde import LinearSDE, Score
-
-
-def denoiser(sde: LinearSDE, score: Score) -> Score:
-  """D(x, t) = E[x_0 | x_t = x], by Tweedie's formula."""
-  return lambda x, t: (x + expand(sde.sigma(t), x) ** 2 * score(x, t)) / expand(sde.alpha(t), x)
+from score_sde.sde import LinearSDE, Score, denoiser
 
 
 def _half_log_snr(sde: LinearSDE, t: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from score_sde import parallel
 from score_sde.batch import Array, example_keys, fold
 from score_sde.sampling.loop import PRIOR
-from score_sde.sde import SDE, LinearSDE, Reverse, Score, as_argument, bind
+from score_sde.sde import SDE, LinearSDE, Reverse, Score, as_argument, bind, denoiser
 
 # Both evaluate the field once at the start and six times a step, rejected steps included.
 SOLVERS = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
@@ -94,8 +94,7 @@ def ode_sampler(
     x = y if times is None else y[:, -1]
     if denoise and isinstance(sde, LinearSDE):
       t = jnp.full(x.shape[:1], eps, x.dtype)
-      alpha, sigma = sde.alpha(t[0]), sde.sigma(t[0])
-      x, nfe = (x + sigma**2 * bind(score, condition)(x, t)) / alpha, nfe + 1
+      x, nfe = denoiser(sde, bind(score, condition))(x, t), nfe + 1
     finite = success & jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
     return x, nfe, finite, y
 
