@@ -235,6 +235,12 @@ _POSITIVE = (
 )  # fmt: skip
 
 
+def _family(config: ConfigDict) -> tuple[str, str]:
+  """The family of the network, such as "ncsnv2", and the norm that its layers have."""
+  family = config.model.name.split("_")[0]
+  return family, NORMALIZATIONS.get(family, "LayerNorm")
+
+
 def make_sde(config: ConfigDict) -> LinearSDE:
   """The SDE of `config.training.sde`."""
   return SDES[config.training.sde](config.model)
@@ -273,10 +279,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if key == "model.embedding_type" and (not config.training.continuous or config.model.name == "ddpm"):
       value = "positional"  # discrete models see the index of the noise level
     _fill(config, key, value)
-  family = config.model.name.split("_")[0]
+  family, normalization = _family(config)
   scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
   _fill(config, "model.scale_by_sigma", scaled)
-  _fill(config, "model.normalization", NORMALIZATIONS.get(family, "LayerNorm"))
+  _fill(config, "model.normalization", normalization)
   t = config.training
   _fill(config, "training.weighting", "likelihood" if t.likelihood_weighting else "simple")
   _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
@@ -300,11 +306,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 def _check_model(config: ConfigDict) -> None:
   model, continuous = config.model, config.training.continuous
-  family = model.name.split("_")[0]
-  if model.normalization != NORMALIZATIONS.get(family, "LayerNorm"):
+  family, normalization = _family(config)
+  if model.normalization != normalization:
     raise BadInput(
-      f"model.normalization={model.normalization!r}, but model.name={model.name!r} has "
-      f"{NORMALIZATIONS.get(family, 'LayerNorm')}. Leave it unset."
+      f"model.normalization={model.normalization!r}, but model.name={model.name!r} has {normalization}. Leave it unset."
     )
   if family in ("ncsn", "ncsnv2") and (continuous or config.training.sde != "vesde"):
     raise BadInput(
