@@ -1,9 +1,11 @@
-"""What a network costs, counted and measured: `python benchmarks/models.py [--batch=16] [--repeats=5]`.
+"""What a network costs, counted and measured: `python benchmarks/models.py [--batch=16] [--repeats=5] [--devices=1]`.
 
 For CIFAR-10 NCSN++ at reduced width (nf 32, ch_mult (1, 2, 2), one residual block, 32 x 32) and variants, one
 forward pass and one whole train step: XLA's count of FLOPs and of memory, compile time and run time. The floor is a
 bare pass over the very convolutions of the program (for a train step those of its gradient too), with nothing between
-them: what is above it are norms, activations, resampling, attention and Adam.
+them: what is above it are norms, activations, resampling, attention and Adam. `--devices=2` splits the CPU into two
+devices, and the batch among them, as a training does with `XLA_FLAGS=--xla_force_host_platform_device_count=2`: XLA
+runs much of a step on one core otherwise. Counts are then of one device.
 """
 
 import argparse
@@ -99,7 +101,7 @@ def programs(config) -> dict[str, tuple[Callable, tuple]]:
   forward = jax.jit(lambda params, x, labels: experiment.network.apply({"params": params}, x, labels))
   return {
     "forward": (forward, (state.params, x, labels)),
-    "train step": (step, (state, jax.tree.map(lambda a: a[None], batch))),
+    "train step": (step, (state, parallel.shard(batch))),
   }
 
 
@@ -107,7 +109,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--devices", type=int, default=1, help="simulated devices of a CPU")
   options = parser.parse_args()
+  if options.devices > 1:
+    jax.config.update("jax_num_cpu_devices", options.devices)
 
   rows = []
   for name, model in {
@@ -123,7 +128,7 @@ def main() -> None:
         rows.append(("its convolutions alone", program, measure(*floor(fn, args), options.repeats)))
         print("done:", *rows[-1], flush=True)
 
-  print(f"\nbatch {options.batch}, {jax.devices()[0].platform}, JAX {jax.__version__}; official code: {OFFICIAL}\n")
+  print(f"\nbatch {options.batch}, {parallel.describe()}, JAX {jax.__version__}; official code: {OFFICIAL}\n")
   print("| network | program | run s | compile s | GFLOP | GFLOP/s | temporary MiB |\n|---|---|---|---|---|---|---|")
   for name, program, m in rows:
     speed = m["GFLOP"] / m["run s"]

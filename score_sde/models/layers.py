@@ -27,6 +27,11 @@ def default_init(scale: float = 1.0) -> Callable:
   return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
+def _pointwise(x: Array, kernel: Array, *_, **__) -> Array:
+  """The 1 x 1 convolution as a matrix product, whose gradient in the kernel is one too: faster on a CPU."""
+  return x @ kernel[0, 0]
+
+
 def conv(features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, init_scale: float = 1.0) -> nn.Conv:
   """A size x size convolution with bias that keeps the resolution (divided by `strides`)."""
   return nn.Conv(
@@ -36,6 +41,7 @@ def conv(features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, init_s
     padding="SAME",
     dtype=dtype,
     kernel_init=default_init(init_scale),
+    conv_general_dilated=_pointwise if size == strides == 1 else None,
   )
 
 
