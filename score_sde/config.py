@@ -129,12 +129,16 @@ def default_config() -> ConfigDict:
   training.final_report = False  # evaluate and draw samples when training ends
 
   sampling = config.sampling = ConfigDict()
-  sampling.method = "pc"  # pc, ode, or for few steps: ddim, dpm_solver, dpm_solver_sde, unipc, heun
+  # pc; ncsn and ddpm, whole samplers of these papers; ode, adaptive_sde; or for few steps ddim, dpm_solver,
+  # dpm_solver_sde, unipc, heun
+  sampling.method = "pc"
   sampling.predictor = placeholder(str)  # follows the SDE
   sampling.corrector = placeholder(str)  # follows the SDE
   sampling.snr = 0.16
   sampling.n_steps_each = 1
-  sampling.norms = "sample"  # Langevin's norms: of each sample, or averaged over the "batch" (as the paper)
+  sampling.norms = "sample"  # Langevin's norms, and the ODE's error: of each "sample", or of the "batch" (as the paper)
+  sampling.ald_step = "code"  # of ald: "paper" takes half the step, as NCSN's Algorithm 1 has it
+  sampling.posterior_variance = placeholder(bool)  # of ancestral sampling; unset: False for VP (beta), else True
   sampling.noise_removal = True
   sampling.probability_flow = False
   sampling.grid = "uniform"  # official, uniform, log_snr, karras, quadratic
@@ -148,6 +152,9 @@ def default_config() -> ConfigDict:
   sampling.rtol = 1e-5  # of the ODE
   sampling.atol = 1e-5
   sampling.solver = "dopri5"
+  sampling.temperature = 1.0  # of the ODE: scales the noise it starts from
+  sampling.sde_rtol = 0.05  # of adaptive_sde
+  sampling.sde_atol = placeholder(float)  # follows data.centered: one of 256 gray levels
   sampling.max_steps = 4096
   sampling.num_samples = 64
 
@@ -230,8 +237,9 @@ _POSITIVE = (
   "model.num_heads", "model.patch_size",
   "optim.lr", "training.batch_size", "training.n_iters", "training.n_jitted_steps", "training.log_freq",
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
-  "sampling.n_steps_each", "sampling.num_samples", "sampling.rtol", "sampling.atol", "eval.batch_size",
-  "eval.num_samples", "eval.num_repeats", "eval.num_probes", "eval.rtol", "eval.atol",
+  "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
+  "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
+  "eval.num_probes", "eval.rtol", "eval.atol",
 )  # fmt: skip
 
 
@@ -291,6 +299,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if t.importance_sampling and t.time_sampling != "importance":
     raise BadInput(f"training.importance_sampling=True, but training.time_sampling={t.time_sampling!r}. Set one.")
   _fill(config, "sampling.num_steps", config.model.num_scales)
+  _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)
   _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)
   for key, accepted in _CHOICES.items():
     choose(key, get(config, key), accepted)

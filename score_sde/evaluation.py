@@ -69,10 +69,18 @@ def draw_samples(experiment: Experiment, params: Params, total: int, frames: int
     keep = min(size, total - first)
     finite = np.asarray(info["finite"])[:keep]
     if not finite.all():
-      log.warning("%d of %d samples are not finite or exceeded sampling.max_steps.", (~finite).sum(), keep)
+      log.warning("%s", _what_failed(first, finite, np.asarray(info["t"])[:keep] if "t" in info else None))
     collected.append(np.asarray(data.inverse(config, x))[:keep])
     nfe.append(np.mean(info["nfe"]))
   return np.concatenate(collected), float(np.mean(nfe)), trajectory
+
+
+def _what_failed(first: int, finite: np.ndarray, reached: np.ndarray | None) -> str:
+  """Names the samples that are not `finite`, and the time where each of those stood that ran out of steps."""
+  failed = np.flatnonzero(~finite)
+  name = lambda i: str(first + i) if reached is None else f"{first + i} (t = {reached[i]:.3g})"
+  some = ", ".join(name(i) for i in failed[:8]) + (", ..." if len(failed) > 8 else "")
+  return f"{len(failed)} of {len(finite)} samples are not finite or exceeded sampling.max_steps: {some}."
 
 
 def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> None:

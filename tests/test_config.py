@@ -71,7 +71,7 @@ def changed(key, value):
     ("sampling.num_steps", -3, r"sampling.num_steps must be positive, got -3"),
     ("sampling.predictor", "euler", r"sampling.predictor='euler' is unknown; choose one of euler_maruyama"),
     ("sampling.eps", 2.0, r"sampling.eps must lie in \(0, 1.0\)"),
-    ("sampling.method", "sde", r"choose one of pc, ode, ddim"),
+    ("sampling.method", "sde", r"choose one of pc, ncsn, ddpm, ode"),
     ("training.importance_sampling", True, r"set both or none"),
     ("model.name", "unet", r"model.name='unet' is unknown; choose one of ncsnpp, ddpm, ncsn, "),
   ],

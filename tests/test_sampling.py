@@ -11,11 +11,15 @@ from score_sde.batch import example_keys, expand, fold
 from score_sde.sampling import (
   CORRECTORS,
   PREDICTORS,
+  adaptive_sde,
   correctors,
+  ddpm,
   make_grid,
+  ncsn,
   ode_sampler,
   predictor_corrector,
   predictors,
+  split_to_fit,
 )
 from score_sde.sde import VE, VP, SubVP
 
@@ -140,7 +144,11 @@ def test_a_sample_depends_on_its_own_key_alone():
     assert np.allclose(whole[4:], part, rtol=1e-4, atol=1e-5) == independent
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+SLOW = pytest.mark.slow
+VP_FAST = [pytest.param(sde, id=name, marks=[] if name == "vp" else SLOW) for name, sde in SDES.items()]
+
+
+@pytest.mark.parametrize("sde", VP_FAST)
 @pytest.mark.parametrize(
   ("predictor", "corrector"),
   [("euler_maruyama", "none"), ("reverse_diffusion", "langevin"), ("ancestral_sampling", "none")],
@@ -161,12 +169,13 @@ def test_samples_have_the_moments_of_the_data(sde, predictor, corrector):
   assert left == pytest.approx(np.mean(truth[:, 0] < 0), abs=4 * np.sqrt(0.25 / n) + 0.01)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde):
+def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde, batch_norm):
   """For N(m, c² I) the flow is x -> m + (x_T - alpha m) sqrt(v(eps) / v(T)), v = (alpha c)² + sigma²."""
   mean, c = jnp.array([0.5, -0.3]), 0.2
   data = analytic.gaussian(mean, c**2 * np.eye(2))
-  sample = ode_sampler(sde, eps=1e-3, denoise=False)
+  sample = ode_sampler(sde, eps=1e-3, denoise=False, batch_norm=batch_norm)
   x, info = sample(jax.tree_util.Partial(data.score(sde)), jax.random.key(0), (16, 2))
   z = sde.prior_sample(fold(example_keys(jax.random.key(0), jnp.arange(16)), 0), (16, 2))
   eps, end = jnp.array(1e-3), jnp.array(sde.T)
@@ -175,6 +184,109 @@ def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde):
   np.testing.assert_allclose(x, expected, atol=2e-3)
   assert info["finite"].all()
   assert ((info["nfe"] - 1) % 6 == 0).all()
+  assert (len(set(info["nfe"].tolist())) == 1) == batch_norm
+
+
+@pytest.mark.parametrize("sde", VP_FAST)
+def test_adaptive_steps_find_the_data_and_are_each_samples_own(sde):
+  """Covariance within four standard errors and 3%; rejected steps leave no bias, for the Brownian path is one."""
+  data, n = analytic.gaussian([0.25, -0.5], np.array([[2.0, 0.6], [0.6, 0.5]]) / 16), 2000
+  score = jax.tree_util.Partial(data.score(sde))
+  sample = adaptive_sde(sde, eps=1e-3, rtol=0.05, denoise=False)
+  x, info = sample(score, jax.random.key(2), (n, 2), frames=3)
+  alpha, sigma = (float(f(jnp.array(1e-3))) for f in (sde.alpha, sde.sigma))
+  covariance = alpha**2 * data.covariances[0] + sigma**2 * np.eye(2)
+  variance = np.diag(covariance)
+  assert (np.abs(np.mean(x, axis=0) - alpha * data.means[0]) < 4 * np.sqrt(variance / n) + 0.01).all()
+  np.testing.assert_allclose(np.var(x, axis=0), variance, rtol=4 * np.sqrt(2 / n) + 0.03)
+  assert info["finite"].all()
+  assert (info["rejected"] > 0).any()
+  assert len(set(info["nfe"].tolist())) > 20
+  assert [round(t, 3) for t, *_ in info["trajectory"]] == [1.0, 0.667, 0.334, 0.001]
+  part, its = sample(score, jax.random.key(2), (3, 2), first=5, frames=3)
+  np.testing.assert_allclose(part, x[5:8], atol=1e-5)
+  np.testing.assert_array_equal(its["nfe"], info["nfe"][5:8])
+
+
+@pytest.mark.parametrize("paper_step", [False, pytest.param(True, marks=SLOW)])
+def test_ncsn_finds_the_data_and_denoises_last(paper_step):
+  sde, n = VE(0.05, 4.0), 4000
+  score = jax.tree_util.Partial(MIXTURE.score(sde))
+  options = {"num_scales": 20, "n_steps": 30, "snr": 0.2, "paper_step": paper_step}
+  x, info = ncsn(sde, **options)(score, jax.random.key(0), (n, 2))
+  last, with_last = ncsn(sde, denoise=True, **options)(score, jax.random.key(0), (n, 2))
+  assert (info["nfe"], with_last["nfe"]) == (600, 601)
+  np.testing.assert_allclose(last, MIXTURE.posterior_mean(sde, x, jnp.full(n, 1e-5)), atol=1e-4)
+  truth = np.asarray(MIXTURE.sample(jax.random.key(1), 100_000))
+  # A Langevin step of size e has variance 1 / (1 - e / 2v) times too large: up to 15% here, half by the paper's step.
+  np.testing.assert_allclose(np.cov(np.asarray(x).T), np.cov(truth.T), atol=0.06)
+  assert np.mean(np.asarray(x)[:, 0] < 0) == pytest.approx(np.mean(truth[:, 0] < 0), abs=0.05)
+
+
+def test_ddpm_is_ancestral_sampling_on_the_official_grid():
+  sde, score = VP(), jax.tree_util.Partial(golden_score)
+  x, info = ddpm(sde, num_scales=30)(score, jax.random.key(0), (4, 2))
+  options = {"predictor": "ancestral_sampling", "corrector": "none", "official": True}
+  grid = make_grid("official", sde, 30, 1e-3, "ancestral_sampling")
+  np.testing.assert_array_equal(x, predictor_corrector(sde, grid, **options)(score, jax.random.key(0), (4, 2))[0])
+  assert info["nfe"] == 30
+  other, _ = ddpm(sde, num_scales=30, posterior_variance=True)(score, jax.random.key(0), (4, 2))
+  assert np.abs(other - x).max() > 1e-3
+
+
+def test_the_corrector_pulls_a_wrong_start_to_the_target():
+  """From N(3, 0.1²) in place of the prior: the corrector brings the mean back, predictors alone keep more of it."""
+  wrong = WrongPrior()
+  data = analytic.gaussian([0.0, 0.0], 0.25 * np.eye(2))
+  score, grid = jax.tree_util.Partial(data.score(VP())), make_grid("uniform", VP(), 100, 1e-3)
+  off = {}
+  for corrector in ("none", "langevin"):
+    sample = predictor_corrector(wrong, grid, corrector=corrector, snr=0.3, n_steps=5, batch_norms=True)
+    x, _ = sample(score, jax.random.key(0), (2000, 2))
+    off[corrector] = np.abs(np.mean(x, axis=0)).max(), np.abs(np.std(x, axis=0) - 0.5).max()
+  flow = predictor_corrector(wrong, grid, corrector="none", probability_flow=True)
+  x, _ = flow(score, jax.random.key(0), (2000, 2))
+  assert np.abs(np.mean(x, axis=0)).min() > 1
+  assert off["langevin"][0] < 0.05
+  assert off["langevin"][1] < 0.06
+
+
+class WrongPrior(VP):
+  def prior_sample(self, keys, shape, dtype=jnp.float32):
+    return 3 + 0.1 * super().prior_sample(keys, shape, dtype)
+
+
+def test_batches_beyond_memory_are_split_and_the_samples_stay_the_same():
+  """A sampler that holds at most five: the batch is halved until it fits, and the next batch at once."""
+  sde, seen = VP(), []
+  plain = adaptive_sde(sde, eps=1e-2, rtol=0.2)
+
+  def small(score, key, shape, **options):
+    seen.append(shape[0])
+    if shape[0] > 5:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    return plain(score, key, shape, **options)
+
+  score = jax.tree_util.Partial(lambda x, t, c: golden_score(x - c[:, None], t))
+  options = {"frames": 2, "condition": jnp.arange(14.0), "first": 3}
+  progress = []
+  sample = split_to_fit(small)
+  x, info = sample(score, jax.random.key(0), (14, 2), progress=lambda *a: progress.append(a), **options)
+  whole, expected = plain(score, jax.random.key(0), (14, 2), **options)
+  np.testing.assert_allclose(x, whole, atol=1e-5)
+  for name in ("nfe", "finite", "t", "rejected"):
+    np.testing.assert_array_equal(info[name], expected[name])
+  for (t, x, _), (s, y, _) in zip(info["trajectory"], expected["trajectory"], strict=True):
+    assert t == s
+    np.testing.assert_allclose(x, y, atol=1e-4)
+  assert seen == [14, 7, 3, 3, 3, 3, 2]
+  assert progress[-1][0] == progress[-1][1]
+  sample(score, jax.random.key(0), (6, 2), condition=jnp.arange(6.0))
+  assert seen[7:] == [3, 3]
+  with pytest.raises(jax.errors.JaxRuntimeError, match="elsewhere"):
+    split_to_fit(lambda *_, **__: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL: elsewhere")))(
+      score, jax.random.key(0), (4, 2)
+    )
 
 
 def test_the_reported_evaluations_are_those_made(monkeypatch):
@@ -189,22 +301,30 @@ def test_the_reported_evaluations_are_those_made(monkeypatch):
   _, info = sample(jax.tree_util.Partial(score), jax.random.key(0), (1, 2))
   jax.effects_barrier()
   assert info["nfe"] == len(calls) == 7 * 4
-  calls.clear()
-  _, info = ode_sampler(VP(), eps=1e-3)(jax.tree_util.Partial(score), jax.random.key(0), (1, 2))
-  jax.effects_barrier()
-  assert int(info["nfe"][0]) == len(calls)
+  for make in (ode_sampler, adaptive_sde):
+    calls.clear()
+    _, info = make(VP(), eps=1e-3)(jax.tree_util.Partial(score), jax.random.key(0), (1, 2))
+    jax.effects_barrier()
+    assert int(info["nfe"][0]) == len(calls), make
 
 
 def test_broken_samples_are_flagged():
-  """A score that is NaN for some samples, and an ODE that runs out of steps."""
+  """A score that is NaN for some samples, and solves that run out of steps, with the time that they reached."""
   nan = jax.tree_util.Partial(lambda x, t: jnp.where(x[:, :1] > 0, jnp.nan, -x))
   x, info = predictor_corrector(VP(), make_grid("uniform", VP(), 5, 1e-3), corrector="none")(
     nan, jax.random.key(0), (32, 2)
   )
   assert np.array_equal(info["finite"], np.isfinite(np.asarray(x)).all(axis=1))
   assert 0 < info["finite"].sum() < 32
-  _, info = ode_sampler(VP(), eps=1e-3, max_steps=3)(jax.tree_util.Partial(golden_score), jax.random.key(0), (4, 2))
-  assert not info["finite"].any()
+  for make in (ode_sampler, adaptive_sde):
+    _, info = make(VP(), eps=1e-3, max_steps=3)(jax.tree_util.Partial(golden_score), jax.random.key(0), (4, 2))
+    assert not info["finite"].any()
+    assert ((info["t"] > 0.5) & (info["t"] < 1)).all(), make
+    broken = jnp.arange(4) == 1
+    nan = jax.tree_util.Partial(lambda x, t, c: jnp.where(c[:, None], jnp.nan, -x))
+    _, info = make(VP(), eps=1e-3, max_steps=400)(nan, jax.random.key(0), (4, 2), condition=broken)
+    np.testing.assert_array_equal(info["finite"], ~broken)
+    np.testing.assert_array_equal(info["t"] <= np.float32(1e-3), ~broken)
 
 
 @pytest.mark.parametrize("name", ["uniform", "log_snr"])
@@ -228,6 +348,10 @@ def test_ordinary_grids_run_from_noise_to_eps_without_gaps(sde, name):
     (lambda: predictor_corrector(VP(), None, predictor="none", corrector="none"), "nothing would move"),
     (lambda: predictor_corrector(SubVP(), None, predictor="ancestral_sampling", official=True), "no official grid"),
     (lambda: ode_sampler(VP(), eps=1e-3, solver="rk99"), "choose one of dopri5"),
+    (lambda: ncsn(VP()), "noise levels of VE"),
+    (lambda: ddpm(VE()), "betas of VP"),
+    (lambda: adaptive_sde(VP(), eps=0.0), "noise to data"),
+    (lambda: adaptive_sde(VP(), eps=1e-3, rtol=0.0), "must be positive"),
   ],
 )  # fmt: skip
 def test_samplers_that_cannot_work_are_refused(make, message):

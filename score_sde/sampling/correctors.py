@@ -39,6 +39,7 @@ def langevin(
   n_steps: int = 1,
   num_scales: int = 1000,
   batch_mean: Callable[[Array], Array] | None = None,
+  **_,
 ):
   """e = 2 a(t) (snr ‖z‖ / ‖score‖)²: the step adapts to the score. Song et al. 2021, Algorithms 4 and 5.
 
@@ -65,12 +66,17 @@ def annealed_langevin(
   n_steps: int = 1,
   num_scales: int = 1000,
   batch_mean: Callable[[Array], Array] | None = None,
+  paper: bool = False,
 ):
-  """e = 2 a(t) (snr sigma(t))²: NCSN's annealed Langevin dynamics. Song & Ermon 2019, Algorithm 1."""
+  """e = 2 a(t) (snr sigma(t))²: NCSN's annealed Langevin dynamics, where that is Algorithm 1's alpha_i.
+
+  Song & Ermon 2019 step by alpha_i / 2 times the score in their Algorithm 1, and by alpha_i in their code, to which the
+  published snr = 0.316 belongs (alpha_i = 2e-5 (sigma_i / 0.01)²). `paper` halves e accordingly.
+  """
 
   def step(keys, x, t):
     z = normal(keys, x)
-    e = expand(2 * (snr * sde.sigma(t)) ** 2 * _shrinkage(sde, t, num_scales), x)
+    e = expand((1 if paper else 2) * (snr * sde.sigma(t)) ** 2 * _shrinkage(sde, t, num_scales), x)
     x_mean = x + e * score(x, t)
     return x_mean + jnp.sqrt(2 * e) * z, x_mean
 

@@ -10,7 +10,7 @@ import numpy as np
 from score_sde import parallel
 from score_sde.batch import Array, example_keys, fold
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sde import SDE, Score, as_argument, bind
+from score_sde.sde import SDE, Score, as_argument, bind, denoiser
 
 # Steps a dispatch runs: long enough to hide the dispatch, short enough for a progress bar.
 CHUNK = 50
@@ -30,6 +30,7 @@ def loop(
   evaluations: int,
   memory: Callable[[Array], tuple[Array, ...]] = lambda x: (),
   denoise: bool = True,
+  tweedie: bool = False,
 ) -> Callable[..., tuple[Array, dict[str, Any]]]:
   """Builds `sample(score, key, shape, ...) -> (x, info)`, compiled once for any number of steps.
 
@@ -40,6 +41,7 @@ def loop(
     evaluations: of the score by all steps.
     memory: from x (devices, b, ...) to what else a step hands to the next one, as it is before the first.
     denoise: return the mean of the last step, without its noise.
+    tweedie: return E[x_0 | x] at the last of the times instead (Tweedie's formula), for one evaluation more.
 
   Returns:
     `sample(score, key, shape, first=0, frames=0, progress=None, condition=None, dtype=float32)`: `shape` is (B, ...),
@@ -61,6 +63,11 @@ def loop(
 
     return jax.lax.fori_loop(0, count, body, carry)
 
+  def last_denoising(score: Score, batch: tuple[Array, Any], x: Array) -> Array:
+    t = jnp.full(x.shape[:1], grid.t[-1], x.dtype)
+    return denoiser(sde, bind(score, batch[1]))(x, t)
+
+  finish = parallel.map_batch(last_denoising, (None, 0, 0))
   run_chunk = parallel.map_batch(chunk, (None, 0, 0, None, None, None), donate=(2,))
   draw_prior = parallel.map_batch(lambda keys, x: sde.prior_sample(fold(keys, PRIOR), x.shape, x.dtype), (0, 0))
 
@@ -95,9 +102,9 @@ def loop(
       if progress:
         jax.block_until_ready(carry)
         progress(done, steps)
-    x, x_mean = parallel.unshard(carry[:2], shape[0])
-    x = x_mean if denoise else x
-    info = {"nfe": evaluations, "finite": jnp.all(jnp.isfinite(x.reshape(shape[0], -1)), axis=1)}
+    x = finish(score, batch, carry[0]) if tweedie else carry[1 if denoise else 0]
+    x = parallel.unshard(x, shape[0])
+    info = {"nfe": evaluations + tweedie, "finite": jnp.all(jnp.isfinite(x.reshape(shape[0], -1)), axis=1)}
     return x, info | ({"trajectory": trajectory} if frames else {})
 
   return sample

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import parallel
-from score_sde.batch import Array, example_keys, fold
+from score_sde.batch import Array, example_keys, fold, sum_over_dims
 from score_sde.sampling.loop import PRIOR
 from score_sde.sde import SDE, LinearSDE, Reverse, Score, as_argument, bind, denoiser
 
@@ -29,13 +29,17 @@ def solve(
   solver: str = "dopri5",
   max_steps: int = 4096,
   times: np.ndarray | None = None,
+  norm: Callable[[Any], Array] | None = None,
 ) -> tuple[Any, Array, Array]:
   """Integrates dy/dt = field(t, y, args) from `start` to `stop` for one sample; vmap over a batch.
 
   Returns:
-    y at `stop` (or stacked at `times`), the number of evaluations, and whether the solve ended within `max_steps`.
+    y at `stop` (or stacked at `times`), the number of evaluations, and the time reached: `stop`, or where it stood
+    after `max_steps`. `norm` measures the error of a step, by default its root mean square.
   """
-  save = diffrax.SaveAt(t1=True) if times is None else diffrax.SaveAt(ts=jnp.asarray(times, jnp.float32))
+  subs = [diffrax.SubSaveAt(t1=True)]
+  if times is not None:
+    subs.append(diffrax.SubSaveAt(ts=jnp.asarray(times, jnp.float32)))
   solution = diffrax.diffeqsolve(
     diffrax.ODETerm(field),
     SOLVERS[solver](),
@@ -44,14 +48,58 @@ def solve(
     dt0=(stop - start) * 1e-3,
     y0=y,
     args=args,
-    saveat=save,
-    stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+    saveat=diffrax.SaveAt(subs=subs),
+    stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, **({"norm": norm} if norm else {})),
     max_steps=max_steps,
     adjoint=diffrax.ForwardMode(),
     throw=False,
   )
-  y = solution.ys if times is not None else jax.tree.map(lambda a: a[0], solution.ys)
-  return y, 1 + 6 * solution.stats["num_steps"], solution.result == diffrax.RESULTS.successful
+  y = solution.ys[1] if times is not None else jax.tree.map(lambda a: a[0], solution.ys[0])
+  return y, 1 + 6 * solution.stats["num_steps"], solution.ts[0][0]
+
+
+def flow(
+  sde: SDE,
+  *,
+  start: float,
+  stop: float,
+  rtol: float = 1e-5,
+  atol: float = 1e-5,
+  solver: str = "dopri5",
+  max_steps: int = 4096,
+  batch_norm: bool = False,
+  times: np.ndarray | None = None,
+) -> Callable[[Score, Array, Any], tuple[Array, Array, Array]]:
+  """Builds `move(score, x, condition) -> (y, nfe, t)`, for use inside `parallel.map_batch`.
+
+  The probability-flow ODE from x (B, ...) at `start` to y at `stop`, or to y (B, len(times), ...); nfe and the time
+  reached are (B,). Steps are chosen for every sample by itself, so that a sample does not depend on its batch, or
+  with `batch_norm` for all together by the error over the whole batch, as the paper does.
+
+  Raises:
+    ValueError: for an unknown solver.
+  """
+  if solver not in SOLVERS:
+    raise ValueError(f"sampling.solver={solver!r} is unknown; choose one of {', '.join(SOLVERS)}.")
+  options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "times": times}
+
+  def drift(score: Score, t: Array, x: Array, condition: Any) -> Array:
+    reverse = Reverse(sde, bind(score, condition), probability_flow=True)
+    return reverse.drift(x, jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype))
+
+  def together(score: Score, x: Array, condition: Any) -> tuple[Array, Array, Array]:
+    field = lambda t, x, condition: drift(score, t, x, condition)
+    norm = lambda error: jnp.sqrt(parallel.batch_mean(sum_over_dims(error**2) / error[0].size))
+    y, nfe, t = solve(field, x, condition, start, stop, norm=norm, **options)
+    y = y if times is None else jnp.moveaxis(y, 0, 1)
+    return y, jnp.broadcast_to(nfe, x.shape[:1]), jnp.broadcast_to(t, x.shape[:1])
+
+  def apart(score: Score, x: Array, condition: Any) -> tuple[Array, Array, Array]:
+    alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
+    field = lambda t, x, condition: drift(score, t, x[None], alone(condition))[0]
+    return jax.vmap(lambda x, c: solve(field, x, c, start, stop, **options))(x, condition)
+
+  return together if batch_norm else apart
 
 
 def ode_sampler(
@@ -63,40 +111,35 @@ def ode_sampler(
   solver: str = "dopri5",
   denoise: bool = True,
   max_steps: int = 4096,
+  batch_norm: bool = False,
+  temperature: float = 1.0,
 ) -> Callable[..., tuple[Array, dict[str, Any]]]:
-  """Builds `sample(score, key, shape, ...) -> (x, info)` along the probability-flow ODE from T to `eps`.
+  """Builds `sample(score, key, shape, ...) -> (x, info)` along the probability-flow ODE from T to `eps`, see `flow`.
 
-  Steps are chosen for every sample by itself, so that a sample does not depend on its batch; `rtol` and `atol` of 1e-5
-  are the paper's. `denoise` ends on E[x_0 | x_eps] (Tweedie's formula), which takes one evaluation more.
+  `rtol` and `atol` of 1e-5 are the paper's. `denoise` ends on E[x_0 | x_eps] (Tweedie's formula), which takes one
+  evaluation more; `temperature` scales the noise that the flow starts from (Song et al. 2021, Appendix D.5).
 
   Returns:
-    `sample` as that of `loop`; `info["nfe"]` is (B,), and `info["finite"]` is false for a sample that
-    ran into `max_steps`.
+    `sample` as that of `loop`; `info["nfe"]` is (B,), `info["t"]` (B,) is the time reached, and `info["finite"]` is
+    false for a sample that ran into `max_steps`.
 
   Raises:
     ValueError: for an unknown solver or an eps outside (0, T).
   """
-  if solver not in SOLVERS:
-    raise ValueError(f"sampling.solver={solver!r} is unknown; choose one of {', '.join(SOLVERS)}.")
   if not 0 < eps < sde.T:
     raise ValueError(f"sampling.eps must lie in (0, {sde.T}), so that time runs from noise to data; got {eps}.")
+  options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "batch_norm": batch_norm}
+  flow(sde, start=sde.T, stop=eps, **options)
 
   def integrate(score: Score, batch: tuple[Array, Array, Any], times: np.ndarray | None):
     keys, like, condition = batch
-    x = sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
-
-    def field(t, x, condition):
-      flow = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
-      return flow.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
-
-    options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "times": times}
-    y, nfe, success = jax.vmap(lambda x, c: solve(field, x, c, sde.T, eps, **options))(x, condition)
-    x = y if times is None else y[:, -1]
+    x = temperature * sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
+    path, nfe, t = flow(sde, start=sde.T, stop=eps, times=times, **options)(score, x, condition)
+    x = path if times is None else path[:, -1]
     if denoise and isinstance(sde, LinearSDE):
-      t = jnp.full(x.shape[:1], eps, x.dtype)
-      x, nfe = denoiser(sde, bind(score, condition))(x, t), nfe + 1
-    finite = success & jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
-    return x, nfe, finite, y
+      x, nfe = denoiser(sde, bind(score, condition))(x, jnp.full(x.shape[:1], eps, x.dtype)), nfe + 1
+    finite = (t <= jnp.asarray(eps, t.dtype)) & jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
+    return x, nfe, finite, t, path
 
   compiled = {}
 
@@ -109,19 +152,18 @@ def ode_sampler(
     frames: int = 0,
     progress: Callable[[int, int], None] | None = None,
     condition: Any = None,
+    dtype: jnp.dtype = jnp.float32,
   ) -> tuple[Array, dict[str, Any]]:
+    times = np.linspace(sde.T, eps, frames + 1) if frames else None
     if frames not in compiled:
-      times = np.linspace(sde.T, eps, frames + 1) if frames else None
       compiled[frames] = parallel.map_batch(lambda s, b: integrate(s, b, times), (None, 0))
-    score = as_argument(score)
     keys = example_keys(key, first + jnp.arange(shape[0]))
-    out = compiled[frames](score, parallel.shard((keys, jnp.zeros(shape, jnp.float32), condition)))
-    x, nfe, finite, path = parallel.unshard(out, shape[0])
+    out = compiled[frames](as_argument(score), parallel.shard((keys, jnp.zeros(shape, dtype), condition)))
+    x, nfe, finite, t, path = parallel.unshard(out, shape[0])
     if progress:
       progress(1, 1)
-    info = {"nfe": nfe, "finite": finite}
+    info = {"nfe": nfe, "finite": finite, "t": t}
     if frames:
-      times = np.linspace(sde.T, eps, frames + 1)
       info["trajectory"] = [(t, np.asarray(path[:, i]), None) for i, t in enumerate(times)]
     return x, info
 

@@ -24,6 +24,8 @@ def predictor_corrector(
   official: bool = False,
   probability_flow: bool = False,
   batch_norms: bool = False,
+  posterior_variance: bool | None = None,
+  paper_step: bool = False,
   denoise: bool = True,
 ) -> Callable[..., tuple[Array, dict[str, Any]]]:
   """Builds `sample(score, key, shape, ...) -> (x, info)`, see `loop`.
@@ -39,7 +41,10 @@ def predictor_corrector(
     probability_flow: the predictor steps along the ODE, without noise.
     batch_norms: average Langevin's norms over the batch as the paper does. Samples then depend on their batch; without
       it each depends on its own key alone.
-    denoise: leave out the noise of the last step.
+    posterior_variance: of ancestral sampling, see there; None is its default for the SDE.
+    paper_step: annealed Langevin by half the step, see there.
+    denoise: leave out the noise of the last step; without a predictor, end on E[x_0 | x] at the last noise level
+      (NCSNv2's last denoising step), which takes one evaluation more.
 
   Returns:
     `sample` as that of `loop`.
@@ -64,9 +69,11 @@ def predictor_corrector(
       raise ValueError("sampling.probability_flow has no ancestral form; use 'euler_maruyama' or 'reverse_diffusion'.")
 
   def make_step(score: Score) -> Step:
-    predict = PREDICTORS[predictor](sde, score, official=official, probability_flow=probability_flow)
+    options = {"official": official, "probability_flow": probability_flow, "posterior_variance": posterior_variance}
+    predict = PREDICTORS[predictor](sde, score, **options)
+    options = {"snr": snr, "n_steps": n_steps, "num_scales": num_scales, "paper": paper_step}
     average = parallel.batch_mean if batch_norms else None
-    correct = CORRECTORS[corrector](sde, score, snr=snr, n_steps=n_steps, num_scales=num_scales, batch_mean=average)
+    correct = CORRECTORS[corrector](sde, score, batch_mean=average, **options)
 
     def step(keys, i, carry, t, start, stop):
       x, _ = correct(fold(keys, 0), carry[0], t)
@@ -75,4 +82,5 @@ def predictor_corrector(
     return step
 
   evaluations = len(grid.t) * ((predictor != "none") + (corrector != "none") * n_steps)
-  return loop(sde, grid, make_step, evaluations=evaluations, denoise=denoise)
+  tweedie = denoise and predictor == "none" and isinstance(sde, LinearSDE)
+  return loop(sde, grid, make_step, evaluations=evaluations, denoise=denoise, tweedie=tweedie)
