@@ -169,6 +169,9 @@ def default_config() -> ConfigDict:
   evaluation.bpd_dataset = "test"
   evaluation.num_examples = placeholder(int)  # score this many examples; unset: all
   evaluation.num_repeats = 1  # dequantizations an example
+  # ode: exact, of the probability-flow ODE; bounds: elbo, of the reverse-time SDE; chain, of a discrete model (DDPM)
+  evaluation.likelihood = "ode"
+  evaluation.num_times = 64  # noise levels an example, for elbo
   evaluation.probe = "rademacher"
   evaluation.num_probes = 1
   evaluation.rtol = 1e-5
@@ -228,6 +231,7 @@ _CHOICES = {
   "optim.decay": ("none", "cosine"),
   "training.sde": tuple(SDES),
   "eval.bpd_dataset": ("train", "test"),
+  "eval.likelihood": ("ode", "elbo", "chain"),
 }
 
 NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceNorm++", "ncsnv2": "InstanceNorm++"}
@@ -239,7 +243,7 @@ _POSITIVE = (
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
   "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
   "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
-  "eval.num_probes", "eval.rtol", "eval.atol",
+  "eval.num_probes", "eval.num_times", "eval.rtol", "eval.atol",
 )  # fmt: skip
 
 
@@ -308,6 +312,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if not value > 0 or not math.isfinite(value):
       raise BadInput(f"{key} must be positive, got {value}.")
   _check_model(config)
+  if config.eval.likelihood == "chain" and t.continuous:
+    raise BadInput("eval.likelihood='chain' is of a model trained with training.continuous=False: use 'ode' or 'elbo'.")
+  if config.eval.likelihood == "elbo" and not t.continuous:
+    raise BadInput("eval.likelihood='elbo' needs training.continuous=True; a discrete model has 'chain', or 'ode'.")
   with as_bad_input():
     make_sde(config)
   return config.lock()

@@ -1,11 +1,15 @@
 """Evaluation of trained models: losses, bits/dim, samples; pictures and a report of them."""
 
+import hashlib
 import importlib.metadata
+import json
 import logging
 import math
 import pathlib
 import platform
+import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +19,8 @@ from ml_collections import ConfigDict
 
 from score_sde import checkpoints, data, parallel, pictures
 from score_sde.batch import example_keys, fold
-from score_sde.config import BadInput, signature
+from score_sde.bounds import chain_bound, evidence_bound
+from score_sde.config import BadInput, as_dict, signature
 from score_sde.experiment import Experiment, Params, build, make_workdir, write_json
 from score_sde.likelihood import bits_per_dim, log_likelihood
 from score_sde.progress import Bar
@@ -27,6 +32,9 @@ SAMPLES, LIKELIHOOD, LOSS = range(3)
 
 # Streams of an example's key.
 DATA, PROBE = range(2)
+
+# How a likelihood is printed: bounds are from above.
+BOUND = {"ode": "", "elbo": "at most ", "chain": "at most "}
 
 # Samples in a picture.
 SHOWN = 100
@@ -171,58 +179,103 @@ def mean_loss(experiment: Experiment, params: Params, source: data.Source, key: 
   return _mean_and_error("loss", values)
 
 
-def mean_bits_per_dim(experiment: Experiment, params: Params, source: data.Source, key: jax.Array) -> dict[str, Any]:
-  """Bits/dim of `source` (nats of points) along the probability-flow ODE, over eval.num_repeats dequantizations.
+def mean_bits_per_dim(
+  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
+) -> dict[str, Any]:
+  """Bits/dim of `source` (nats of points) over eval.num_repeats dequantizations, as eval.likelihood says.
+
+  "ode" is the likelihood of the probability-flow ODE; "elbo" and "chain" bound that of the reverse-time SDE and of the
+  discrete chain, from above. With a folder `cache` the batches that are done are kept there, and not done again.
 
   Returns:
     "bits_per_dim" and its standard error over examples, the mean number of evaluations, and how many solves failed.
   """
   config, e = experiment.config, experiment.config.eval
   dims = math.prod(experiment.shape)
-  log_p = log_likelihood(
-    experiment.sde, eps=e.eps, rtol=e.rtol, atol=e.atol, probe=e.probe, num_probes=e.num_probes,
-    max_steps=config.sampling.max_steps,
-  )  # fmt: skip
-  score = experiment.score(params)
-  # Likelihoods are those of dequantized data, however the model was trained.
+  log_p, score = _likelihood(experiment), experiment.score(params)
+  # Likelihoods are those of dequantized data, however the model was trained; the chain's is of the images themselves.
   dequantized = ConfigDict(config).unlock()
-  dequantized.data.uniform_dequantization = True
+  dequantized.data.uniform_dequantization = e.likelihood != "chain"
   prepare = jax.jit(lambda keys, image: data.prepare(dequantized, fold(keys, DATA), image, train=False))
 
   def run(batch, repeat):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
     y = experiment.classes(batch["label"])
-    log_density, _, nfe, success = log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y)
-    return jnp.stack([log_density, nfe.astype(jnp.float32), success.astype(jnp.float32)], axis=1)[None]
+    return jnp.stack(log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y), axis=1)[None]
 
-  repeats = [_over_batches("bits/dim", config, source, run, repeat) for repeat in range(e.num_repeats)]
+  name = f"bits/dim ({e.likelihood})"
+  repeats = [_over_batches(name, config, source, run, repeat, cache) for repeat in range(e.num_repeats)]
   log_density = np.mean([r[:, 0] for r in repeats], axis=0)
-  nfe, success = np.concatenate(repeats)[:, 1].mean(), np.concatenate(repeats)[:, 2]
+  nfe, reached = np.concatenate(repeats)[:, 1].mean(), np.concatenate(repeats)[:, 2]
   if not data.is_image(config):
     result = _mean_and_error("nats", -log_density)
+  elif e.likelihood == "chain":
+    result = _mean_and_error("bits_per_dim", -log_density / (dims * math.log(2)))
   else:
     scale = 0.5 if config.data.centered else 1.0
     result = _mean_and_error("bits_per_dim", np.asarray(bits_per_dim(log_density, dims, config.data.levels, scale)))
-  failed = int((success == 0).sum())
-  if failed:
-    log.warning("%d of %d likelihood solves exceeded sampling.max_steps.", failed, len(success))
-  return result | {"likelihood_nfe": float(nfe), "likelihood_failed": failed, "examples": len(log_density)}
+  failed = np.flatnonzero(~(reached >= experiment.sde.T))
+  if len(failed):
+    some = ", ".join(f"{i % len(log_density)} (t = {reached[i]:.3g})" for i in failed[:8])
+    log.warning("%d of %d likelihood solves exceeded sampling.max_steps: %s.", len(failed), len(reached), some)
+  counts = {"likelihood_nfe": float(nfe), "likelihood_failed": len(failed), "examples": len(log_density)}
+  return {"likelihood": e.likelihood} | result | counts
 
 
-def _over_batches(name, config, source, run, repeat):
-  """Concatenated results of `run` on all batches of `source`, each filled up to the same size."""
+def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+  """(score, keys, x, y) -> (log-density or log-probability, evaluations, time reached), each (B,)."""
+  config, e, sde = experiment.config, experiment.config.eval, experiment.sde
+  if e.likelihood == "ode":
+    log_p = log_likelihood(
+      sde, eps=e.eps, rtol=e.rtol, atol=e.atol, probe=e.probe, num_probes=e.num_probes,
+      max_steps=config.sampling.max_steps,
+    )  # fmt: skip
+
+    def by_ode(score, keys, x, y):
+      log_density, _, nfe, t = log_p(score, keys, x, y)
+      return log_density, nfe.astype(jnp.float32), t
+
+    return by_ode
+  if e.likelihood == "elbo":
+    bound, evaluations = evidence_bound(sde, eps=e.eps, num_times=e.num_times), e.num_times + 1
+  else:
+    bound = chain_bound(
+      sde, num_scales=config.model.num_scales, low=-1.0 if config.data.centered else 0.0, high=1.0,
+      levels=config.data.levels, posterior_variance=config.sampling.posterior_variance is not False,
+    )  # fmt: skip
+    evaluations = config.model.num_scales
+
+  def by_bound(score, keys, x, y):
+    constant = lambda value: jnp.full(x.shape[:1], value, jnp.float32)
+    return bound(score, keys, x, y), constant(evaluations), constant(sde.T)
+
+  return by_bound
+
+
+def _over_batches(name, config, source, run, repeat, cache=None):
+  """Concatenated results of `run` on all batches of `source`, each filled up to the same size.
+
+  A batch whose results are in the folder `cache` is read from there, and every other written to it.
+  """
   readers = data.in_order(source, config.eval.batch_size, config.eval.num_examples)
   total = min(len(source), config.eval.num_examples or len(source))
   size = min(config.eval.batch_size, -(-total // parallel.device_count()) * parallel.device_count())
   results = []
   with Bar(name, total, " examples") as bar:
     for i, read in enumerate(readers):
+      file = cache and cache / f"repeat_{repeat}_batch_{i:06d}.npy"
+      if file and file.exists():
+        results.append(np.load(file))
+        bar.show(min((i + 1) * config.eval.batch_size, total))
+        continue
       batch = read()
       n = len(batch["label"])
       batch["index"] = np.arange(n, dtype=np.int32) + i * config.eval.batch_size
       batch = {k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()}
       out = np.asarray(run(batch, repeat))
       results.append(out.reshape(-1, *out.shape[2:])[:n])
+      if file and parallel.is_first_host():
+        pictures.save_atomically(file, lambda handle, done=results[-1]: np.save(handle, done))
       bar.step(min((i + 1) * config.eval.batch_size, total), total)
   return np.concatenate(results)
 
@@ -230,6 +283,13 @@ def _over_batches(name, config, source, run, repeat):
 def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
   values = np.asarray(values, np.float64)
   return {name: float(values.mean()), f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
+
+
+def _fingerprint(config: ConfigDict, source: data.Source) -> str:
+  """Of everything that the likelihood of a checkpoint depends on: another one begins with other batches."""
+  settings = {name: as_dict(config[name]) for name in ("data", "model", "eval")}
+  depends = {"seed": config.seed, "sde": config.training.sde, "examples": len(source)} | settings
+  return hashlib.sha256(json.dumps(depends, sort_keys=True, default=list).encode()).hexdigest()[:8]
 
 
 def versions() -> dict[str, str]:
@@ -282,7 +342,8 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
       if e.enable_loss:
         row |= mean_loss(experiment, params, source, jax.random.fold_in(key, LOSS))
       if e.enable_bpd:
-        row |= mean_bits_per_dim(experiment, params, source, jax.random.fold_in(key, LIKELIHOOD))
+        cache = path / "eval" / f"likelihood_{step:08d}_{_fingerprint(config, source)}"
+        row |= mean_bits_per_dim(experiment, params, source, jax.random.fold_in(key, LIKELIHOOD), cache)
       if e.enable_sampling:
         row |= _write_samples(experiment, params, step, path)
       row["seconds"] = round(time.monotonic() - start, 1)
@@ -300,6 +361,8 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   }
   if parallel.is_first_host():
     write_json(path / "report.json", report)
+    for done in (path / "eval").glob("likelihood_*"):
+      shutil.rmtree(done)
     for row in rows:
       print(_line(row, report), flush=True)
 
@@ -311,7 +374,8 @@ def _line(row: dict[str, Any], report: dict[str, Any]) -> str:
   for name, unit in (("bits_per_dim", "bits/dim"), ("nats", "nats")):
     if name in row:
       parts.append(
-        f"{row[name]:.3f} ± {row[name + '_error']:.3f} {unit} on {row['examples']} {report['split']} examples "
+        f"{BOUND[row['likelihood']]}{row[name]:.3f} ± {row[name + '_error']:.3f} {unit} "
+        f"on {row['examples']} {report['split']} examples "
         f"({row['likelihood_nfe']:.0f} evaluations each)"
       )
   if "samples" in row:

@@ -1,4 +1,4 @@
-"""Exact log-likelihoods by the instantaneous change of variables along the probability-flow ODE.
+"""The probability-flow ODE as a bijection between data and latents: exact log-likelihoods, encoding, decoding.
 
     log p_0(x) = log p_T(x_T) + ∫₀ᵀ div f̃(x_t, t) dt,        div f̃ = E[eᵀ (∂f̃/∂x) e]
 
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from score_sde import parallel
-from score_sde.batch import Array
-from score_sde.sampling.ode import solve
+from score_sde.batch import Array, expand, norm, sum_over_dims
+from score_sde.sampling.ode import flow, solve
 from score_sde.sde import SDE, Reverse, Score, as_argument, bind
 
 PROBES = {
@@ -34,8 +34,11 @@ def log_likelihood(
   probe: str = "rademacher",
   num_probes: int = 1,
   max_steps: int = 4096,
+  prior_logp: Callable[[Array], Array] | None = None,
 ) -> Callable[[Score, Array, Array], tuple[Array, Array, Array, Array]]:
-  """Builds `log_p(score, keys, x, condition=None) -> (log-density in nats, x_T, nfe, success)`.
+  """Builds `log_p(score, keys, x, condition=None) -> (log-density in nats, x_T, nfe, t)`.
+
+  t (B,) is the time that the solve reached: T, unless it ran into `max_steps`, where the density is not to be used.
 
   It compiles once a shape of `x` (B, ...). With a `condition`, a pytree of (B, ...) arrays, each example's score is
   score(x, t, condition), as that of a class-conditional network is.
@@ -47,15 +50,17 @@ def log_likelihood(
     probe: "rademacher" or "gaussian" vectors estimate the divergence, one key of `keys` (B,) an example;
       "exact" computes it with as many derivatives as dimensions.
     num_probes: probes an example.
+    prior_logp: log-density (B,) of x_T, in place of the SDE's prior: the exact one of `analytic` data, say.
 
   Raises:
     ValueError: for an unknown probe.
   """
+  prior_logp = prior_logp or sde.prior_logp
   if probe != "exact" and probe not in PROBES:
     raise ValueError(f"eval.probe={probe!r} is unknown; choose one of {', '.join(PROBES)}, exact.")
 
   def one(score: Score, key: Array, x: Array, condition: Any):
-    flow = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
+    reverse = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
     dims = x.size
     if probe == "exact":
       probes = jnp.eye(dims, dtype=x.dtype).reshape(dims, *x.shape)
@@ -66,7 +71,7 @@ def log_likelihood(
 
     def field(t, state, probes):
       x, _ = state
-      drift = lambda x: flow.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
+      drift = lambda x: reverse.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
       if len(probes) == 1:
         value, along = jax.jvp(drift, (x,), (probes[0],))
         return value, jnp.sum(along * probes[0])
@@ -75,8 +80,8 @@ def log_likelihood(
 
     options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps}
     state = (x, jnp.zeros((), x.dtype))
-    (z, delta), nfe, success = solve(field, state, probes, eps, sde.T, **options)
-    return sde.prior_logp(z[None])[0] + delta, z, nfe, success
+    (z, delta), nfe, t = solve(field, state, probes, eps, sde.T, **options)
+    return prior_logp(z[None])[0] + delta, z, nfe, t
 
   mapped = parallel.map_batch(lambda score, batch: jax.vmap(lambda b: one(score, *b))(batch), (None, 0))
 
@@ -97,3 +102,50 @@ def bits_per_dim(log_p: Array, dims: int, levels: int, scale: float) -> Array:
     scale: d(image in [0, 1]) / d(model's data): 1 for data in [0, 1], 1/2 for data in [-1, 1].
   """
   return -log_p / (dims * math.log(2)) + math.log2(levels) + math.log2(scale)
+
+
+Code = Callable[..., tuple[Array, dict[str, Array]]]
+
+
+def encoder(
+  sde: SDE, *, eps: float = 1e-5, rtol: float = 1e-6, atol: float = 1e-6, solver: str = "dopri5", max_steps: int = 4096
+) -> tuple[Code, Code]:
+  """Builds `(encode, decode)`, each `(score, x, condition=None) -> (y, info)` on x (B, ...).
+
+  `encode` carries data, standing at time `eps`, to its latent at T, `decode` back: each datum has one latent, and each
+  latent one datum. Under VP and sub-VP latents of data are standard normal, under VE N(0, sigma_max² I); scaled by a
+  temperature below one they decode to smoother data. A tolerance of 1e-6 keeps data that lies between modes, where the
+  flow stretches most, within 1e-3 after both ways. Song et al. 2021, Section 4.3 and Appendix D.5.
+
+  `info` holds (B,) "nfe" and "t", the time reached, which tells a solve that ran into `max_steps`.
+
+  Raises:
+    ValueError: for an unknown solver or an eps outside (0, T).
+  """
+  if not 0 < eps < sde.T:
+    raise ValueError(f"eps must lie in (0, {sde.T}), got {eps}.")
+  options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps}
+
+  def along(start: float, stop: float) -> Code:
+    move = flow(sde, start=start, stop=stop, **options)
+    run = parallel.map_batch(lambda score, batch: move(score, *batch), (None, 0))
+
+    def code(score: Score, x: Array, condition: Any = None) -> tuple[Array, dict[str, Array]]:
+      y, nfe, t = parallel.unshard(run(as_argument(score), parallel.shard((x, condition))), x.shape[0])
+      return y, {"nfe": nfe, "t": t}
+
+    return code
+
+  return along(eps, sde.T), along(sde.T, eps)
+
+
+def interpolate(a: Array, b: Array, weights: Array) -> Array:
+  """Latents (K, B, ...) between `a` and `b` (B, ...): on the great circle, at `weights` (K,) in [0, 1] of the way.
+
+  sin((1 - w) θ) / sin θ a + sin(w θ) / sin θ b, θ the angle between the two, so that norms stay those of latents, where
+  straight lines would pass too close to the origin. Song et al. 2021, Appendix D.5.
+  """
+  cosine = sum_over_dims(a * b) / (norm(a) * norm(b))
+  angle = jnp.maximum(jnp.arccos(jnp.clip(cosine, -1, 1)), 1e-4)
+  share = lambda w: expand(jnp.sin(w * angle) / jnp.sin(angle), a)
+  return jnp.stack([share(1 - w) * a + share(w) * b for w in jnp.asarray(weights, a.dtype)])

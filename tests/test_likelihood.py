@@ -9,10 +9,13 @@ import pytest
 
 from score_sde import analytic
 from score_sde.batch import example_keys
-from score_sde.likelihood import bits_per_dim, log_likelihood
-from score_sde.sde import VE, VP, SubVP
+from score_sde.config import default_config
+from score_sde.experiment import build
+from score_sde.likelihood import bits_per_dim, encoder, interpolate, log_likelihood
+from score_sde.sde import VE, VP, Reverse, SubVP
 
 SDES = [VE(sigma_max=20.0), VP(), SubVP()]
+VP_FAST = [pytest.param(s, id=type(s).__name__, marks=[] if isinstance(s, VP) else pytest.mark.slow) for s in SDES]
 MIXTURE = analytic.GaussianMixture(
   means=[[0.5, -0.3, 0.0], [-0.6, 0.4, 0.2]],
   covariances=[
@@ -29,16 +32,20 @@ def test_the_exact_trace_gives_the_exact_density(sde):
   x = MIXTURE.sample(jax.random.key(0), 16).astype(jnp.float32)
   keys = example_keys(jax.random.key(1), jnp.arange(16))
   score = jax.tree_util.Partial(MIXTURE.score(sde))
-  log_p, z, _, success = log_likelihood(sde, eps=1e-3, probe="exact")(score, keys, x)
+  log_p, z, _, t = log_likelihood(sde, eps=1e-3, probe="exact")(score, keys, x)
   end, eps = jnp.full(16, sde.T), jnp.full(16, 1e-3)
   mismatch = sde.prior_logp(z) - MIXTURE.log_density(sde, z, end)
   exact = MIXTURE.log_density(sde, x, eps)
   bits = np.abs(np.asarray(log_p - mismatch - exact)) / (3 * math.log(2))
-  assert success.all()
+  assert (t == sde.T).all()
   assert bits.max() < 1e-3
+  with_exact_prior = log_likelihood(
+    sde, eps=1e-3, probe="exact", prior_logp=lambda z: MIXTURE.log_density(sde, z, jnp.full(len(z), sde.T))
+  )
+  np.testing.assert_allclose(with_exact_prior(score, keys, x)[0], exact, atol=1e-3 * 3 * math.log(2))
 
 
-@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("probe", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_estimated_traces_are_unbiased(probe):
   sde, n = VP(), 512
   x = jnp.broadcast_to(jnp.array([0.3, 0.1, -0.1]), (n, 3))
@@ -49,7 +56,7 @@ def test_estimated_traces_are_unbiased(probe):
   one = np.asarray(log_likelihood(sde, probe=probe, **options)(score, keys, x)[0])
   four = np.asarray(log_likelihood(sde, probe=probe, num_probes=4, **options)(score, keys, x)[0])
   for values in (one, four):
-    assert abs(values.mean() - exact[0]) < 4 * values.std() / math.sqrt(n) + 1e-3
+    assert abs(values.mean() - exact[0]) < 3 * values.std() / math.sqrt(n) + 1e-3
   assert four.var() < 0.5 * one.var()
 
 
@@ -59,6 +66,61 @@ def test_the_offset_of_bits_per_dim(levels, scale, offset):
   log_p = 6 * math.log(scale)
   assert float(bits_per_dim(jnp.array(log_p), 6, levels, scale)) == pytest.approx(math.log2(levels))
   assert float(bits_per_dim(jnp.array(0.0), 6, levels, scale)) == pytest.approx(offset)
+
+
+@pytest.mark.parametrize("sde", VP_FAST)
+def test_encoding_is_undone_by_decoding(sde):
+  """Below 1e-3 in float32; latents of data are those of the prior, and so are what lies between two of them."""
+  x = MIXTURE.sample(jax.random.key(0), 1000).astype(jnp.float32)
+  encode, decode = encoder(sde, eps=1e-3)
+  score = jax.tree_util.Partial(MIXTURE.score(sde))
+  z, info = encode(score, x)
+  back, _ = decode(score, z)
+  off = np.abs(back - x).max(axis=1)
+  assert np.median(off) < 1e-5
+  assert np.quantile(off, 0.995) < 1e-3  # float32 cannot do better on the ridge between two modes
+  assert (info["t"] == sde.T).all()
+  np.testing.assert_allclose(np.cov(np.asarray(z).T) / sde.prior_std**2, np.eye(3), atol=0.15)
+  between = interpolate(z[:500], z[500:], jnp.linspace(0, 1, 5))
+  np.testing.assert_allclose(between[0], z[:500], atol=1e-3 * sde.prior_std)
+  np.testing.assert_allclose(between[-1], z[500:], atol=1e-3 * sde.prior_std)
+  norms = np.linalg.norm(between, axis=2) / sde.prior_std
+  assert norms.mean(axis=1).std() < 0.1
+  cold, _ = decode(score, 0.1 * z)
+  assert np.std(cold) < np.std(x)
+
+
+def test_a_solve_out_of_steps_tells_where_it_stood():
+  x = MIXTURE.sample(jax.random.key(0), 4).astype(jnp.float32)
+  score = jax.tree_util.Partial(MIXTURE.score(VP()))
+  keys = example_keys(jax.random.key(1), jnp.arange(4))
+  _, _, nfe, t = log_likelihood(VP(), max_steps=5)(score, keys, x)
+  assert (nfe == 31).all()
+  assert ((t > 0) & (t < 0.5)).all()
+  _, info = encoder(VP(), max_steps=5)[0](score, x)
+  assert (info["t"] < 0.5).all()
+
+
+@pytest.mark.slow
+def test_drift_and_divergence_cost_two_forward_passes():
+  """By XLA's count of FLOPs: one jvp with one probe at most 2.1, against 3 for two separate calls."""
+  config = default_config()
+  config.data.image_size, config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 16, 64, (1, 2), 1
+  config.training.sde = "vpsde"
+  experiment = build(config)
+  params = jax.jit(experiment.init_params)(jax.random.key(0))
+  x, t = jnp.zeros((4, 16, 16, 3)), jnp.full(4, 0.5)
+  drift = lambda params, x: Reverse(experiment.sde, experiment.score(params), probability_flow=True).drift(x, t)
+
+  def both(params, x, probe):
+    value, along = jax.jvp(lambda x: drift(params, x), (x,), (probe,))
+    return value, jnp.sum(along * probe, axis=(1, 2, 3))
+
+  flops = [
+    jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+    for f, args in ((drift, (params, x)), (both, (params, x, x)))
+  ]
+  assert flops[1] < 2.1 * flops[0]
 
 
 def test_unknown_probes_are_refused():

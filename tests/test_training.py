@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from ml_collections import ConfigDict
 from test_config import ROOT, load
 
 from score_sde import checkpoints, training
@@ -239,6 +240,38 @@ def test_sample_and_eval_modes_write_what_they_promise(trained, capsys):
       assert np.max(np.abs(nine["samples"].astype(int) - file["samples"][:9])) <= 1
 
 
+def test_bits_per_dim_go_on_where_they_were_stopped(trained, monkeypatch):
+  """Two of three batches of each of two repeats are on disk when the run dies; the next run does the others alone."""
+  folder, config = trained
+  config = ConfigDict(config)
+  config.eval.likelihood, config.eval.num_times, config.eval.batch_size, config.eval.num_repeats = "elbo", 4, 8, 2
+  config.eval.enable_loss, config.eval.enable_bpd, written = False, True, []
+  save = training.evaluation.pictures.save_atomically
+
+  def dies(path, write):
+    save(path, write)
+    written.append(path.name)
+    if len(written) == 5:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(training.evaluation.pictures, "save_atomically", dies)
+    with pytest.raises(KeyboardInterrupt):
+      training.evaluation.evaluate(config, str(folder))
+  left = sorted(p.name for p in (folder / "eval").glob("likelihood_*/*"))
+  assert left == sorted(written)
+  assert len(left) == 5
+  for path in (folder / "eval").glob("likelihood_*/*"):
+    np.save(path, np.load(path) + np.array([64 * np.log(2), 0, 0]))  # to be recognized: a bit/dim less
+  training.evaluation.evaluate(config, str(folder))
+  resumed = json.loads((folder / "report.json").read_text())["checkpoints"][0]
+  assert not list((folder / "eval").glob("likelihood_*"))
+  training.evaluation.evaluate(config, str(folder))
+  whole = json.loads((folder / "report.json").read_text())["checkpoints"][0]
+  assert resumed["bits_per_dim"] == pytest.approx(whole["bits_per_dim"] - 5 / 6, abs=1e-4)
+  assert whole["likelihood"] == "elbo"
+
+
 def test_snapshots_are_evaluated_by_number(trained):
   folder, config = trained
   config.eval.enable_bpd = config.eval.enable_sampling = False
@@ -319,3 +352,10 @@ def test_discrete_models_train_and_sample_on_the_official_grid(sde, predictor, c
   training.evaluation.sample(config, str(tmp_path))
   with np.load(tmp_path / "samples.npz") as file:
     assert file["samples"].std() > 1
+  config.eval.likelihood, config.eval.enable_bpd, config.eval.num_examples = "chain", True, 8
+  config.data.uniform_dequantization = False
+  training.evaluation.evaluate(config, str(tmp_path))
+  row = json.loads((tmp_path / "report.json").read_text())["checkpoints"][0]
+  assert row["likelihood"] == "chain"
+  assert row["likelihood_nfe"] == 30
+  assert 1 < row["bits_per_dim"] < 30

@@ -1,0 +1,200 @@
+"""Work against precision: `python benchmarks/samplers.py [--workdir=RUN] [--samples=4096] [--out=docs/images]`.
+
+Every sampler at several numbers of score evaluations (NFE), on data whose score is known exactly: a mixture of eight
+correlated Gaussians in 64 dimensions, under VP and VE; and with `--workdir`, on the model trained there by
+configs/quickstart.py against the digits (there the floor is the distance of one half of them to the other, and what is
+above it the model's own error). Two distances to the target,
+
+  SW   sliced Wasserstein distance, the root mean square over 512 directions of W2 in one dimension,
+  MMD  maximum mean discrepancy of the Gaussian kernel with the median distance as its width, unbiased square,
+
+beside their Monte-Carlo floor: the distance of two sets of draws from the target itself. A PNG and a Markdown table are
+written; on two CPU cores the mixture takes some twenty minutes.
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+from score_sde import checkpoints, data
+from score_sde.analytic import GaussianMixture
+from score_sde.config import signature
+from score_sde.experiment import build
+from score_sde.sampling import adaptive_sde, few_step, make_grid, ode_sampler, predictor_corrector
+from score_sde.sde import SDE, VE, VP
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DIMS = 64
+BUDGETS = (10, 20, 50, 100, 200, 500)
+
+
+def mixture() -> GaussianMixture:
+  """Eight modes 1.5 from the origin, each with a covariance of its own, standard deviations from 0.05 to 0.3."""
+  rng = np.random.default_rng(0)
+  means = rng.standard_normal((8, DIMS))
+  means *= 1.5 / np.linalg.norm(means, axis=1, keepdims=True)
+  roots = [np.linalg.qr(rng.standard_normal((DIMS, DIMS)))[0] * np.geomspace(0.05, 0.3, DIMS) for _ in range(8)]
+  return GaussianMixture(means, np.stack([r @ r.T for r in roots]), np.arange(1.0, 9.0))
+
+
+@jax.jit
+def sliced_wasserstein(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Root mean square over random directions of the W2 distance of the projections of two sets of equal size."""
+  directions = jax.random.normal(jax.random.key(7), (x.shape[1], 512))
+  directions /= jnp.linalg.norm(directions, axis=0)
+  return jnp.sqrt(jnp.mean((jnp.sort(x @ directions, axis=0) - jnp.sort(y @ directions, axis=0)) ** 2))
+
+
+@jax.jit
+def squared_mmd(x: jax.Array, y: jax.Array, width: jax.Array) -> jax.Array:
+  """Unbiased squared maximum mean discrepancy with exp(-|x - y|² / 2 width²)."""
+  n = len(x)
+
+  def kernel(a, b):
+    square = jnp.sum(a**2, 1)[:, None] + jnp.sum(b**2, 1)[None] - 2 * a @ b.T
+    return jnp.exp(-square / (2 * width**2))
+
+  within = lambda a: (jnp.sum(kernel(a, a)) - n) / (n * (n - 1))
+  return within(x) + within(y) - 2 * jnp.mean(kernel(x, y))
+
+
+def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]]:
+  """name: (budget in evaluations -> sampler, budgets)."""
+  grid = lambda name, n, predictor="reverse_diffusion": make_grid(name, sde, n, eps, predictor)
+  ve = isinstance(sde, VE)
+  predictor = "reverse_diffusion" if ve else "euler_maruyama"
+  ordinary = "log_snr" if ve else "uniform"
+  few = lambda method, per_step=1, **options: (
+    lambda nfe: few_step(sde, grid("karras", nfe // per_step), method, denoise=True, **options), BUDGETS[:5],
+  )  # fmt: skip
+
+  def pc(corrector, **options):
+    def make(nfe):
+      n = nfe // (1 if corrector == "none" else 2)
+      where = grid(options.get("grid", ordinary), n, predictor)
+      official = options.get("grid") == "official"
+      return predictor_corrector(
+        sde, where, predictor=predictor, corrector=corrector, snr=0.16, official=official, batch_norms=official,
+        num_scales=n,
+      )  # fmt: skip
+
+    return make
+
+  ode = lambda rtol: ode_sampler(sde, eps=eps, rtol=rtol, atol=rtol, denoise=False)
+  adaptive = lambda rtol: adaptive_sde(sde, eps=eps, rtol=rtol, atol=rtol / 10)
+  return {
+    "official predictor-corrector": (pc("langevin", grid="official"), (100, 200, 500, 1000, 2000)),
+    "predictor": (pc("none"), BUDGETS),
+    "predictor-corrector": (pc("langevin"), BUDGETS),
+    "ancestral": (lambda nfe: predictor_corrector(
+      sde, grid("karras", nfe), predictor="ancestral_sampling", corrector="none", posterior_variance=True), BUDGETS),
+    "probability flow, Euler": (lambda nfe: predictor_corrector(
+      sde, grid(ordinary, nfe), predictor="reverse_diffusion", corrector="none", probability_flow=True), BUDGETS),
+    "probability flow, Dopri5": (ode, (1e-1, 1e-2, 1e-3, 1e-5)),
+    "adaptive SDE": (adaptive, (0.5, 0.2, 0.05, 0.02)),
+    "DDIM": few("ddim"),
+    "DDIM, eta 1": few("ddim", eta=1.0),
+    "DPM-Solver++(2M)": few("dpm_solver"),
+    "DPM-Solver++(2M) SDE": few("dpm_solver_sde"),
+    "UniPC-3": few("unipc"),
+    "Heun": few("heun", 2),
+    "Heun, churn 10": few("heun", 2, churn=10.0),
+  }  # fmt: skip
+
+
+def compare(name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray, other: np.ndarray) -> list[tuple]:
+  """(what, sampler, NFE, SW, MMD, seconds) of every sampler, the floor first."""
+  target, other = (jnp.asarray(a.reshape(len(a), -1), jnp.float32) for a in (target, other))
+  pairs = np.random.default_rng(1).integers(0, len(target), (2, 2000))
+  width = jnp.median(jnp.linalg.norm(target[pairs[0]] - target[pairs[1]], axis=1))
+
+  def distances(x):
+    return float(sliced_wasserstein(x, target)), float(jnp.sqrt(jnp.maximum(squared_mmd(x, target, width), 0)))
+
+  rows = [(name, "floor: the target itself", 0, *distances(other), 0.0)]
+  print(*rows[-1], sep="\t", flush=True)
+  shape = (len(target), *([target.shape[1]] if name.startswith("mixture") else [8, 8, 1]))
+  for sampler, (make, budgets) in samplers(sde, eps).items():
+    for budget in budgets:
+      start = time.perf_counter()
+      x, info = make(budget)(score, jax.random.key(3), shape)
+      row = (name, sampler, float(np.mean(info["nfe"])), *distances(x.reshape(len(x), -1)), time.perf_counter() - start)
+      rows.append(row)
+      print(*row[:3], *(f"{v:.4f}" for v in row[3:]), sep="\t", flush=True)
+  return rows
+
+
+def plot(path: pathlib.Path, rows: list[tuple]) -> None:
+  names = list(dict.fromkeys(r[0] for r in rows))
+  figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 5.5), squeeze=False)
+  markers = "osD^v<>pP*Xhd8"
+  for axis, name in zip(axes[0], names, strict=True):
+    mine = [r for r in rows if r[0] == name]
+    for i, sampler in enumerate(dict.fromkeys(r[1] for r in mine[1:])):
+      points = sorted((r[2], r[3]) for r in mine if r[1] == sampler)
+      style = {"color": "black", "lw": 2.5} if sampler.startswith("official") else {"color": plt.cm.tab20(i)}
+      axis.plot(*zip(*points, strict=True), marker=markers[i % len(markers)], ms=5, label=sampler, **style)
+    axis.axhline(mine[0][3], color="gray", ls="--", label="Monte-Carlo floor")
+    axis.set(xscale="log", yscale="log", title=name, xlabel="score evaluations")
+    axis.grid(alpha=0.3, which="both")
+  axes[0, 0].set_ylabel("sliced Wasserstein distance")
+  figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False, fontsize=9)
+  figure.tight_layout(rect=(0, 0.16, 1, 1))
+  figure.savefig(path, dpi=110)
+
+
+def table(rows: list[tuple]) -> str:
+  lines = ["| data | sampler | NFE | SW | MMD |", "|---|---|---|---|---|"]
+  lines += [f"| {r[0]} | {r[1]} | {r[2]:.0f} | {r[3]:.4f} | {r[4]:.4f} |" for r in rows]
+  return "\n".join(lines) + "\n"
+
+
+def trained(workdir: str) -> tuple[SDE, float, Callable, np.ndarray, np.ndarray]:
+  """The model of a quickstart's workdir, and all digits, dequantized, in two random halves."""
+  from configs import quickstart  # the repository's, where this is run
+
+  experiment = build(quickstart.get_config())
+  with checkpoints.manager(workdir) as opened:
+    targets = {"ema_params": experiment.abstract_params()}
+    _, items = checkpoints.restore(opened, targets, signature(experiment.config), workdir)
+  config = experiment.config
+  sources = [data.load(config, split) for split in ("train", "test")]
+  real = np.concatenate([source.gather(np.arange(len(source)))["image"] for source in sources])
+  real = np.random.default_rng(0).permutation(real)
+  keys = jax.random.split(jax.random.key(5), len(real))
+  real = np.asarray(data.prepare(config, keys, jnp.asarray(real), train=False))
+  half = len(real) // 2
+  score = experiment.score(items["ema_params"])
+  return experiment.sde, config.sampling.eps, score, real[:half], real[half : 2 * half]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--workdir", help="a run of configs/quickstart.py")
+  parser.add_argument("--samples", type=int, default=4096)
+  parser.add_argument("--out", default="docs/images")
+  options = parser.parse_args()
+  exact, rows = mixture(), []
+  target, other = (np.asarray(exact.sample(jax.random.key(i), options.samples)) for i in range(2))
+  for name, sde, eps in (("mixture, VP", VP(), 1e-3), ("mixture, VE", VE(0.01, 10.0), 1e-5)):
+    rows += compare(name, sde, eps, jax.tree_util.Partial(exact.score(sde)), target, other)
+  if options.workdir:
+    sde, eps, score, target, other = trained(options.workdir)
+    rows += compare("digits, trained VP", sde, eps, score, target, other)
+  out = pathlib.Path(options.out)
+  out.mkdir(parents=True, exist_ok=True)
+  plot(out / "samplers.png", rows)
+  (out / "samplers.md").write_text(table(rows))
+  print(table(rows))
+
+
+if __name__ == "__main__":
+  main()

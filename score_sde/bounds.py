@@ -1,0 +1,181 @@
+"""Bounds on what a score model knows about its data: the evidence lower bound, DDPM's, and that on the KL divergence.
+
+They bound the law of the reverse-time SDE, not that of the probability-flow ODE, whose likelihood is in `likelihood`.
+With z the noise of x_t = alpha x + sigma z, every term is a multiple of |z + sigma score(x_t, t)|², and time is best
+drawn uniformly in lambda = log_snr, which makes the weight of the continuous bound constant.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde import parallel
+from score_sde.analytic import GaussianMixture
+from score_sde.batch import Array, expand, fold, normal, sum_over_dims, uniform
+from score_sde.losses import importance_times
+from score_sde.sde import LinearSDE, Score, as_argument, bind
+
+# Streams of an example's key.
+TIME, NOISE, LAST = range(3)
+
+
+def _prior_divergence(x: Array, alpha: Array | float, sigma: Array | float, std: float) -> Array:
+  """KL(N(alpha x, sigma² I) ‖ N(0, std² I)), (B,)."""
+  dims, ratio = math.prod(x.shape[1:]), (sigma / std) ** 2
+  return dims / 2 * (ratio - 1 - jnp.log(ratio)) + (alpha / std) ** 2 * sum_over_dims(x**2) / 2
+
+
+def _noise_error(sde: LinearSDE, score: Score, x: Array, z: Array, t: Array) -> Array:
+  """|z + sigma score(alpha x + sigma z, t)|², (B,)."""
+  mean, sigma = sde.marginal(x, t)
+  sigma = expand(sigma, x)
+  return sum_over_dims((z + sigma * score(mean + sigma * z, t)) ** 2)
+
+
+def _mapped(one: Callable) -> Callable:
+  """`one(score, keys, x)` over all devices, as `bound(score, keys, x, condition=None)`."""
+  run = parallel.map_batch(lambda score, batch: one(bind(score, batch[2]), *batch[:2]), (None, 0))
+
+  def bound(score: Score, keys: Array, x: Array, condition: Any = None) -> Array:
+    return parallel.unshard(run(as_argument(score), parallel.shard((keys, x, condition))), x.shape[0])
+
+  return bound
+
+
+def evidence_bound(sde: LinearSDE, *, eps: float = 1e-5, num_times: int = 16) -> Callable[..., Array]:
+  """Builds `bound(score, keys, x, condition=None)`: an unbiased estimate (B,) of a lower bound of log p(x), in nats.
+
+      log p(x) >= -KL(q(x_T | x) ‖ prior) - ½ ∫ E|z + sigma score|² d lambda + E log N(x; D(x_eps), (sigma/alpha)² I)
+
+  with lambda from that of T to that of eps and each example's `num_times` times stratified in it; tight for the exact
+  score. Song et al. 2021b (ScoreFlow), Theorem 3, with the step from x_eps to x as reconstruction; Kingma et al. 2021.
+
+  Raises:
+    ValueError: for an eps outside (0, T) or no times.
+  """
+  if not 0 < eps < sde.T:
+    raise ValueError(f"eval.eps must lie in (0, {sde.T}), got {eps}.")
+  if num_times < 1:
+    raise ValueError(f"eval.num_times must be at least 1, got {num_times}.")
+
+  def one(score: Score, keys: Array, x: Array) -> Array:
+    dims = math.prod(x.shape[1:])
+    u = uniform(fold(keys, TIME), jnp.zeros(x.shape[:1], x.dtype))
+
+    def at(k):
+      t, range_of_lambda = importance_times(sde, (u + k) / num_times, eps)
+      return 0.5 * range_of_lambda * _noise_error(sde, score, x, normal(fold(fold(keys, NOISE), k), x), t)
+
+    diffusion = jnp.mean(jax.lax.map(at, jnp.arange(num_times)), axis=0)
+    last, end = jnp.full(x.shape[:1], eps, x.dtype), jnp.full((), sde.T, x.dtype)
+    std = sde.sigma(last) / sde.alpha(last)
+    error = _noise_error(sde, score, x, normal(fold(keys, LAST), x), last)
+    reconstruction = dims / 2 * jnp.log(2 * math.pi * std**2) + error / 2
+    return -(_prior_divergence(x, sde.alpha(end), sde.sigma(end), sde.prior_std) + diffusion + reconstruction)
+
+  return _mapped(one)
+
+
+def chain_bound(
+  sde: LinearSDE, *, num_scales: int, low: float, high: float, levels: int = 256, posterior_variance: bool = True
+) -> Callable[..., Array]:
+  """Builds `bound(score, keys, x, condition=None)`: a lower bound (B,) of log P(x) of discrete images, in nats.
+
+      -log P(x) <= KL(q(x_N | x) ‖ prior) + sum_i KL(q(x_i-1 | x_i, x) ‖ p(x_i-1 | x_i)) - log P(x | x_1)
+
+  over the model's `num_scales` noise levels, one noise each: DDPM's L_T, L_i-1 and L_0, the last with a Gaussian about
+  the denoised image integrated over the bin of each of `levels` gray levels, evenly spaced from `low` to `high`, the
+  outer ones open. Ho et al. 2020, eq. (5) and (13); also for a discrete VE model.
+
+  Args:
+    posterior_variance: of p(x_i-1 | x_i), see `sampling.predictors.ancestral_sampling`; False is DDPM's beta.
+
+  Raises:
+    ValueError: for an SDE without discrete noise levels.
+  """
+  try:
+    alpha, sigma = sde.levels(num_scales)
+  except TypeError as error:
+    raise ValueError(str(error)) from error
+  order = np.argsort(sigma / alpha)
+  alpha, sigma = alpha[order], sigma[order]
+  ratio = alpha[1:] / alpha[:-1]
+  added = sigma[1:] ** 2 - (ratio * sigma[:-1]) ** 2
+  posterior = added * (sigma[:-1] / sigma[1:]) ** 2
+  model = posterior if posterior_variance else added
+  gain = (alpha[:-1] * added / sigma[1:] ** 2) ** 2 / (2 * model) * (sigma[1:] / alpha[1:]) ** 2
+  constant = (posterior / model - 1 - np.log(posterior / model)).sum() / 2
+  half_bin = (high - low) / (levels - 1) / 2
+
+  def one(score: Score, keys: Array, x: Array) -> Array:
+    dims = math.prod(x.shape[1:])
+    table = lambda values: jnp.asarray(values, x.dtype)
+
+    def noised(i):
+      """(noise, score) at the i-th level, the cleanest first."""
+      z = normal(fold(fold(keys, NOISE), i), x)
+      # A hair late, or float32 finds some levels one index low.
+      t = jnp.full(x.shape[:1], jnp.minimum((i + 2e-4) / (num_scales - 1), 1) * sde.T, x.dtype)
+      return z, score(table(alpha)[i] * x + table(sigma)[i] * z, t)
+
+    def step(i):
+      z, s = noised(i + 1)
+      return table(gain)[i] * sum_over_dims((z + table(sigma)[i + 1] * s) ** 2)
+
+    total = jnp.sum(jax.lax.map(step, jnp.arange(num_scales - 1)), axis=0) + dims * constant
+    z, s = noised(0)
+    std = float(sigma[0] / alpha[0])
+    off = -std * (z + float(sigma[0]) * s)  # x minus the denoised image
+    upper = jnp.where(x > high - half_bin, jnp.inf, (off + half_bin) / std)
+    lower = jnp.where(x < low + half_bin, -jnp.inf, (off - half_bin) / std)
+    # Both limits on the side where the normal law's tail is small, or their difference would round to zero.
+    lower, upper = jnp.where(lower > 0, -upper, lower), jnp.where(lower > 0, -lower, upper)
+    above, below = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(lower)
+    inside = above + jnp.log(jnp.maximum(-jnp.expm1(below - above), 1e-30))
+    end = _prior_divergence(x, float(alpha[-1]), float(sigma[-1]), sde.prior_std)
+    return sum_over_dims(inside) - total - end
+
+  return _mapped(one)
+
+
+def score_error(sde: LinearSDE, exact: Score, score: Score, key: Array, x: Array, times: Array) -> Array:
+  """E|score - exact|² under p_t, by the data `x` (n, D) noised anew at each of `times` (K,): (K,)."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(times)))
+
+  def at(key_and_time):
+    key, time = key_and_time
+    t = jnp.full(x.shape[:1], time, x.dtype)
+    mean, sigma = sde.marginal(x, t)
+    noisy = mean + expand(sigma, x) * jax.random.normal(key, x.shape, x.dtype)
+    return jnp.mean(sum_over_dims((score(noisy, t) - exact(noisy, t)) ** 2))
+
+  return jax.lax.map(at, (keys, times))
+
+
+def kl_bound(
+  sde: LinearSDE, data: GaussianMixture, score: Score, key: Array, *, eps: float, num_times: int = 200, n: int = 10_000
+) -> dict[str, Array]:
+  """KL(p_eps ‖ p_SDE) <= KL(p_T ‖ prior) + ½ ∫ g² E|score - exact|² dt, in nats. Song et al. 2021b, Theorem 1.
+
+  p_SDE is what the reverse-time SDE of `score` makes of the prior until eps; the ODE's law obeys no such bound.
+
+  Returns:
+    "bound", of which "prior" is the first term; and, at `num_times` log-SNRs from T to eps, "log_snr" and "density",
+    ½ g² E|score - exact|² dt / d log_snr, whose area is the second term.
+  """
+  x = data.sample(key, n)
+  log_snr = jnp.linspace(sde.log_snr(jnp.asarray(sde.T, x.dtype)), sde.log_snr(jnp.asarray(eps, x.dtype)), num_times)
+  times = jnp.clip(sde.time_of_log_snr(log_snr), eps, sde.T)
+  # g² dt = sigma² d log_snr.
+  error = jax.jit(lambda x: score_error(sde, data.score(sde), score, jax.random.fold_in(key, 1), x, times))(x)
+  density = 0.5 * sde.sigma(times) ** 2 * error
+  area = jnp.sum((density[1:] + density[:-1]) / 2 * jnp.diff(log_snr))
+  end = jnp.full(x.shape[:1], sde.T, x.dtype)
+  mean, sigma = sde.marginal(x, end)
+  last = mean + expand(sigma, x) * jax.random.normal(jax.random.fold_in(key, 2), x.shape, x.dtype)
+  prior = jnp.mean(data.log_density(sde, last, end) - sde.prior_logp(last))
+  return {"bound": prior + area, "prior": prior, "log_snr": log_snr, "density": density}
