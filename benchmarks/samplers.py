@@ -73,7 +73,7 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
   predictor = "reverse_diffusion" if ve else "euler_maruyama"
   ordinary = "log_snr" if ve else "uniform"
   few = lambda method, per_step=1, **options: (
-    lambda nfe: few_step(sde, grid("karras", nfe // per_step), method, denoise=True, **options), BUDGETS[:5],
+    lambda nfe: few_step(sde, grid("karras", (nfe - (method == "unipc")) // per_step), method, **options), BUDGETS[:5],
   )  # fmt: skip
 
   def pc(corrector, **options):
@@ -83,7 +83,7 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
       official = options.get("grid") == "official"
       return predictor_corrector(
         sde, where, predictor=predictor, corrector=corrector, snr=0.16, official=official, batch_norms=official,
-        num_scales=n,
+        num_scales=n if official else 1000,
       )  # fmt: skip
 
     return make

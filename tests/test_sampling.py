@@ -348,6 +348,7 @@ def test_ordinary_grids_run_from_noise_to_eps_without_gaps(sde, name):
     (lambda: predictor_corrector(VP(), None, predictor="none", corrector="none"), "nothing would move"),
     (lambda: predictor_corrector(SubVP(), None, predictor="ancestral_sampling", official=True), "no official grid"),
     (lambda: ode_sampler(VP(), eps=1e-3, solver="rk99"), "choose one of dopri5"),
+    (lambda: predictor_corrector(VP(), None, num_scales=15), "num_scales=15 is too few"),
     (lambda: ncsn(VP()), "noise levels of VE"),
     (lambda: ddpm(VE()), "betas of VP"),
     (lambda: adaptive_sde(VP(), eps=0.0), "noise to data"),

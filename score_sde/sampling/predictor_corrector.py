@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from score_sde import parallel
 from score_sde.batch import Array, fold
 from score_sde.sampling.correctors import CORRECTORS
@@ -57,6 +59,13 @@ def predictor_corrector(
       raise ValueError(f"sampling.{key}={name!r} is unknown; choose one of {', '.join(table)}.")
   if predictor == corrector == "none":
     raise ValueError("sampling.predictor and sampling.corrector are both 'none': nothing would move the samples.")
+  if corrector != "none" and isinstance(sde, LinearSDE):
+    shrinkage = 1 + 2 * float(sde.dlog_alpha(jnp.asarray(sde.T))) / num_scales
+    if shrinkage <= 0:
+      raise ValueError(
+        f"model.num_scales={num_scales} is too few for sampling.corrector={corrector!r} under {type(sde).__name__}: "
+        f"at T its step would be {shrinkage:.2g} times that without drift. Use more levels, or no corrector."
+      )
   if predictor == "ancestral_sampling":
     if not isinstance(sde, LinearSDE):
       raise ValueError(f"Ancestral sampling needs a linear SDE, not {type(sde).__name__}; use 'euler_maruyama'.")
