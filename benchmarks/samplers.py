@@ -8,8 +8,8 @@ above it the model's own error). Two distances to the target,
   SW   sliced Wasserstein distance, the root mean square over 512 directions of W2 in one dimension,
   MMD  maximum mean discrepancy of the Gaussian kernel with the median distance as its width, unbiased square,
 
-beside their Monte-Carlo floor: the distance of two sets of draws from the target itself. A PNG and a Markdown table are
-written; on two CPU cores the mixture takes some twenty minutes.
+beside their Monte-Carlo floor: the distance of two sets of draws from the target itself. Writes samplers.png and prints
+a Markdown table; some twenty minutes on two CPU cores.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def plot(path: pathlib.Path, rows: list[tuple]) -> None:
 def table(rows: list[tuple]) -> str:
   lines = ["| data | sampler | NFE | SW | MMD |", "|---|---|---|---|---|"]
   lines += [f"| {r[0]} | {r[1]} | {r[2]:.0f} | {r[3]:.4f} | {r[4]:.4f} |" for r in rows]
-  return "\n".join(lines) + "\n"
+  return "\n".join(lines)
 
 
 def trained(workdir: str) -> tuple[SDE, float, Callable, np.ndarray, np.ndarray]:
@@ -192,7 +192,6 @@ def main() -> None:
   out = pathlib.Path(options.out)
   out.mkdir(parents=True, exist_ok=True)
   plot(out / "samplers.png", rows)
-  (out / "samplers.md").write_text(table(rows))
   print(table(rows))
 
 
