@@ -19,7 +19,10 @@ def x64():
 
 
 # Modules of minutes start first, so that the two workers of `pytest -n 2` end together.
-LONGEST = ("test_training", "test_models", "test_sampling", "test_likelihood", "test_published", "test_cli")
+LONGEST = (
+  "test_training", "test_models", "test_sampling", "test_published", "test_likelihood", "test_bounds", "test_few_step",
+  "test_cli",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

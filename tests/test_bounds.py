@@ -106,7 +106,7 @@ def test_theorem_1_bounds_the_sde_and_not_the_ode(name, x64):
       where = (lambda t: t > 0.5) if times == "late" else (lambda t: t <= 0.5)
       slope = lambda t, size=size, where=where: (-1 + size * where(t)) / at(t)
       score = lambda x, t, slope=slope: slope(t)[:, None] * x
-      bound = kl_bound(sde, data, score, jax.random.key(0), eps=eps, n=20_000, num_times=400)
+      bound = kl_bound(sde, data, score, jax.random.key(0), eps=eps, n=8000, num_times=200)
       sde_law, ode_law = (moments(sde, eps, c**2, slope, jnp.zeros_like, flow=flow) for flow in (False, True))
       to_sde, to_ode = divergence(seen, *sde_law), divergence(seen, *ode_law)
       assert to_sde <= float(bound["bound"]) + 2e-3

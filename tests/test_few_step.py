@@ -44,7 +44,8 @@ def test_ode_solvers_have_their_order(method, order, name, x64):
   assert abs(observed[1] - order) < 0.25 or observed[1] > order, errors
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow  # test_exact_moments has the same without Monte-Carlo noise
+@pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize(
   ("method", "steps", "options"),
   [("ddim", 500, {"eta": 1.0}), ("dpm_solver_sde", 100, {}), ("heun", 100, {"churn": 20.0})],
