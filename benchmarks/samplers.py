@@ -72,9 +72,16 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
   ve = isinstance(sde, VE)
   predictor = "reverse_diffusion" if ve else "euler_maruyama"
   ordinary = "log_snr" if ve else "uniform"
-  few = lambda method, per_step=1, **options: (
-    lambda nfe: few_step(sde, grid("karras", (nfe - (method == "unipc")) // per_step), method, **options), BUDGETS[:5],
-  )  # fmt: skip
+  # Each on the grid of its paper.
+  where = {"dpm_solver": "log_snr", "dpm_solver_sde": "log_snr", "unipc": "log_snr"}
+  steps = {"heun": lambda nfe: nfe // 2, "unipc": lambda nfe: nfe - 1}
+
+  def few(method, **options):
+    def make(nfe):
+      n = steps.get(method, lambda nfe: nfe)(nfe)
+      return few_step(sde, grid(where.get(method, "karras"), n), method, **options)
+
+    return make, BUDGETS[:5]
 
   def pc(corrector, **options):
     def make(nfe):
@@ -105,8 +112,8 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
     "DPM-Solver++(2M)": few("dpm_solver"),
     "DPM-Solver++(2M) SDE": few("dpm_solver_sde"),
     "UniPC-3": few("unipc"),
-    "Heun": few("heun", 2),
-    "Heun, churn 10": few("heun", 2, churn=10.0),
+    "Heun": few("heun"),
+    "Heun, churn 10": few("heun", churn=10.0),
   }  # fmt: skip
 
 

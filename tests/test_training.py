@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import runs
-from ml_collections import ConfigDict
 from test_config import ROOT, load
 
 from score_sde import checkpoints, training
@@ -243,7 +242,7 @@ def test_sample_and_eval_modes_write_what_they_promise(trained, capsys):
 def test_bits_per_dim_go_on_where_they_were_stopped(trained, monkeypatch):
   """Two of three batches of each of two repeats are on disk when the run dies; the next run does the others alone."""
   folder, config = trained
-  config = ConfigDict(config)
+  config = config.copy_and_resolve_references()
   config.eval.likelihood, config.eval.num_times, config.eval.batch_size, config.eval.num_repeats = "elbo", 4, 8, 2
   config.eval.enable_loss, config.eval.enable_bpd, written = False, True, []
   save = training.evaluation.pictures.save_atomically
