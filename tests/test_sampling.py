@@ -234,6 +234,30 @@ def test_ddpm_is_ancestral_sampling_on_the_official_grid():
   assert np.abs(other - x).max() > 1e-3
 
 
+@pytest.mark.parametrize(("name", "paper"), [("langevin", False), ("ald", False), ("ald", True)])
+def test_langevin_steps_leave_their_own_stationary_law(name, paper):
+  """Steps of size e on N(0, v) settle at the variance v / (1 - e / 2v), not v: x -> (1 - e / v) x + sqrt(2 e) z.
+
+  Of langevin e follows from norms averaged over the batch, E|z| / E|score| = sqrt(v) in one dimension, at its own law.
+  """
+  sde, n, snr, time = VP(), 20_000, 0.5, 0.3
+  t = jnp.full(n, time)
+  data = analytic.gaussian([0.0], [[0.5]])
+  v = float(sde.alpha(t)[0]) ** 2 * 0.5 + float(sde.sigma(t)[0]) ** 2
+  shrinkage = 1 + 2 * float(sde.dlog_alpha(t)[0]) / 1000
+  options = {"snr": snr, "n_steps": 200, "paper": paper, "batch_mean": jnp.mean}
+  correct = jax.jit(CORRECTORS[name](sde, data.score(sde), **options))
+  x, _ = correct(example_keys(jax.random.key(0), jnp.arange(n)), 3 + jnp.zeros((n, 1)), t)
+  if name == "ald":
+    e = (1 if paper else 2) * shrinkage * (snr * float(sde.sigma(t)[0])) ** 2
+    expected = v / (1 - e / (2 * v))
+  else:  # with variance w, |score| averages sqrt(w) / v times |z|, so e = 2 a snr² v² / w, and w = v / (1 - e / 2v)
+    expected = v * (1 + shrinkage * snr**2)
+  assert expected > 1.05 * v
+  assert np.var(x) == pytest.approx(expected, rel=4 * np.sqrt(2 / n))
+  assert abs(np.mean(x)) < 4 * np.sqrt(expected / n)
+
+
 def test_the_corrector_pulls_a_wrong_start_to_the_target():
   """From N(3, 0.1²) in place of the prior: the corrector brings the mean back, predictors alone keep more of it."""
   wrong = WrongPrior()
