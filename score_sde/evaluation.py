@@ -287,8 +287,9 @@ def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
 
 def _fingerprint(config: ConfigDict, source: data.Source) -> str:
   """Of everything that the likelihood of a checkpoint depends on: another one begins with other batches."""
-  settings = {name: as_dict(config[name]) for name in ("data", "model", "eval")}
-  depends = {"seed": config.seed, "sde": config.training.sde, "examples": len(source)} | settings
+  settings = {name: as_dict(config[name]) for name in ("data", "model", "sampling", "eval")}
+  trained = {"sde": config.training.sde, "continuous": config.training.continuous}
+  depends = {"seed": config.seed, "examples": len(source)} | trained | settings
   return hashlib.sha256(json.dumps(depends, sort_keys=True, default=list).encode()).hexdigest()[:8]
 
 
