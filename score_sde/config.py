@@ -7,13 +7,21 @@ configs and overrides mean the same here. Keys that follow from others (from the
 
 import contextlib
 import difflib
+import functools
 import math
+import os
+import pathlib
+import runpy
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from score_sde.sde import VE, VP, LinearSDE, SubVP
+from score_sde.sde import SDE, VE, VP, CosineVP, LinearSDE, RectifiedFlow, SubVP
+
+# Scalar heads of energy-based models, see `models.energy`.
+HEADS = ("inner", "norm", "sum")
 
 
 class BadInput(ValueError):
@@ -51,16 +59,19 @@ def default_config() -> ConfigDict:
 
   model = config.model = ConfigDict()
   model.name = "ncsnpp"
-  model.parameterization = placeholder(str)  # score, noise, data, velocity, edm; follows the SDE
+  model.parameterization = placeholder(str)  # score, noise, data, velocity, flow, edm; follows the SDE
   model.conditioning = placeholder(str)  # sigma, log_sigma or time, for continuous models; follows the SDE
   model.sigma_data = 0.5  # standard deviation of the data, for edm
   model.sigma_min = 0.01  # VE
   model.sigma_max = 50.0  # VE
   model.beta_min = 0.1  # VP, sub-VP
   model.beta_max = 20.0  # VP, sub-VP
+  model.cosine_s = 0.008  # cosine VP
+  model.delta = 1e-3  # cosine VP, rectified flow: time ends at 1 - delta, before all signal is gone
   model.num_scales = 1000  # noise levels of a discrete model; steps of the published samplers
   model.ema_rate = 0.999
   model.ema_warmup = False  # rate min(ema_rate, (1 + step) / (10 + step)): a short run forgets where it began
+  model.energy = "none"  # the score as gradient of an energy, by a scalar head: none, inner, norm, sum
   model.dtype = "float32"  # of convolutions and products: float32 or bfloat16
   model.nf = 128
   model.ch_mult = (1, 2, 2, 2)
@@ -107,7 +118,7 @@ def default_config() -> ConfigDict:
   optim.decay = "none"  # of the learning rate after warm-up: none or cosine
 
   training = config.training = ConfigDict()
-  training.sde = "vesde"
+  training.sde = "vesde"  # vesde, vpsde, subvpsde, cosine, rectified_flow, or FILE.py:FUNCTION(config.model) -> SDE
   training.continuous = True
   training.batch_size = 128
   training.n_iters = 1300001
@@ -117,10 +128,20 @@ def default_config() -> ConfigDict:
   training.snapshot_freq = 50000
   training.snapshot_freq_for_preemption = 10000
   training.snapshot_sampling = True
+  # dsm, esm, ism, ssm, ssm_vr, fd_ssm (denoising, explicit, implicit, sliced, its variance reduced, by finite
+  # differences); follows the SDE: dsm where its kernel is known, else ssm_vr on simulated paths
+  training.objective = placeholder(str)
+  training.probe = "rademacher"  # of sliced score matching: rademacher or gaussian
+  training.num_probes = 1
+  training.fd_step = 0.05  # of fd_ssm, in units of sigma
+  training.path_steps = 128  # Euler-Maruyama steps of a simulated path
   training.likelihood_weighting = False
   training.importance_sampling = False  # of t, for likelihood weighting
-  training.weighting = placeholder(str)  # simple, likelihood, edm; follows likelihood_weighting
-  training.time_sampling = placeholder(str)  # uniform, importance, lognormal; follows importance_sampling
+  training.weighting = placeholder(str)  # simple, likelihood, edm, flow, power, min_snr; follows likelihood_weighting
+  training.weighting_power = 0.0  # of power: sigma^power times the squared error of the noise; -2 weights the score's
+  training.snr_gamma = 5.0  # of min_snr
+  training.time_sampling = placeholder(str)  # uniform, importance, lognormal, single; follows importance_sampling
+  training.single_sigma = 0.1  # sigma / alpha of the one noise level, for single
   training.p_mean = -1.2  # of log(sigma / alpha), for lognormal times
   training.p_std = 1.2
   training.stratified = False  # spread the times of a batch evenly
@@ -203,17 +224,28 @@ _FOLLOWS = {
     "sampling.eps": 1e-3,
   },
 }
-_FOLLOWS["subvpsde"] = _FOLLOWS["vpsde"]
+_FOLLOWS["subvpsde"] = _FOLLOWS["cosine"] = _FOLLOWS["vpsde"]
+_FOLLOWS["rectified_flow"] = _FOLLOWS["vpsde"] | {"model.parameterization": "flow", "training.weighting": "flow"}
+# The two kinds of a user's own: with a closed-form kernel and without.
+_LINEAR = _FOLLOWS["vpsde"] | {"model.conditioning": "log_sigma"}
+_SIMULATED = _FOLLOWS["vpsde"] | {
+  "model.conditioning": "sigma",
+  "model.embedding_type": "fourier",
+  "training.objective": "ssm_vr",
+}
 
 SDES = {
   "vesde": lambda model: VE(model.sigma_min, model.sigma_max),
   "vpsde": lambda model: VP(model.beta_min, model.beta_max),
   "subvpsde": lambda model: SubVP(model.beta_min, model.beta_max),
+  "cosine": lambda model: CosineVP(model.cosine_s, model.delta),
+  "rectified_flow": lambda model: RectifiedFlow(model.delta),
 }
 
 _CHOICES = {
   "data.on_corrupt": ("error", "skip"),
-  "model.parameterization": ("score", "noise", "data", "velocity", "edm"),
+  "model.parameterization": ("score", "noise", "data", "velocity", "flow", "edm"),
+  "model.energy": ("none", *HEADS),
   "model.conditioning": ("sigma", "log_sigma", "time"),
   "model.embedding_type": ("fourier", "positional"),
   "model.dtype": ("float32", "bfloat16"),
@@ -229,7 +261,6 @@ _CHOICES = {
   "model.progressive_combine": ("sum", "cat"),
   "optim.optimizer": ("Adam",),
   "optim.decay": ("none", "cosine"),
-  "training.sde": tuple(SDES),
   "eval.bpd_dataset": ("train", "test"),
   "eval.likelihood": ("ode", "elbo", "chain"),
 }
@@ -239,6 +270,7 @@ NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceN
 _POSITIVE = (
   "data.image_size", "data.num_channels", "model.sigma_data", "model.num_scales", "model.nf", "model.num_res_blocks",
   "model.num_heads", "model.patch_size",
+  "training.num_probes", "training.fd_step", "training.path_steps", "training.snr_gamma", "training.single_sigma",
   "optim.lr", "training.batch_size", "training.n_iters", "training.n_jitted_steps", "training.log_freq",
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
   "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
@@ -253,9 +285,43 @@ def _family(config: ConfigDict) -> tuple[str, str]:
   return family, NORMALIZATIONS.get(family, "LayerNorm")
 
 
-def make_sde(config: ConfigDict) -> LinearSDE:
-  """The SDE of `config.training.sde`."""
-  return SDES[config.training.sde](config.model)
+@functools.lru_cache
+def _load(path: str, name: str) -> Callable[[ConfigDict], SDE]:
+  """The function `name` of a Python file."""
+  key = f"training.sde='{path}:{name}'"
+  if not pathlib.Path(path).is_file():
+    raise BadInput(f"{key}: there is no file {path!r}. Give FILE.py:FUNCTION, seen from {os.getcwd()}.")
+  try:
+    found = runpy.run_path(path)
+  except Exception as error:  # a user's file may raise anything
+    raise BadInput(f"{key}: {path} cannot be run: {type(error).__name__}: {error}") from error
+  if not callable(found.get(name)):
+    raise BadInput(f"{key}: {path} has no function {name!r} from config.model to an SDE.")
+  return found[name]
+
+
+def make_sde(config: ConfigDict) -> SDE:
+  """The SDE of `config.training.sde`.
+
+  Raises:
+    BadInput: for an unknown name, or a user's file or function that does not give an SDE.
+    ValueError: for parameters that the SDE refuses.
+  """
+  name = config.training.sde
+  path, _, function = name.rpartition(":")  # "" without a colon
+  if not path:
+    choose("training.sde", name, tuple(SDES))
+    return SDES[name](config.model)
+  sde = _load(path, function)(config.model)
+  if not isinstance(sde, SDE):
+    raise BadInput(f"training.sde={name!r} gives a {type(sde).__name__}, not a score_sde.sde.SDE.")
+  return sde
+
+
+def _follows(config: ConfigDict, sde: SDE) -> dict[str, Any]:
+  if config.training.sde in _FOLLOWS:
+    return _FOLLOWS[config.training.sde]
+  return _LINEAR if isinstance(sde, LinearSDE) else _SIMULATED
 
 
 def get(config: ConfigDict, key: str) -> Any:
@@ -286,8 +352,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     BadInput: for a value that is not accepted, or a combination that cannot work.
   """
   config = ConfigDict(config).copy_and_resolve_references()
-  choose("training.sde", config.training.sde, _CHOICES["training.sde"])
-  for key, value in _FOLLOWS[config.training.sde].items():
+  with as_bad_input():
+    sde = make_sde(config)
+  if config.training.likelihood_weighting:
+    _fill(config, "training.weighting", "likelihood")
+  for key, value in _follows(config, sde).items():
     if key == "model.embedding_type" and (not config.training.continuous or config.model.name == "ddpm"):
       value = "positional"  # discrete models see the index of the noise level
     _fill(config, key, value)
@@ -296,7 +365,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
   _fill(config, "model.scale_by_sigma", scaled)
   _fill(config, "model.normalization", normalization)
   t = config.training
-  _fill(config, "training.weighting", "likelihood" if t.likelihood_weighting else "simple")
+  _fill(config, "training.weighting", "simple")
+  _fill(config, "training.objective", "dsm")
   _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
   if t.likelihood_weighting and t.weighting != "likelihood":
     raise BadInput(f"training.likelihood_weighting=True, but training.weighting={t.weighting!r}. Set one of them.")
@@ -316,8 +386,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
     raise BadInput("eval.likelihood='chain' is of a model trained with training.continuous=False: use 'ode' or 'elbo'.")
   if config.eval.likelihood == "elbo" and not t.continuous:
     raise BadInput("eval.likelihood='elbo' needs training.continuous=True; a discrete model has 'chain', or 'ode'.")
-  with as_bad_input():
-    make_sde(config)
+  if config.eval.likelihood == "elbo" and not isinstance(sde, LinearSDE):
+    raise BadInput(f"eval.likelihood='elbo' needs a linear SDE, not {type(sde).__name__}.")
+  if config.eval.enable_bpd and not sde.has_prior:
+    raise BadInput(
+      f"eval.enable_bpd=True needs the density of the law that sampling starts from, and {type(sde).__name__} has no "
+      "closed-form prior: it starts from simulated end points. Use --config.eval.enable_bpd=False, or give the SDE "
+      "prior_sample and prior_logp."
+    )
   return config.lock()
 
 
@@ -388,7 +464,14 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 
 def signature(config: ConfigDict) -> dict[str, Any]:
   """What a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
-  elsewhere = ("sigma_min", "sigma_max", "beta_min", "beta_max")  # part of the SDE, where it has them
+  elsewhere = (
+    "sigma_min",
+    "sigma_max",
+    "beta_min",
+    "beta_max",
+    "cosine_s",
+    "delta",
+  )  # part of the SDE, where it has them
   free = (
     "dropout",
     "label_dropout",

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_sde import parallel
+from score_sde.analytic import GaussianMixture
 from score_sde.batch import Array, expand, fold, uniform
 from score_sde.config import BadInput, choose
 
@@ -109,12 +110,23 @@ def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
   return 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.1 * rng.standard_normal((n, 2))
 
 
+def eight_gaussians_density() -> GaussianMixture:
+  """The density of `eight_gaussians`."""
+  angle = np.arange(8) * np.pi / 4
+  means = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+  return GaussianMixture(means, np.tile(0.01 * np.eye(2), (8, 1, 1)), np.ones(8))
+
+
 TOYS = {
   "swiss_roll": swiss_roll,
   "two_moons": two_moons,
   "checkerboard": checkerboard,
   "eight_gaussians": eight_gaussians,
 }
+
+
+# Those whose density is known in closed form.
+DENSITIES = {"eight_gaussians": eight_gaussians_density}
 
 
 def _toy(config: ConfigDict, split: str) -> Arrays:

@@ -24,11 +24,12 @@ from score_sde.config import BadInput, as_dict, signature
 from score_sde.experiment import Experiment, Params, build, make_workdir, write_json
 from score_sde.likelihood import bits_per_dim, log_likelihood
 from score_sde.progress import Bar
+from score_sde.sde import LinearSDE
 
 log = logging.getLogger(__name__)
 
 # Streams of the evaluation's key.
-SAMPLES, LIKELIHOOD, LOSS = range(3)
+SAMPLES, LIKELIHOOD, LOSS, START = range(4)
 
 # Streams of an example's key.
 DATA, PROBE = range(2)
@@ -39,7 +40,18 @@ BOUND = {"ode": "", "elbo": "at most ", "chain": "at most "}
 # Samples in a picture.
 SHOWN = 100
 
-NAMES = {"vesde": "VE", "vpsde": "VP", "subvpsde": "sub-VP"}
+_NAMES = {
+  "vesde": "VE SDE",
+  "vpsde": "VP SDE",
+  "subvpsde": "sub-VP SDE",
+  "cosine": "cosine VP SDE",
+  "rectified_flow": "rectified flow",
+}
+
+
+def _name(sde: str) -> str:
+  """How a picture or a line names the SDE of a config: a user's own by its function."""
+  return _NAMES.get(sde, sde.rpartition(":")[2])
 
 
 def _title(experiment: Experiment, step: int, nfe: float) -> str:
@@ -50,8 +62,8 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
     how = f"{s.method}, {s.grid} grid"
   else:
     how = f"{s.predictor}" + (f" + {s.corrector}" if s.corrector != "none" else "")
-  name = NAMES[experiment.config.training.sde]
-  return f"{experiment.config.data.dataset} · {name} SDE · step {step:,}\n{how}, {nfe:.0f} score evaluations"
+  name = _name(experiment.config.training.sde)
+  return f"{experiment.config.data.dataset} · {name} · step {step:,}\n{how}, {nfe:.0f} score evaluations"
 
 
 def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
@@ -72,6 +84,7 @@ def draw_samples(experiment: Experiment, params: Params, total: int, frames: int
       shape = (size, *experiment.shape)
       y = experiment.classes(np.arange(first, first + size, dtype=np.int32) % max(config.model.num_classes, 1))
       options = {"first": first, "frames": 0 if first else frames, "progress": bar.step, "condition": y}
+      options["start"] = experiment.start(jax.random.fold_in(key, START), first, size)
       x, info = experiment.sampler(experiment.score(params), key, shape, **options)
     trajectory = info.get("trajectory", trajectory)
     keep = min(size, total - first)
@@ -153,9 +166,11 @@ def _draw_denoising(path, experiment, params, trajectory, title):
       frames.append((t, x, None))
       continue
     time_of = jnp.full((1,), max(t, experiment.config.sampling.eps), jnp.float32)
-    expected = parallel.unshard(estimate(params, *parallel.shard((jnp.asarray(x[:1]), time_of))), 1)[0]
     inverse = lambda a: np.asarray(data.inverse(experiment.config, a))
-    frames.append((t, inverse(x[0]), inverse(expected)))
+    expected = None
+    if isinstance(experiment.sde, LinearSDE):
+      expected = inverse(parallel.unshard(estimate(params, *parallel.shard((jnp.asarray(x[:1]), time_of))), 1)[0])
+    frames.append((t, inverse(x[0]), expected))
   below = "\nabove: x(t), scaled to its own range; below: what the model expects it to become"
   pictures.denoising(path, frames, title + (below if data.is_image(experiment.config) else ""))
 
@@ -369,7 +384,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
 
 
 def _line(row: dict[str, Any], report: dict[str, Any]) -> str:
-  parts = [f"{report['dataset']}, {NAMES[report['sde']]} SDE, step {row['step']:,}:"]
+  parts = [f"{report['dataset']}, {_name(report['sde'])}, step {row['step']:,}:"]
   if "loss" in row:
     parts.append(f"loss {row['loss']:.4f} ± {row['loss_error']:.4f}")
   for name, unit in (("bits_per_dim", "bits/dim"), ("nats", "nats")):

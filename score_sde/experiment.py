@@ -1,7 +1,9 @@
 """What a config describes, made: the SDE, the network as a model of its score, and the loss; and the files of a run."""
 
 import dataclasses
+import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -10,20 +12,23 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde import data, models, parallel
+from score_sde.batch import Array, example_keys, fold
 from score_sde.config import BadInput, as_bad_input, as_dict, make_sde, resolve
-from score_sde.losses import DenoisingScoreMatching
+from score_sde.losses import MAX_EXACT_DIMS, ScoreMatching
+from score_sde.models import energy
 from score_sde.parameterization import ScoreModel
 from score_sde.pictures import save_atomically
 from score_sde.sampling import make_sampler
-from score_sde.sde import LinearSDE, Score
+from score_sde.sde import SDE, Score, simulate
 
 Params = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
   """A resolved config and what it describes.
 
@@ -38,10 +43,10 @@ class Experiment:
   """
 
   config: ConfigDict
-  sde: LinearSDE
+  sde: SDE
   network: nn.Module
   model: ScoreModel
-  loss: DenoisingScoreMatching
+  loss: ScoreMatching
   sampler: Callable
   shape: tuple[int, ...]
 
@@ -57,6 +62,32 @@ class Experiment:
   def classes(self, label: jax.Array) -> jax.Array | None:
     """The labels of a batch, where the network is one of classes."""
     return label if self.config.model.num_classes else None
+
+  def start(self, key: jax.Array, first: int, n: int) -> Array | None:
+    """What samples `first` to first + n start from at T; None for the SDE's prior.
+
+    An SDE without one starts from end points of paths simulated from training examples.
+    """
+    if self.sde.has_prior:
+      return None
+    draw, source = self._end_points
+    index = first + np.arange(n)
+    epoch, place = np.divmod(index, len(source))
+    order = {e: np.random.default_rng([self.config.seed, int(e)]).permutation(len(source)) for e in np.unique(epoch)}
+    chosen = np.array([order[e][p] for e, p in zip(epoch, place, strict=True)])
+    keys = example_keys(key, jnp.asarray(index))
+    return parallel.unshard(draw(*parallel.shard((keys, source.gather(chosen)["image"]))), n)
+
+  @functools.cached_property
+  def _end_points(self) -> tuple[Callable, data.Source]:
+    """(keys, images) -> x_T, over all devices, and the training examples."""
+
+    def draw(keys: Array, image: Array) -> Array:
+      x = data.prepare(self.config, fold(keys, 0), image, train=False)
+      t = jnp.full(keys.shape, self.sde.T)
+      return simulate(self.sde, fold(keys, 1), x, t, self.config.training.path_steps)
+
+    return parallel.map_batch(draw, (0, 0)), data.load(self.config, "train")
 
   def score(self, params: Params) -> Score:
     """score(x, t) with `params` as an argument of the compiled program, not a constant in it."""
@@ -75,20 +106,35 @@ def build(config: ConfigDict) -> Experiment:
     parallel.check_batch_size("training.batch_size", config.training.batch_size)
     sde = make_sde(config)
     network = models.create(config, shape)
+    apply = lambda params, *args: network.apply({"params": params}, *args)
+    potential = None
+    if config.model.energy != "none":
+      potential = energy.potential(apply, config.model.energy)
+      apply = energy.gradient(potential)
     model = ScoreModel(
       sde=sde,
-      network=lambda params, *args: network.apply({"params": params}, *args),
+      network=apply,
       prediction=config.model.parameterization,
       conditioning=config.model.conditioning,
       num_scales=None if config.training.continuous else config.model.num_scales,
       sigma_data=config.model.sigma_data,
+      potential=potential,
     )
     if model.num_scales is not None:
       sde.levels(model.num_scales)
-    loss = DenoisingScoreMatching(
+    loss = ScoreMatching(
       model,
+      objective=config.training.objective,
+      target=_exact_score(config, sde),
       eps=config.training.eps,
       weighting=config.training.weighting,
+      weighting_power=config.training.weighting_power,
+      snr_gamma=config.training.snr_gamma,
+      single_sigma=config.training.single_sigma,
+      probe=config.training.probe,
+      num_probes=config.training.num_probes,
+      fd_step=config.training.fd_step,
+      path_steps=config.training.path_steps,
       time_sampling=config.training.time_sampling,
       p_mean=config.training.p_mean,
       p_std=config.training.p_std,
@@ -97,6 +143,28 @@ def build(config: ConfigDict) -> Experiment:
     )
     sampler = make_sampler(config, sde)
   return Experiment(config, sde, network, model, loss, sampler, shape)
+
+
+def _exact_score(config: ConfigDict, sde: SDE) -> Score | None:
+  """For explicit score matching: the score of the noisy data, where its density is known.
+
+  Raises:
+    BadInput: for explicit score matching of other data, and implicit score matching in too many dimensions.
+  """
+  dims = math.prod(data.example_shape(config))
+  if config.training.objective == "ism" and dims > MAX_EXACT_DIMS:
+    raise BadInput(
+      f"training.objective='ism' takes a derivative for each of the data's {dims} dimensions, and up to "
+      f"{MAX_EXACT_DIMS} are accepted. Use 'ssm_vr', which estimates the trace."
+    )
+  if config.training.objective != "esm":
+    return None
+  if config.data.dataset not in data.DENSITIES:
+    raise BadInput(
+      f"training.objective='esm' needs data whose density is known ({', '.join(data.DENSITIES)}), not "
+      f"data.dataset={config.data.dataset!r}. Use 'dsm'."
+    )
+  return data.DENSITIES[config.data.dataset]().score(sde)
 
 
 def make_workdir(workdir: str) -> pathlib.Path:

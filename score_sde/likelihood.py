@@ -17,11 +17,7 @@ from score_sde import parallel
 from score_sde.batch import Array, expand, norm, sum_over_dims
 from score_sde.sampling.ode import flow, solve
 from score_sde.sde import SDE, Reverse, Score, as_argument, bind
-
-PROBES = {
-  "rademacher": lambda key, shape, dtype: jax.random.rademacher(key, shape, dtype),
-  "gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
-}
+from score_sde.trace import PROBES, along, basis
 
 
 def log_likelihood(
@@ -53,8 +49,13 @@ def log_likelihood(
     prior_logp: log-density (B,) of x_T, in place of the SDE's prior: the exact one of `analytic` data, say.
 
   Raises:
-    ValueError: for an unknown probe.
+    ValueError: for an unknown probe, or an SDE whose prior has no known density.
   """
+  if prior_logp is None and not sde.has_prior:
+    raise ValueError(
+      f"A likelihood under {type(sde).__name__} needs the density of its prior, which is not known: sampling starts "
+      "from simulated end points. Give the SDE prior_sample and prior_logp."
+    )
   prior_logp = prior_logp or sde.prior_logp
   if probe != "exact" and probe not in PROBES:
     raise ValueError(f"eval.probe={probe!r} is unknown; choose one of {', '.join(PROBES)}, exact.")
@@ -63,8 +64,7 @@ def log_likelihood(
     reverse = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
     dims = x.size
     if probe == "exact":
-      probes = jnp.eye(dims, dtype=x.dtype).reshape(dims, *x.shape)
-      weight = 1.0
+      probes, weight = basis(x, dims), 1.0
     else:
       probes = PROBES[probe](key, (num_probes, *x.shape), x.dtype)
       weight = 1 / num_probes
@@ -72,11 +72,8 @@ def log_likelihood(
     def field(t, state, probes):
       x, _ = state
       drift = lambda x: reverse.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
-      if len(probes) == 1:
-        value, along = jax.jvp(drift, (x,), (probes[0],))
-        return value, jnp.sum(along * probes[0])
-      value, derivative = jax.linearize(drift, x)
-      return value, weight * jnp.sum(jax.vmap(derivative)(probes) * probes)
+      value, products = along(drift, x, probes)
+      return value, weight * jnp.sum(products * probes)
 
     options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps}
     state = (x, jnp.zeros((), x.dtype))

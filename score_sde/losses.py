@@ -1,71 +1,157 @@
-"""Denoising score matching: the losses that networks are trained with.
+"""Score matching in all its forms, and the losses that networks are trained with.
+
+For a score s and data x, up to a constant that does not depend on s, all of these are ½ E‖s(x) - grad log p(x)‖²:
+
+    explicit             ½ ‖s(x) - grad log p(x)‖²                           where the score of the data is known
+    implicit             tr grad s(x) + ½ ‖s(x)‖²                            Hyvärinen 2005, Theorem 1
+    sliced               vᵀ grad s(x) v + ½ (vᵀ s(x))²,  v a random probe    Song et al. 2019, eq. (7)
+    variance-reduced     vᵀ grad s(x) v + ½ ‖s(x)‖²                          Song et al. 2019, eq. (8)
+    finite differences   the same with central differences along v           Pang et al. 2020, Section 3
+    denoising            ½ ‖s(x_t) + z / sigma‖²,  x_t = alpha x + sigma z   Vincent 2011, eq. (9), for the score of x_t
+
+Training applies one of them to x_t at random times t, or noise levels, weighted so that in expectation all are
 
     L = E_t E_x0 E_z  w(t) ‖ z_θ(x_t, t) - z ‖²,        x_t = alpha x_0 + sigma z,  score_θ = -z_θ / sigma
 
-w = 1 is the weighting lambda(t) = 1 / E‖grad log p(x_t | x_0)‖² of Song et al. 2021, eq. (7), NCSN's sigma² and
-DDPM's simple loss. w = g² / sigma² = -d log_snr / dt is likelihood weighting, an upper bound of the negative
-log-likelihood (Song et al. 2021b, Theorem 1); drawing t in proportion to it, so that log-SNR is uniform, lowers its
-variance (Song et al. 2021b, Section 4.4).
+(explicit score matching without the part of z that x_t does not tell). w = 1 is the weighting lambda = sigma² of NCSN,
+lambda(t) = 1 / E‖grad log p(x_t | x_0)‖² of Song et al. 2021, eq. (7), and DDPM's simple loss. w = g² / sigma² =
+-d log_snr / dt is likelihood weighting, an upper bound of the negative log-likelihood (Song et al. 2021b, Theorem 1);
+drawing t in proportion to it, so that log-SNR is uniform, lowers its variance (Song et al. 2021b, Section 4.4).
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, fold, normal, sum_over_dims, uniform
-from score_sde.parameterization import Params, ScoreModel
-from score_sde.sde import LinearSDE
+from score_sde.batch import Array, expand, fold, normal, sum_over_dims, uniform
+from score_sde.parameterization import Level, Params, ScoreModel
+from score_sde.sde import LinearSDE, Score, simulate
+from score_sde.trace import PROBES, along, basis
 
 # Streams of an example's key, one for each purpose.
-TIME, NOISE, DROPOUT = range(3)
+TIME, NOISE, DROPOUT, PROBE = range(4)
+
+Field = Callable[[Array], Array]  # x (B, ...) -> like x
+
+
+# --- objectives: of a score as a plain function, an example at a time ------------------------------------------------
+
+
+def explicit(score: Field, target: Field, x: Array) -> Array:
+  """½ ‖s(x) - target(x)‖², (B,)."""
+  return 0.5 * sum_over_dims((score(x) - target(x)) ** 2)
+
+
+def denoising(score: Field, x0: Array, z: Array, sigma: Array, alpha: Array | float = 1.0) -> Array:
+  """½ ‖s(alpha x_0 + sigma z) + z / sigma‖², (B,); alpha and sigma are (B,) or one number for all."""
+  sigma = expand(sigma, x0)
+  return 0.5 * sum_over_dims((score(expand(alpha, x0) * x0 + sigma * z) + z / sigma) ** 2)
+
+
+def _slopes(score: Field, x: Array, probes: Array, interior: Field | None) -> tuple[Array, Array]:
+  """s(x), and vᵀ grad(h s) v (P, B) for every probe; h is 1 where `interior` is None."""
+
+  def both(x):
+    s = score(x)
+    return (s, s) if interior is None else (s, interior(x) * s)
+
+  (value, _), (_, products) = along(both, x, probes)
+  return value, _dot(products, probes)
+
+
+def _dot(a: Array, b: Array) -> Array:
+  """Inner products of the examples of (P, B, ...), (P, B)."""
+  return jnp.sum((a * b).reshape(*a.shape[:2], -1), axis=-1)
+
+
+def _root(x: Array, interior: Field | None) -> Array | float:
+  return 1.0 if interior is None else jnp.sqrt(jnp.maximum(interior(x), 0))
+
+
+def implicit(score: Field, x: Array, interior: Field | None = None) -> Array:
+  """tr grad s(x) + ½ ‖s(x)‖², (B,), with the exact trace from as many derivatives as dimensions.
+
+  In a domain with a boundary, `interior` h(x) vanishes there: tr grad(h s) + ½ Σ h s² (Hyvärinen 2007, Section 3); so
+  in the objectives below.
+  """
+  value, slopes = _slopes(score, x, basis(x, math.prod(x.shape[1:])), interior)
+  return jnp.sum(slopes, axis=0) + 0.5 * sum_over_dims((_root(x, interior) * value) ** 2)
+
+
+def sliced(score: Field, x: Array, probes: Array, interior: Field | None = None) -> Array:
+  """vᵀ grad s(x) v + ½ (vᵀ s(x))², (B,): the mean over probes v (P, B, ...) of unit covariance."""
+  value, slopes = _slopes(score, x, probes, interior)
+  return jnp.mean(slopes + 0.5 * _dot(jnp.broadcast_to(_root(x, interior) * value, probes.shape), probes) ** 2, axis=0)
+
+
+def sliced_variance_reduced(score: Field, x: Array, probes: Array, interior: Field | None = None) -> Array:
+  """vᵀ grad s(x) v + ½ ‖s(x)‖², (B,): the mean over probes v (P, B, ...) of unit covariance."""
+  value, slopes = _slopes(score, x, probes, interior)
+  return jnp.mean(slopes, axis=0) + 0.5 * sum_over_dims((_root(x, interior) * value) ** 2)
+
+
+def finite_difference(
+  score: Field, x: Array, probes: Array, interior: Field | None = None, *, step: Array | float
+) -> Array:
+  """vᵀ [s(x + h v) - s(x - h v)] / 2h + ½ ‖[s(x + h v) + s(x - h v)] / 2‖², (B,), with h = `step`, (B,) or a number.
+
+  No derivative of s, two evaluations a probe; off by O(h²).
+  """
+  h = expand(jnp.asarray(step, x.dtype), x)
+
+  def one(v):
+    above, below = score(x + h * v), score(x - h * v)
+    weighted = (above - below) if interior is None else interior(x + h * v) * above - interior(x - h * v) * below
+    middle = _root(x, interior) * (above + below) / 2
+    return sum_over_dims(v * weighted / (2 * h)) + 0.5 * sum_over_dims(middle**2)
+
+  return sum(one(v) for v in probes) / len(probes)
+
+
+# What training.objective names: denoising and explicit, and those that need no more than samples and the score.
+IMPLICIT = {
+  "ism": lambda score, x, probes, interior, step: implicit(score, x, interior),
+  "ssm": lambda score, x, probes, interior, step: sliced(score, x, probes, interior),
+  "ssm_vr": lambda score, x, probes, interior, step: sliced_variance_reduced(score, x, probes, interior),
+  "fd_ssm": lambda score, x, probes, interior, step: finite_difference(score, x, probes, interior, step=step),
+}
+OBJECTIVES = ("dsm", "esm", *IMPLICIT)
+
+# ISM takes a derivative a dimension.
+MAX_EXACT_DIMS = 1024
+
+# Central differences lose their digits below this distance, in float32.
+SMALLEST_STEP = 1e-4
+
+
+# --- weightings and times ---------------------------------------------------------------------------------------------
 
 
 def reduce(error: Array, reduce_mean: bool) -> Array:
   """Squared error an example, (B,): the mean over dimensions, or half their sum (the official `reduce_mean`)."""
-  total = sum_over_dims(error**2)
-  return total / (error.size // error.shape[0]) if reduce_mean else 0.5 * total
+  return _scaled(sum_over_dims(error**2), error, reduce_mean)
 
 
-# name: w(t), (B,).
+def _scaled(total: Array, x: Array, reduce_mean: bool) -> Array:
+  return total / math.prod(x.shape[1:]) if reduce_mean else 0.5 * total
+
+
+# name: w(loss, t, level), (B,).
 WEIGHTINGS = {
-  "simple": lambda model, t, level: jnp.ones_like(t),
-  "likelihood": lambda model, t, level: -model.sde.dlog_snr(t),
+  "simple": lambda loss, t, level: jnp.ones_like(level.sigma),
+  "likelihood": lambda loss, t, level: -loss.model.sde.dlog_snr(t),
   # 1 / c_out² of the data's error: equal at all times for a network whose output is scaled to unit variance.
-  "edm": lambda model, t, level: 1 + (level.sigma / (level.alpha * model.sigma_data)) ** 2,
+  "edm": lambda loss, t, level: 1 + (level.sigma / (level.alpha * loss.model.sigma_data)) ** 2,
+  # Flow matching's: the squared error of z - x_0.
+  "flow": lambda loss, t, level: (1 + level.sigma / level.alpha) ** 2,
+  # lambda(sigma) = sigma^(2 + k): k = 0 is "simple", k = -2 the squared error of the score itself.
+  "power": lambda loss, t, level: level.sigma**loss.weighting_power,
+  # min(SNR, gamma) / SNR, which gives little noise less weight. Hang et al. 2023, eq. (10).
+  "min_snr": lambda loss, t, level: jnp.minimum(1, loss.snr_gamma * (level.sigma / level.alpha) ** 2),
 }
-
-
-def continuous_loss(
-  model: ScoreModel,
-  params: Params,
-  x0: Array,
-  t: Array,
-  z: Array,
-  *,
-  weighting: str = "simple",
-  reduce_mean: bool = True,
-  keys: Array | None = None,
-  y: Array | None = None,
-) -> Array:
-  """Denoising score matching at times `t` with noise `z`, weighted by WEIGHTINGS: (B,). Song et al. 2021, eq. (7)."""
-  level = model.level(t)
-  return WEIGHTINGS[weighting](model, t, level) * reduce(model.noise_error(params, x0, z, level, keys, y), reduce_mean)
-
-
-def discrete_loss(
-  model: ScoreModel,
-  params: Params,
-  x0: Array,
-  index: Array,
-  z: Array,
-  *,
-  reduce_mean: bool = True,
-  keys: Array | None = None,
-  y: Array | None = None,
-) -> Array:
-  """The loss of NCSN (VE; Song & Ermon 2019, eq. (6)) and DDPM (VP; Ho et al. 2020, eq. (14)) at `index`: (B,)."""
-  return reduce(model.noise_error(params, x0, z, model.level_of_index(index, x0.dtype), keys, y), reduce_mean)
 
 
 def uniform_times(sde: LinearSDE, u: Array, eps: float) -> Array:
@@ -86,54 +172,105 @@ def lognormal_times(sde: LinearSDE, u: Array, eps: float, mean: float, std: floa
   return jnp.clip(sde.time_of_log_snr(jnp.clip(-2 * log_ratio, last, first)), eps, sde.T)
 
 
-TIME_SAMPLINGS = ("uniform", "importance", "lognormal")
+TIME_SAMPLINGS = ("uniform", "importance", "lognormal", "single")
 
 
 @dataclasses.dataclass(frozen=True)
-class DenoisingScoreMatching:
+class ScoreMatching:
   """The training loss: `loss(params, keys, x0, index, batch_size, train, y)` -> (B,).
 
   Attributes:
     model: what is trained; discrete if its `num_scales` is set, continuous otherwise.
+    objective: a name in OBJECTIVES: "dsm" (denoising), "esm" (explicit), "ism" (implicit, exact trace), "ssm", "ssm_vr"
+      (sliced, and with its variance reduced), "fd_ssm" (finite differences). All but "esm" agree in expectation. Under
+      an SDE without a closed-form kernel x_t is simulated, and only the last four have a meaning.
+    target: for "esm", the exact score(x, t) of the noisy data.
     eps: smallest time, for a continuous model.
-    weighting: a name in WEIGHTINGS: "simple" (1), "likelihood" (g² / sigma²), "edm" (1 + (sigma / alpha sigma_data)²).
+    weighting: a name in WEIGHTINGS: "simple" (1), "likelihood" (g² / sigma²), "edm" (1 + (sigma / alpha sigma_data)²),
+      "flow" ((1 + sigma / alpha)²), "power" (sigma^weighting_power), "min_snr" (min(1, snr_gamma / SNR)).
+    weighting_power, snr_gamma: of those two.
     time_sampling: how t is drawn, a name in TIME_SAMPLINGS: "uniform", "importance" (with likelihood weighting, in
-      proportion to the weight) or "lognormal".
+      proportion to the weight), "lognormal", or "single": one noise level.
     p_mean, p_std: mean and standard deviation of log(sigma / alpha), for "lognormal".
+    single_sigma: sigma / alpha of the one noise level, for "single".
     reduce_mean: mean over dimensions instead of half their sum.
     stratified: spread the times of a batch evenly, t_i = (u_i + i) / batch size, which lowers the loss's variance.
+    probe, num_probes: of sliced score matching, a name in PROBES and how many an example.
+    fd_step: the step of finite differences, in units of sigma.
+    path_steps: Euler-Maruyama steps of a simulated path.
 
   Raises:
     ValueError: for options that cannot work together.
   """
 
   model: ScoreModel
+  objective: str = "dsm"
+  target: Score | None = None
   eps: float = 1e-5
   weighting: str = "simple"
+  weighting_power: float = 0.0
+  snr_gamma: float = 5.0
   time_sampling: str = "uniform"
   p_mean: float = -1.2
   p_std: float = 1.2
+  single_sigma: float = 0.1
   reduce_mean: bool = True
   stratified: bool = False
+  probe: str = "rademacher"
+  num_probes: int = 1
+  fd_step: float = 0.05
+  path_steps: int = 128
 
   def __post_init__(self):
     for key, name, known in (
+      ("objective", self.objective, OBJECTIVES),
       ("weighting", self.weighting, tuple(WEIGHTINGS)),
       ("time_sampling", self.time_sampling, TIME_SAMPLINGS),
+      ("probe", self.probe, tuple(PROBES)),
     ):
       if name not in known:
         raise ValueError(f"training.{key}={name!r} is unknown; choose one of {', '.join(known)}.")
+    linear, discrete = isinstance(self.model.sde, LinearSDE), self.model.num_scales is not None
+    if not linear:
+      self._check_simulated()
+    if self.objective == "esm" and self.target is None:
+      raise ValueError("training.objective='esm' needs the exact score of the noisy data; use 'dsm', which does not.")
     if self.time_sampling == "importance" and self.weighting != "likelihood":
       raise ValueError("training.importance_sampling draws times for training.likelihood_weighting: set both or none.")
-    if (self.weighting, self.time_sampling) != ("simple", "uniform") and self.model.num_scales is not None:
+    if discrete and (self.weighting == "likelihood" or self.time_sampling != "uniform"):
       raise ValueError(
         f"training.weighting={self.weighting!r} with training.time_sampling={self.time_sampling!r} needs "
         "training.continuous=True: a discrete model has levels, not times."
       )
-    if not self.p_std > 0:
-      raise ValueError(f"training.p_std must be positive, got {self.p_std}.")
+    for key in ("p_std", "single_sigma", "snr_gamma", "fd_step", "num_probes", "path_steps"):
+      if not getattr(self, key) > 0:
+        raise ValueError(f"training.{key} must be positive, got {getattr(self, key)}.")
     if not 0 < self.eps < self.model.sde.T:
       raise ValueError(f"training.eps must lie in (0, {self.model.sde.T}), got {self.eps}.")
+    if self.time_sampling == "single":
+      first, last = self._extremes()
+      if not first <= self.single_sigma <= last:
+        raise ValueError(
+          f"training.single_sigma={self.single_sigma} is no noise level of the SDE, whose sigma / alpha runs from "
+          f"{first:.3g} (at training.eps) to {last:.3g}."
+        )
+
+  def _check_simulated(self):
+    name = type(self.model.sde).__name__
+    if self.objective not in IMPLICIT:
+      raise ValueError(
+        f"training.objective={self.objective!r} needs a closed-form kernel, which {name} has not: choose one of "
+        f"{', '.join(IMPLICIT)}."
+      )
+    if self.weighting not in ("simple", "power") or self.time_sampling != "uniform":
+      raise ValueError(
+        f"training.weighting={self.weighting!r} with training.time_sampling={self.time_sampling!r} needs a closed-form "
+        f"kernel, which {name} has not: use 'simple' or 'power', and 'uniform'."
+      )
+
+  def _extremes(self):
+    sde = self.model.sde
+    return (float(jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2)) for t in (self.eps, sde.T))
 
   def __call__(
     self,
@@ -146,19 +283,70 @@ class DenoisingScoreMatching:
     y: Array | None = None,
   ) -> Array:
     """Losses (B,) of data `x0` of classes `y`; the examples stand at `index` (B,) of a global batch of `batch_size`."""
-    z = normal(fold(keys, NOISE), x0)
     u = uniform(fold(keys, TIME), jnp.zeros_like(x0, shape=x0.shape[:1]))
     if self.stratified:
       u = (u + index) / batch_size
-    options = {"reduce_mean": self.reduce_mean, "keys": fold(keys, DROPOUT) if train else None, "y": y}
+    z = normal(fold(keys, NOISE), x0)
+    options = {"probe_keys": fold(keys, PROBE), "keys": fold(keys, DROPOUT) if train else None, "y": y}
     if self.model.num_scales is not None:
-      level = jnp.clip((u * self.model.num_scales).astype(jnp.int32), 0, self.model.num_scales - 1)
-      return discrete_loss(self.model, params, x0, level, z, **options)
+      number = jnp.clip((u * self.model.num_scales).astype(jnp.int32), 0, self.model.num_scales - 1)
+      return self.at_level(params, x0, self.model.level_of_index(number, x0.dtype), None, z, **options)
+    t, normalizer = self._times(u)
+    if normalizer is None:
+      return self.at_time(params, x0, t, z, **options)
+    return normalizer * dataclasses.replace(self, weighting="simple", time_sampling="uniform").at_time(
+      params, x0, t, z, **options
+    )
+
+  def _times(self, u: Array) -> tuple[Array, Array | None]:
+    """Times in [eps, T] from `u`, and what the loss without its weight is multiplied by, under importance sampling."""
+    sde = self.model.sde
     if self.time_sampling == "importance":
-      t, normalizer = importance_times(self.model.sde, u, self.eps)
-      return normalizer * continuous_loss(self.model, params, x0, t, z, **options)
+      return importance_times(sde, u, self.eps)
     if self.time_sampling == "lognormal":
-      t = lognormal_times(self.model.sde, u, self.eps, self.p_mean, self.p_std)
+      return lognormal_times(sde, u, self.eps, self.p_mean, self.p_std), None
+    if self.time_sampling == "single":
+      return jnp.full_like(u, sde.time_of_log_snr(jnp.asarray(-2 * math.log(self.single_sigma), u.dtype))), None
+    return uniform_times(sde, u, self.eps), None
+
+  def at_time(self, params: Params, x0: Array, t: Array, z: Array, **options) -> Array:
+    """The weighted objective (B,) at times `t` with noise `z`; options as for `at_level`."""
+    return self.at_level(params, x0, self.model.level(t, x0), t, z, **options)
+
+  def at_level(
+    self,
+    params: Params,
+    x0: Array,
+    level: Level,
+    t: Array | None,
+    z: Array,
+    *,
+    probe_keys: Array | None = None,
+    keys: Array | None = None,
+    y: Array | None = None,
+  ) -> Array:
+    """The weighted objective (B,) at a noise `level`, that of time `t` in a continuous model, with noise `z`.
+
+    `probe_keys` (B,) draw the probes, or the simulated path; `keys` (B,) drive dropout.
+    """
+    model = self.model
+    weight = WEIGHTINGS[self.weighting](self, t, level)
+    if self.objective == "dsm":
+      return weight * reduce(model.noise_error(params, x0, z, level, keys, y), self.reduce_mean)
+    score = lambda x: model.score_of_level(params, x, level, keys, y)
+    interior = None
+    if isinstance(model.sde, LinearSDE):
+      x = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * z
     else:
-      t = uniform_times(self.model.sde, u, self.eps)
-    return continuous_loss(self.model, params, x0, t, z, weighting=self.weighting, **options)
+      x = simulate(model.sde, fold(probe_keys, -1), x0, t, self.path_steps)
+      interior = model.sde.interior if model.sde.interior(x) is not None else None
+    if self.objective == "esm":
+      value = 2 * explicit(score, lambda x: self.target(x, t), x)
+      return weight * _scaled(level.sigma**2 * value, x, self.reduce_mean)
+    draw = PROBES[self.probe]
+    one = lambda key: draw(key, (self.num_probes, *x.shape[1:]), x.dtype)
+    probes = None if self.objective == "ism" else jnp.moveaxis(jax.vmap(one)(probe_keys), 1, 0)
+    step = jnp.maximum(self.fd_step * level.sigma, SMALLEST_STEP)
+    value = 2 * IMPLICIT[self.objective](score, x, probes, interior, step)
+    # E‖z‖² makes it the squared error of the noise, as denoising has it.
+    return weight * _scaled(level.sigma**2 * value + math.prod(x.shape[1:]), x, self.reduce_mean)

@@ -1,12 +1,12 @@
 """What a network predicts, how it sees time, and the score that follows.
 
-With x_t = alpha x_0 + sigma z, Tweedie's formula makes the four predictions one:
+With x_t = alpha x_0 + sigma z, Tweedie's formula makes the predictions one:
 
     score = -E[z | x_t] / sigma = (alpha E[x_0 | x_t] - x_t) / sigma²
-    velocity = alpha E[z | x_t] - sigma E[x_0 | x_t]
+    velocity = alpha E[z | x_t] - sigma E[x_0 | x_t],    flow = E[z - x_0 | x_t]
 
-Efron 2011, eq. (1.4); Salimans & Ho 2022, Appendix D, for the velocity; Karras et al. 2022, Table 1, for "edm".
-Each conversion is made once, in the form that does not cancel at either end of time.
+Efron 2011, eq. (1.4); Salimans & Ho 2022, Appendix D, for the velocity; Liu et al. 2023 for the flow; Karras et al.
+2022, Table 1, for "edm". Each conversion is made once, in the form that does not cancel at either end of time.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand
-from score_sde.sde import LinearSDE
+from score_sde.batch import Array, expand, sum_over_dims
+from score_sde.sde import SDE, LinearSDE
 
 Params = Any
 Network = Callable[..., Array]  # (params, x, labels, keys or None[, y]) -> like x
@@ -47,6 +47,10 @@ def _velocity_to_noise(out, x, alpha, sigma, sigma_data):
   return (sigma * x + alpha * out) / (alpha**2 + sigma**2)
 
 
+def _flow_to_noise(out, x, alpha, sigma, sigma_data):
+  return (x + alpha * out) / (alpha + sigma)
+
+
 def _edm_to_noise(out, x, alpha, sigma, sigma_data):
   variance = sigma**2 + (alpha * sigma_data) ** 2
   return sigma * x / variance - alpha * sigma_data / jnp.sqrt(variance) * out
@@ -66,6 +70,10 @@ def _data_to_data(out, x, alpha, sigma, sigma_data):
 
 def _velocity_to_data(out, x, alpha, sigma, sigma_data):
   return (alpha * x - sigma * out) / (alpha**2 + sigma**2)
+
+
+def _flow_to_data(out, x, alpha, sigma, sigma_data):
+  return (x - sigma * out) / (alpha + sigma)
 
 
 def _edm_to_data(out, x, alpha, sigma, sigma_data):
@@ -89,6 +97,10 @@ def _velocity_error(out, x0, z, alpha, sigma, sigma_data):
   return (out - (alpha * z - sigma * x0)) * alpha / (alpha**2 + sigma**2)
 
 
+def _flow_error(out, x0, z, alpha, sigma, sigma_data):
+  return (out - (z - x0)) * alpha / (alpha + sigma)
+
+
 def _edm_error(out, x0, z, alpha, sigma, sigma_data):
   # F's target is (x_0 - c_skip x / alpha) / c_out; in terms of x_0 and z nothing cancels as sigma -> 0.
   spread = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
@@ -102,6 +114,7 @@ PREDICTIONS = {
   "noise": (_noise_to_noise, _noise_to_data, _noise_error),
   "data": (_data_to_noise, _data_to_data, _data_error),
   "velocity": (_velocity_to_noise, _velocity_to_data, _velocity_error),
+  "flow": (_flow_to_noise, _flow_to_data, _flow_error),
   "edm": (_edm_to_noise, _edm_to_data, _edm_error),
 }
 
@@ -112,10 +125,20 @@ CONDITIONINGS = {
   "time": lambda sde, t: 999.0 * t / sde.T,  # VP and sub-VP
 }
 
+# The same for an SDE without a closed-form kernel, which has a scale in place of sigma and alpha.
+_SCALE_CONDITIONINGS = {
+  "sigma": lambda sde, t, scale: scale,
+  "log_sigma": lambda sde, t, scale: 0.25 * jnp.log(scale),
+  "time": lambda sde, t, scale: 999.0 * t / sde.T,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoreModel:
   """A network as a model of the score of `sde`: hashable, without parameters, every method a pure function of them.
+
+  Under an SDE without a closed-form kernel, x_0 and z have no meaning: the network predicts the score, or "noise",
+  minus the score times `sde.scale`.
 
   Attributes:
     sde: the SDE that the data is diffused by.
@@ -126,17 +149,37 @@ class ScoreModel:
     conditioning: a name in CONDITIONINGS, for a continuous model.
     num_scales: the number of noise levels of a discrete model (SMLD, DDPM); None for a continuous one.
     sigma_data: standard deviation of the data, for "edm".
+    potential: (params, x, labels, keys[, y]) -> (B,), for an energy-based model: `network` is its gradient in x.
+
+  Raises:
+    ValueError: for a prediction that the SDE has no meaning for.
   """
 
-  sde: LinearSDE
+  sde: SDE
   network: Network
   prediction: str
   conditioning: str = "sigma"
   num_scales: int | None = None
   sigma_data: float = 0.5
+  potential: Network | None = None
 
-  def level(self, t: Array) -> Level:
-    """The noise level at time t; for a discrete model the entry of its table."""
+  def __post_init__(self):
+    if isinstance(self.sde, LinearSDE):
+      return
+    name = type(self.sde).__name__
+    if self.prediction not in ("score", "noise"):
+      raise ValueError(
+        f"model.parameterization={self.prediction!r} needs a closed-form kernel, which {name} has not: use 'noise' "
+        "(minus the score times the SDE's scale) or 'score'."
+      )
+    if self.num_scales is not None:
+      raise ValueError(f"{name} has no discrete noise levels; train it with training.continuous=True.")
+
+  def level(self, t: Array, x: Array) -> Level:
+    """The noise level of x at time t; for a discrete model the entry of its table."""
+    if not isinstance(self.sde, LinearSDE):
+      scale = self.sde.scale(x, t)
+      return Level(jnp.ones_like(t), scale, _SCALE_CONDITIONINGS[self.conditioning](self.sde, t, scale))
     if self.num_scales is None:
       return Level(self.sde.alpha(t), self.sde.sigma(t), CONDITIONINGS[self.conditioning](self.sde, t))
     label, index = self.sde.level(t, self.num_scales)
@@ -150,29 +193,55 @@ class ScoreModel:
   def output(self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None) -> Array:
     """What the network itself returns at `x`."""
     if self.prediction == "edm":
-      x = x / expand(jnp.sqrt(level.sigma**2 + (level.alpha * self.sigma_data) ** 2), x)
+      x = expand(self._input_scale(level), x) * x
     return self.network(params, x, level.label, keys, *([] if y is None else [y])).astype(x.dtype)
 
   def noise(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
     """E[z | x_t = x, y]."""
-    return self._estimate(0, params, x, t, y)[0]
+    return self._estimate(0, params, x, self.level(t, x), y=y)
 
   def data(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
     """E[x_0 | x_t = x, y]."""
-    return self._estimate(1, params, x, t, y)[0]
+    return self._estimate(1, params, x, self.level(t, x), y=y)
 
   def score(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
     """grad log p_t(x | y). Partial(model.score, params) is the score(x, t) that samplers and likelihoods take."""
-    if self.prediction == "score":
-      return self.output(params, x, self.level(t), y=y)
-    noise, level = self._estimate(0, params, x, t, y)
-    return -noise / expand(level.sigma, x)
+    return self.score_of_level(params, x, self.level(t, x), y=y)
 
-  def _estimate(self, kind, params, x, t, y):
-    level = self.level(t)
-    out = self.output(params, x, level, y=y)
+  def score_of_level(
+    self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None
+  ) -> Array:
+    """The score at a noise level, with dropout by `keys`."""
+    if self.prediction == "score":
+      return self.output(params, x, level, keys, y)
+    return -self._estimate(0, params, x, level, keys, y) / expand(level.sigma, x)
+
+  def log_density(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
+    """log p_t(x | y) up to a constant of each t, (B,), whose gradient is `score`, of an energy-based model.
+
+    Every parameterization is linear in x and the network's output: score = a x + b ∇φ(c x) gives ½ a |x|² + b/c φ(c x).
+
+    Raises:
+      ValueError: where the network is no gradient.
+    """
+    if self.potential is None:
+      raise ValueError("Only an energy-based model has a density: set model.energy.")
+    level = self.level(t, x)
+    scale = self._input_scale(level)
+    to_noise = PREDICTIONS[self.prediction][0]
+    a, b = (-to_noise(*v, level.alpha, level.sigma, self.sigma_data) / level.sigma for v in ((0.0, 1.0), (1.0, 0.0)))
+    potential = self.potential(params, expand(scale, x) * x, level.label, None, *([] if y is None else [y]))
+    return a / 2 * sum_over_dims(x**2) + b / scale * potential
+
+  def _input_scale(self, level):
+    if self.prediction == "edm":
+      return 1 / jnp.sqrt(level.sigma**2 + (level.alpha * self.sigma_data) ** 2)
+    return jnp.ones_like(level.sigma)
+
+  def _estimate(self, kind, params, x, level, keys=None, y=None):
+    out = self.output(params, x, level, keys, y)
     alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-    return PREDICTIONS[self.prediction][kind](out, x, alpha, sigma, self.sigma_data), level
+    return PREDICTIONS[self.prediction][kind](out, x, alpha, sigma, self.sigma_data)
 
   def noise_error(
     self, params: Params, x0: Array, z: Array, level: Level, keys: Array | None = None, y: Array | None = None

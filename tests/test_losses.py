@@ -8,7 +8,7 @@ import pytest
 
 from score_sde import analytic, losses
 from score_sde.batch import example_keys, expand
-from score_sde.losses import DenoisingScoreMatching, continuous_loss, discrete_loss
+from score_sde.losses import ScoreMatching
 from score_sde.parameterization import PREDICTIONS, ScoreModel
 from score_sde.sde import VE, VP, SubVP
 
@@ -40,9 +40,10 @@ def test_official_losses_agree(name, x64):
   reduce_mean = options["reduce_mean"] == "True"
   if kind == "continuous":
     weighting = "likelihood" if options["likelihood_weighting"] == "True" else "simple"
-    got = continuous_loss(model, None, data, t, z, weighting=weighting, reduce_mean=reduce_mean)
+    got = ScoreMatching(model, weighting=weighting, reduce_mean=reduce_mean).at_time(None, data, t, z)
   else:
-    got = discrete_loss(model, None, data, labels, z, reduce_mean=reduce_mean)
+    level = model.level_of_index(labels, data.dtype)
+    got = ScoreMatching(model, reduce_mean=reduce_mean).at_level(None, data, level, None, z)
   assert float(jnp.mean(got)) == pytest.approx(float(CASE[name]), rel=1e-12)
 
 
@@ -60,6 +61,7 @@ def oracle(prediction, sde):
       "noise": noise,
       "data": data,
       "velocity": alpha * noise - sigma * data,
+      "flow": noise - data,
       "edm": (data - alpha * 0.25 * x / spread**2) * spread / (sigma * 0.5),
     }[prediction]
 
@@ -90,7 +92,7 @@ def test_the_loss_is_the_squared_error_of_the_noise_in_every_prediction(predicti
   t = jnp.array([1e-3, 0.05, 0.3, 0.7, 1.0])
   x = expand(sde.alpha(t), x0) * x0 + expand(sde.sigma(t), x0) * z
   expected = jnp.mean((model.noise(None, x, t) - z) ** 2, axis=1)
-  np.testing.assert_allclose(continuous_loss(model, None, x0, t, z), expected, rtol=1e-6)
+  np.testing.assert_allclose(ScoreMatching(model).at_time(None, x0, t, z), expected, rtol=1e-6)
 
 
 def test_losses_are_accurate_in_float32_at_the_smallest_time():
@@ -98,10 +100,10 @@ def test_losses_are_accurate_in_float32_at_the_smallest_time():
   zero = lambda params, x, labels, keys: jnp.zeros_like(x)
   x0, z = jax.random.normal(jax.random.key(1), (2, 5, 2))
   t = jnp.full((5,), 1e-5)
-  noise = continuous_loss(ScoreModel(SubVP(), zero, "noise", "time"), None, x0, t, z)
+  noise = ScoreMatching(ScoreModel(SubVP(), zero, "noise", "time")).at_time(None, x0, t, z)
   np.testing.assert_allclose(noise, jnp.mean(z**2, axis=1), rtol=1e-6)
   # With F = 0 the "edm" prediction is c_skip x, whose error in the noise is alpha² sigma_data² z / (...) ~ z.
-  edm = continuous_loss(ScoreModel(SubVP(), zero, "edm", "sigma"), None, x0, t, z)
+  edm = ScoreMatching(ScoreModel(SubVP(), zero, "edm", "sigma")).at_time(None, x0, t, z)
   np.testing.assert_allclose(edm, jnp.mean(z**2, axis=1), rtol=1e-4)
 
 
@@ -121,7 +123,7 @@ def test_importance_sampling_leaves_the_likelihood_weighted_loss_unchanged_and_l
   for importance in (False, True):
     # eps = 1e-2 bounds the weight, so that plain sampling has a variance to compare with.
     sampling = "importance" if importance else "uniform"
-    loss = DenoisingScoreMatching(model, eps=1e-2, weighting="likelihood", time_sampling=sampling)
+    loss = ScoreMatching(model, eps=1e-2, weighting="likelihood", time_sampling=sampling)
     values[importance] = np.asarray(loss(None, keys, x0, jnp.arange(len(keys)), len(keys)))
   error = np.hypot(*(v.std() / np.sqrt(len(keys)) for v in values.values()))
   assert abs(values[True].mean() - values[False].mean()) < 4 * error
@@ -142,15 +144,15 @@ def test_edm_weighting_and_times_are_those_of_karras():
     denoised = model.data(None, alpha * x0 + sigma * z, t)
     ratio = np.exp(log_sigma)
     expected = (ratio**2 + sd**2) / (ratio * sd) ** 2 * np.mean((denoised - x0) ** 2, axis=1)
-    got = continuous_loss(model, None, x0, t, z, weighting="edm")
+    got = ScoreMatching(model, weighting="edm").at_time(None, x0, t, z)
     np.testing.assert_allclose(got, expected, rtol=2e-3)
 
 
 def test_stratified_times_fill_every_stratum(monkeypatch):
   seen = []
-  monkeypatch.setattr(losses, "continuous_loss", lambda model, params, x0, t, z, **_: seen.append(t) or t)
+  monkeypatch.setattr(ScoreMatching, "at_time", lambda self, params, x0, t, z, **_: seen.append(t) or t)
   model = ScoreModel(VP(), golden_network, "noise", "time")
-  loss = DenoisingScoreMatching(model, stratified=True)
+  loss = ScoreMatching(model, stratified=True)
   loss(None, example_keys(jax.random.key(0), jnp.arange(64)), jnp.zeros((64, 2)), jnp.arange(64), 64)
   assert np.array_equal(np.floor(np.asarray(seen[0]) * 64), np.arange(64))
 
@@ -158,8 +160,8 @@ def test_stratified_times_fill_every_stratum(monkeypatch):
 def test_options_that_contradict_each_other_are_refused():
   discrete = ScoreModel(VP(), golden_network, "noise", num_scales=1000)
   with pytest.raises(ValueError, match="continuous=True"):
-    DenoisingScoreMatching(discrete, weighting="likelihood")
+    ScoreMatching(discrete, weighting="likelihood")
   with pytest.raises(ValueError, match="set both"):
-    DenoisingScoreMatching(discrete, time_sampling="importance")
+    ScoreMatching(discrete, time_sampling="importance")
   with pytest.raises(ValueError, match=r"training\.eps"):
-    DenoisingScoreMatching(discrete, eps=0.0)
+    ScoreMatching(discrete, eps=0.0)

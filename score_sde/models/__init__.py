@@ -41,8 +41,8 @@ MODELS = {
 # Keys of config.model that others than the network read: the SDE, its parameterization, training and `resolve`.
 _READ_ELSEWHERE = {
   "name", "parameterization", "conditioning", "sigma_data", "sigma_min", "sigma_max", "beta_min", "beta_max",
-  "num_scales", "ema_rate", "ema_warmup", "dtype", "embedding_type", "scale_by_sigma", "normalization",
-  "attention_type", "conv_size",
+  "cosine_s", "delta", "energy", "num_scales", "ema_rate", "ema_warmup", "dtype", "embedding_type", "scale_by_sigma",
+  "normalization", "attention_type", "conv_size",
 }  # fmt: skip
 
 

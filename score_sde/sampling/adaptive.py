@@ -11,7 +11,6 @@ dimensions the variance comes out 1.5 times too large. Here the increments belon
 path is rough, and a step longer by a rounding error sees another one: lengths are rounded down to eighths of an octave.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
@@ -20,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import parallel
-from score_sde.batch import Array, example_keys, expand, fold, norm
-from score_sde.sampling.loop import CHUNK, PRIOR, STEPS
-from score_sde.sde import SDE, LinearSDE, Reverse, Score, apply_diffusion, as_argument, bind, denoiser
+from score_sde.batch import Array, expand, fold, norm
+from score_sde.sampling.loop import CHUNK
+from score_sde.sampling.sampler import STEPS, Sampler, all_finite, sampler
+from score_sde.sde import SDE, LinearSDE, Reverse, Score, apply_diffusion, bind, denoiser
 
 # Length of the first step, safety factor and exponent of the paper.
 FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
@@ -50,7 +50,7 @@ def adaptive_sde(
   atol: float = 2 / 256,
   denoise: bool = True,
   max_steps: int = 4096,
-) -> Callable[..., tuple[Array, dict[str, Any]]]:
+) -> Sampler:
   """Builds `sample(score, key, shape, ...) -> (x, info)` along the reverse-time SDE from T to `eps`.
 
   Args:
@@ -62,7 +62,7 @@ def adaptive_sde(
     max_steps: steps a sample may try.
 
   Returns:
-    `sample` as that of `loop`; `info` holds, each (B,): "nfe", "finite" (false for a sample out of steps, too), "t",
+    `sample` as that of `sampler`; `info` holds, each (B,): "nfe", "finite" (false for a sample out of steps, too), "t",
     the time it reached, and "rejected", its rejected steps.
 
   Raises:
@@ -91,8 +91,8 @@ def adaptive_sde(
       noise = jax.vmap(increment)(fold(keys, STEPS), s.x, t, s.t)
       move = lambda x, t: apply_diffusion(reverse.diffusion(x, t), noise) - expand(h, x) * reverse.drift(x, t)
       first = move(s.x, s.t)
-      euler = s.x + first
-      improved = s.x + (first + move(euler, t)) / 2
+      euler = sde.reflect(s.x + first)
+      improved = sde.reflect(s.x + (first + move(euler, t)) / 2)
       tolerance = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(euler), jnp.abs(s.previous)))
       error = norm((euler - improved) / tolerance) / np.sqrt(euler[0].size)
       accepted = going & (error <= 1)
@@ -108,48 +108,32 @@ def adaptive_sde(
     _, state = jax.lax.while_loop(lambda c: (c[0] < CHUNK) & jnp.any(active(c[1])), body, (0, state))
     return state
 
-  def start(keys: Array, like: Array) -> _State:
-    x = sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
-    time, count = jnp.full(keys.shape, sde.T, x.dtype), jnp.zeros(keys.shape, jnp.int32)
-    return _State(x, x + 0, time, jnp.full(keys.shape, FIRST_STEP * sde.T, x.dtype), count, count + 0)
+  def start(x: Array) -> _State:
+    time, count = jnp.full(x.shape[:1], sde.T, x.dtype), jnp.zeros(x.shape[:1], jnp.int32)
+    return _State(x, x + 0, time, jnp.full(x.shape[:1], FIRST_STEP * sde.T, x.dtype), count, count + 0)
 
   def finish(score: Score, batch: tuple[Array, Any], state: _State) -> Array:
     t = jnp.full(state.t.shape, eps, state.x.dtype)
     return denoiser(sde, bind(score, batch[1]))(state.x, t)
 
-  start, run = parallel.map_batch(start, (0, 0)), parallel.map_batch(advance, (None, 0, 0, None), donate=(2,))
+  start, advance = parallel.map_batch(start, (0,)), parallel.map_batch(advance, (None, 0, 0, None), donate=(2,))
   finish = parallel.map_batch(finish, (None, 0, 0))
 
-  def sample(
-    score: Score,
-    key: Array,
-    shape: tuple[int, ...],
-    *,
-    first: int = 0,
-    frames: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    condition: Any = None,
-    dtype: jnp.dtype = jnp.float32,
-  ) -> tuple[Array, dict[str, Any]]:
-    score = as_argument(score)
-    keys = parallel.shard(example_keys(key, first + jnp.arange(shape[0])))
-    batch = (keys, parallel.shard(condition))
-    state = start(keys, jnp.zeros((*keys.shape, *shape[1:]), dtype))
-    host = lambda x: np.asarray(parallel.unshard(x, shape[0]))
+  def run(score, batch, x, unshard, frames, progress):
+    state = start(x)
+    host = lambda x: np.asarray(unshard(x))
     trajectory = [(sde.T, host(state.x), None)]
-    for stop in np.linspace(sde.T, eps, max(frames, 1) + 1)[1:]:
-      stop = np.asarray(stop, dtype)
+    for stop in np.linspace(sde.T, eps, max(frames, 1) + 1)[1:].astype(x.dtype):
       while np.any((host(state.t) > stop) & (host(state.tried) < max_steps)):
-        state = run(score, batch, state, stop)
+        state = advance(score, batch, state, stop)
         if progress:
           progress(round(1000 * float((sde.T - host(state.t).mean()) / (sde.T - eps))), 1000)
       trajectory.append((float(stop), host(state.x), None))
-    x, t, tried, rejected = parallel.unshard((state.x, state.t, state.tried, state.rejected), shape[0])
-    nfe = 2 * tried
+    x, t, tried, rejected = unshard((state.x, state.t, state.tried, state.rejected))
+    nfe, finite = 2 * tried, t <= np.asarray(eps, t.dtype)
     if denoise and isinstance(sde, LinearSDE):
-      x, nfe = parallel.unshard(finish(score, batch, state), shape[0]), nfe + 1
-    finite = jnp.all(jnp.isfinite(x.reshape(shape[0], -1)), axis=1) & (t <= np.asarray(eps, dtype))
-    info = {"nfe": nfe, "finite": finite, "t": t, "rejected": rejected}
+      x, nfe = unshard(finish(score, batch, state)), nfe + 1
+    info = {"nfe": nfe, "finite": finite & all_finite(x), "t": t, "rejected": rejected}
     return x, info | ({"trajectory": trajectory} if frames else {})
 
-  return sample
+  return sampler(sde, run)

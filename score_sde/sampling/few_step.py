@@ -196,7 +196,7 @@ FEW_STEP = {
 
 
 def few_step(sde: LinearSDE, grid: TimeGrid, method: str, *, denoise: bool = True, **options) -> Callable:
-  """Builds `sample(score, key, shape, ...) -> (x, info)`, see `loop`, by a `method` in FEW_STEP with its `options`.
+  """Builds `sample(score, key, shape, ...) -> (x, info)`, see `sampler`, by a `method` in FEW_STEP with its `options`.
 
   Raises:
     ValueError: for an unknown method, an SDE that is not linear, or a grid whose steps do not chain.

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import parallel
-from score_sde.batch import Array, example_keys, fold
+from score_sde.batch import Array, fold
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sde import SDE, Score, as_argument, bind, denoiser
+from score_sde.sampling.sampler import STEPS, Sampler, all_finite, sampler
+from score_sde.sde import SDE, Score, bind, denoiser
 
 # Steps a dispatch runs: long enough to hide the dispatch, short enough for a progress bar.
 CHUNK = 50
-
-# Streams of a sample's key: the prior, and each step.
-PRIOR, STEPS = range(2)
 
 # (keys, number of the step, carry, t, start, stop) -> carry, whose first two entries are x and its mean.
 Step = Callable[[Array, Array, tuple, Array, Array, Array], tuple]
@@ -31,7 +29,7 @@ def loop(
   memory: Callable[[Array], tuple[Array, ...]] = lambda x: (),
   denoise: bool = True,
   tweedie: bool = False,
-) -> Callable[..., tuple[Array, dict[str, Any]]]:
+) -> Sampler:
   """Builds `sample(score, key, shape, ...) -> (x, info)`, compiled once for any number of steps.
 
   Args:
@@ -44,11 +42,7 @@ def loop(
     tweedie: return E[x_0 | x] at the last of the times instead (Tweedie's formula), for one evaluation more.
 
   Returns:
-    `sample(score, key, shape, first=0, frames=0, progress=None, condition=None, dtype=float32)`: `shape` is (B, ...),
-    sample i draws from fold_in(key, first + i); `progress(done, steps)` is called between chunks; with a `condition`, a
-    pytree of (B, ...) arrays, the score is score(x, t, condition), as that of a class-conditional network. `info` holds
-    `nfe`, the evaluations of the score per sample, `finite` (B,), whether each sample is, and, with `frames` > 0,
-    `trajectory`: that many (t, x_t, x_mean) evenly spaced in steps.
+    `sample` as that of `sampler`; frames are evenly spaced in steps.
   """
   steps = len(grid.t)
 
@@ -69,42 +63,26 @@ def loop(
 
   finish = parallel.map_batch(last_denoising, (None, 0, 0))
   run_chunk = parallel.map_batch(chunk, (None, 0, 0, None, None, None), donate=(2,))
-  draw_prior = parallel.map_batch(lambda keys, x: sde.prior_sample(fold(keys, PRIOR), x.shape, x.dtype), (0, 0))
 
-  def sample(
-    score: Score,
-    key: Array,
-    shape: tuple[int, ...],
-    *,
-    first: int = 0,
-    frames: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    condition: Any = None,
-    dtype: jnp.dtype = jnp.float32,
-  ) -> tuple[Array, dict[str, Any]]:
-    score = as_argument(score)
-    keys = parallel.shard(example_keys(key, first + jnp.arange(shape[0])))
-    x = draw_prior(keys, jnp.zeros((*keys.shape, *shape[1:]), dtype))
-    batch = (keys, parallel.shard(condition))
+  def run(score, batch, x, unshard, frames, progress):
     carry = (x, x + 0, *memory(x))  # a buffer each, for all are donated
     stops = set(np.linspace(0, steps, frames + 1).round().astype(int)[1:]) if frames else set()
-    trajectory = [(sde.T, np.asarray(parallel.unshard(x, shape[0])), None)] if frames else []
+    trajectory = [(sde.T, np.asarray(unshard(x)), None)] if frames else []
     done = 0
     while done < steps:
       count = min([CHUNK, steps - done, *(s - done for s in stops if s > done)])
-      times = np.zeros((CHUNK, 3), dtype)
+      times = np.zeros((CHUNK, 3), x.dtype)
       times[:count] = np.stack(grid, axis=1)[done : done + count]
       carry = run_chunk(score, batch, carry, times, done, count)
       done += count
       if done in stops:
-        x, x_mean = (np.asarray(parallel.unshard(a, shape[0])) for a in carry[:2])
+        x, x_mean = (np.asarray(unshard(a)) for a in carry[:2])
         trajectory.append((float(grid.stop[done - 1]), x, x_mean))
       if progress:
         jax.block_until_ready(carry)
         progress(done, steps)
-    x = finish(score, batch, carry[0]) if tweedie else carry[1 if denoise else 0]
-    x = parallel.unshard(x, shape[0])
-    info = {"nfe": evaluations + tweedie, "finite": jnp.all(jnp.isfinite(x.reshape(shape[0], -1)), axis=1)}
+    x = unshard(finish(score, batch, carry[0]) if tweedie else carry[1 if denoise else 0])
+    info = {"nfe": evaluations + tweedie, "finite": all_finite(x)}
     return x, info | ({"trajectory": trajectory} if frames else {})
 
-  return sample
+  return sampler(sde, run)

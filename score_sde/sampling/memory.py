@@ -34,7 +34,7 @@ def split_to_fit(sample: Callable, devices: int = 1) -> Callable:
   """
   fits: dict[tuple[int, ...], int] = {}
 
-  def split(score, key, shape, *, first=0, condition=None, progress=None, **options):
+  def split(score, key, shape, *, first=0, condition=None, start=None, progress=None, **options):
     total = shape[0]
     size = min(fits.get(shape[1:], total), total)
     while True:
@@ -42,9 +42,9 @@ def split_to_fit(sample: Callable, devices: int = 1) -> Callable:
       try:
         parts = []
         for i, n in zip(range(0, total, size), sizes, strict=True):
-          part = jax.tree.map(lambda c, i=i, n=n: c[i : i + n], condition)
+          part, begin = jax.tree.map(lambda c, i=i, n=n: c[i : i + n], (condition, start))
           shown = progress and (lambda done, steps, i=i: progress(i // size * steps + done, len(sizes) * steps))
-          options_of_part = {"first": first + i, "condition": part, "progress": shown} | options
+          options_of_part = {"first": first + i, "condition": part, "start": begin, "progress": shown} | options
           parts.append(sample(score, key, (n, *shape[1:]), **options_of_part))
         return parts[0] if len(parts) == 1 else _joined(parts)
       except jax.errors.JaxRuntimeError as error:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import parallel
-from score_sde.batch import Array, example_keys, fold, sum_over_dims
-from score_sde.sampling.loop import PRIOR
-from score_sde.sde import SDE, LinearSDE, Reverse, Score, as_argument, bind, denoiser
+from score_sde.batch import Array, sum_over_dims
+from score_sde.sampling.sampler import Sampler, all_finite, sampler
+from score_sde.sde import SDE, LinearSDE, Reverse, Score, bind, denoiser
 
 # Both evaluate the field once at the start and six times a step, rejected steps included.
 SOLVERS = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
@@ -113,14 +113,14 @@ def ode_sampler(
   max_steps: int = 4096,
   batch_norm: bool = False,
   temperature: float = 1.0,
-) -> Callable[..., tuple[Array, dict[str, Any]]]:
+) -> Sampler:
   """Builds `sample(score, key, shape, ...) -> (x, info)` along the probability-flow ODE from T to `eps`, see `flow`.
 
   `rtol` and `atol` of 1e-5 are the paper's. `denoise` ends on E[x_0 | x_eps] (Tweedie's formula), which takes one
   evaluation more; `temperature` scales the noise that the flow starts from (Song et al. 2021, Appendix D.5).
 
   Returns:
-    `sample` as that of `loop`; `info["nfe"]` is (B,), `info["t"]` (B,) is the time reached, and `info["finite"]` is
+    `sample` as that of `sampler`; `info["nfe"]` is (B,), `info["t"]` (B,) is the time reached, and `info["finite"]` is
     false for a sample that ran into `max_steps`.
 
   Raises:
@@ -131,35 +131,21 @@ def ode_sampler(
   options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "batch_norm": batch_norm}
   flow(sde, start=sde.T, stop=eps, **options)
 
-  def integrate(score: Score, batch: tuple[Array, Array, Any], times: np.ndarray | None):
-    keys, like, condition = batch
-    x = temperature * sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
-    path, nfe, t = flow(sde, start=sde.T, stop=eps, times=times, **options)(score, x, condition)
+  def integrate(score: Score, batch: tuple[Array, Any], x: Array, times: np.ndarray | None):
+    condition = batch[1]
+    path, nfe, t = flow(sde, start=sde.T, stop=eps, times=times, **options)(score, temperature * x, condition)
     x = path if times is None else path[:, -1]
     if denoise and isinstance(sde, LinearSDE):
       x, nfe = denoiser(sde, bind(score, condition))(x, jnp.full(x.shape[:1], eps, x.dtype)), nfe + 1
-    finite = (t <= jnp.asarray(eps, t.dtype)) & jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
-    return x, nfe, finite, t, path
+    return x, nfe, (t <= jnp.asarray(eps, t.dtype)) & all_finite(x), t, path
 
   compiled = {}
 
-  def sample(
-    score: Score,
-    key: Array,
-    shape: tuple[int, ...],
-    *,
-    first: int = 0,
-    frames: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    condition: Any = None,
-    dtype: jnp.dtype = jnp.float32,
-  ) -> tuple[Array, dict[str, Any]]:
+  def run(score, batch, x, unshard, frames, progress):
     times = np.linspace(sde.T, eps, frames + 1) if frames else None
     if frames not in compiled:
-      compiled[frames] = parallel.map_batch(lambda s, b: integrate(s, b, times), (None, 0))
-    keys = example_keys(key, first + jnp.arange(shape[0]))
-    out = compiled[frames](as_argument(score), parallel.shard((keys, jnp.zeros(shape, dtype), condition)))
-    x, nfe, finite, t, path = parallel.unshard(out, shape[0])
+      compiled[frames] = parallel.map_batch(lambda s, b, x: integrate(s, b, x, times), (None, 0, 0))
+    x, nfe, finite, t, path = unshard(compiled[frames](score, batch, x))
     if progress:
       progress(1, 1)
     info = {"nfe": nfe, "finite": finite, "t": t}
@@ -167,4 +153,4 @@ def ode_sampler(
       info["trajectory"] = [(t, np.asarray(path[:, i]), None) for i, t in enumerate(times)]
     return x, info
 
-  return sample
+  return sampler(sde, run)

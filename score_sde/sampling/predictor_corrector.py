@@ -30,7 +30,7 @@ def predictor_corrector(
   paper_step: bool = False,
   denoise: bool = True,
 ) -> Callable[..., tuple[Array, dict[str, Any]]]:
-  """Builds `sample(score, key, shape, ...) -> (x, info)`, see `loop`.
+  """Builds `sample(score, key, shape, ...) -> (x, info)`, see `sampler`.
 
   At every time of `grid` the corrector acts, then the predictor steps on.
 
@@ -49,7 +49,7 @@ def predictor_corrector(
       (NCSNv2's last denoising step), which takes one evaluation more.
 
   Returns:
-    `sample` as that of `loop`.
+    `sample` as that of `sampler`.
 
   Raises:
     ValueError: for unknown names and pairs that cannot work.
@@ -86,7 +86,8 @@ def predictor_corrector(
 
     def step(keys, i, carry, t, start, stop):
       x, _ = correct(fold(keys, 0), carry[0], t)
-      return predict(fold(keys, 1), x, t, start, stop)
+      x, x_mean = predict(fold(keys, 1), sde.reflect(x), t, start, stop)
+      return sde.reflect(x), sde.reflect(x_mean)
 
     return step
 

@@ -1,81 +1,14 @@
-"""Stochastic differential equations that carry data (t = 0) to noise (t = T), and their reversal in time.
-
-    dx = f(x, t) dt + G(x, t) dw                                      forward
-    dx = [f - div(G Gᵀ) - G Gᵀ score] dt + G dw̄                       reverse-time SDE
-    dx = [f - ½ div(G Gᵀ) - ½ G Gᵀ score] dt                          probability-flow ODE
-
-Song et al. 2021, eq. (5), (6), (13), Appendix A for a diffusion that depends on the state, and Appendices B and C for
-the three SDEs of the paper. `x` has shape (B, ...), `t` has shape (B,), and arithmetic follows their dtype.
-
-To write another SDE, subclass `SDE` with `drift` and `diffusion`; or, if x_t | x_0 is N(alpha(t) x_0, sigma(t)² I),
-subclass `LinearSDE` with `alpha` and `sigma` alone: drift, diffusion, transitions and prior follow from them.
-"""
+"""SDEs with a linear drift, whose kernels are known: x_t | x_0 ~ N(alpha(t) x_0, sigma(t)² I)."""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array, expand, normal, sum_over_dims
-
-Score = Callable[[Array, Array], Array]
-
-
-def as_argument(score: Score) -> jax.tree_util.Partial:
-  """`score` as a pytree that compiled functions take as an argument.
-
-  A Partial(function, params) is one already, and new parameters never recompile; a plain function compiles anew.
-  """
-  return score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
-
-
-def bind(score: Score, condition: Any) -> Score:
-  """The score(x, t) of a batch whose examples each have a `condition`; None leaves `score` as it is."""
-  return score if condition is None else lambda x, t: score(x, t, condition)
-
-
-@dataclasses.dataclass(frozen=True)
-class SDE:
-  """An SDE on t in [0, T]. Frozen and hashable, so that it is a static argument of compiled functions.
-
-  `diffusion` may return one number per example (B,), an array like `x` (a diagonal), or a linear operator: a pytree
-  with `matvec(v)` and `rmatvec(v)` (its transpose) on arrays like `x`.
-  """
-
-  @property
-  def T(self) -> float:
-    return 1.0
-
-  def drift(self, x: Array, t: Array) -> Array:
-    """f(x, t), like `x`."""
-    raise TypeError(f"{type(self).__name__} must define drift(x, t).")
-
-  def diffusion(self, x: Array, t: Array) -> Array:
-    """G(x, t): (B,), like `x`, or a linear operator."""
-    raise TypeError(f"{type(self).__name__} must define diffusion(x, t).")
-
-  def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Samples of shape `shape` = (B, ...) from the law that sampling starts from at t = T; one key an example."""
-    raise TypeError(f"{type(self).__name__} has no closed-form prior to sample from.")
-
-  def prior_logp(self, z: Array) -> Array:
-    """Log-density (B,), in nats, of `z` under the prior."""
-    raise TypeError(f"{type(self).__name__} has no closed-form prior density.")
-
-  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """One step of the forward chain, x_start = x_stop + f + G z, evaluated at (x, t): returns (f, G).
-
-    The default is Euler-Maruyama: f = drift (start - stop), G = diffusion sqrt(start - stop). Song et al. 2021, (45).
-    """
-    h = start - stop
-    g = self.diffusion(x, t)
-    if not isinstance(g, jax.Array):
-      raise TypeError("A diffusion that is an operator has no tabulated chain; use the Euler-Maruyama predictor.")
-    return self.drift(x, t) * expand(h, x), g * jnp.sqrt(expand(h, g))
+from score_sde.sde.base import SDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +61,9 @@ class LinearSDE(SDE):
 
   def diffusion(self, x: Array, t: Array) -> Array:
     return self.sigma(t) * jnp.sqrt(-self.dlog_snr(t))
+
+  def scale(self, x: Array, t: Array) -> Array:
+    return self.sigma(t)
 
   def marginal(self, x0: Array, t: Array) -> tuple[Array, Array]:
     """Mean (like `x0`) and standard deviation (B,) of x_t | x_0."""
@@ -279,6 +215,15 @@ class _BetaSDE(LinearSDE):
     return -0.5 * self.beta(t)
 
 
+def _ddpm_level(share: Array, num_scales: int) -> tuple[Array, Array]:
+  """(label, index) at a `share` of the way from data to noise, as the published models are sampled.
+
+  Their labels are fractional; 1e-6 keeps times of the grid from falling one index low.
+  """
+  label = share * (num_scales - 1)
+  return label, jnp.floor(label + 1e-6).astype(jnp.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class VP(_BetaSDE):
   """Variance-preserving SDE, the limit of DDPM's chain. Song et al. 2021, eq. (11) and Appendix B.
@@ -324,9 +269,7 @@ class VP(_BetaSDE):
     return np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
 
   def level(self, t: Array, num_scales: int) -> tuple[Array, Array]:
-    # The published models are sampled with fractional labels; 1e-6 keeps times of the grid from falling one index low.
-    label = t * (num_scales - 1) / self.T
-    return label, jnp.floor(label + 1e-6).astype(jnp.int32)
+    return _ddpm_level(t / self.T, num_scales)
 
   def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
     """DDPM's, ratio = sqrt(1 - b), std² = b with b = beta(start) (start - stop). Ho et al. 2020, eq. (2)."""
@@ -369,68 +312,132 @@ class SubVP(_BetaSDE):
     return jnp.exp(-0.5 * between), jnp.sqrt(lost * (lost + r * sigma_s * (2 - sigma_s)))
 
 
-def denoiser(sde: LinearSDE, score: Score) -> Score:
-  """D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula."""
-  return lambda x, t: (x + expand(sde.sigma(t), x) ** 2 * score(x, t)) / expand(sde.alpha(t), x)
-
-
-def apply_diffusion(g: Array, v: Array) -> Array:
-  """G v for each of the three kinds of diffusion."""
-  return expand(g, v) * v if isinstance(g, jax.Array) else g.matvec(v)
-
-
-def apply_covariance(g: Array, v: Array) -> Array:
-  """G Gᵀ v for each of the three kinds of diffusion."""
-  return expand(g, v) ** 2 * v if isinstance(g, jax.Array) else g.matvec(g.rmatvec(v))
-
-
-def covariance_divergence(sde: SDE, x: Array, t: Array) -> Array | float:
-  """div(G Gᵀ), like `x`: its i-th entry is the sum over j of ∂(G Gᵀ)ᵢⱼ/∂xⱼ. Song et al. 2021, Appendix A.
-
-  Zero when the diffusion is one number an example; otherwise one forward derivative per dimension.
-  """
-  g = jax.eval_shape(sde.diffusion, x, t)
-  if isinstance(g, jax.ShapeDtypeStruct) and g.ndim <= 1:
-    return 0.0
-  dims = math.prod(x.shape[1:])
-
-  def along(j):
-    basis = jnp.broadcast_to(jax.nn.one_hot(j, dims, dtype=x.dtype).reshape(x.shape[1:]), x.shape)
-    return jax.jvp(lambda x: apply_covariance(sde.diffusion(x, t), basis), (x,), (basis,))[1]
-
-  return jnp.sum(jax.lax.map(along, jnp.arange(dims)), axis=0)
+def _check_delta(sde: LinearSDE) -> None:
+  if not 0 < sde.delta < 1:
+    raise ValueError(f"{type(sde).__name__} needs 0 < delta < 1, got {sde.delta}.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Reverse:
-  """The reverse-time SDE of `sde` under `score`, or its probability-flow ODE; time still counts forward.
+class CosineVP(LinearSDE):
+  """The variance-preserving SDE of the cosine schedule. Nichol & Dhariwal 2021, eq. (17).
 
-  Song et al. 2021, eq. (6), (13) and Appendix A.
+      alpha(t) = cos φ(t) / cos φ(0),    φ(t) = π/2 (t + s) / (1 + s),    sigma² = 1 - alpha²,    t in [0, 1 - delta]
+      dx = -½ beta(t) x dt + sqrt(beta(t)) dw,    beta = 2 φ' tan φ
+
+  alpha(1) = 0, where beta is infinite, so time ends before.
 
   Attributes:
-    sde: the forward SDE.
-    score: (x, t) -> grad log p_t(x), like `x`.
-    probability_flow: the deterministic ODE with the same marginals, instead of the SDE.
+    s: keeps beta(0) from vanishing.
+    delta: T = 1 - delta, where alpha is about π/2 delta.
+
+  Raises:
+    ValueError: unless s >= 0 and 0 < delta < 1.
   """
 
-  sde: SDE
-  score: Score
-  probability_flow: bool = False
+  s: float = 0.008
+  delta: float = 1e-3
+
+  def __post_init__(self):
+    _check_delta(self)
+    if not 0 <= self.s < math.inf:
+      raise ValueError(f"CosineVP needs s >= 0, got {self.s}.")
 
   @property
-  def _share(self) -> float:
-    return 0.5 if self.probability_flow else 1.0
+  def T(self) -> float:
+    return 1.0 - self.delta
 
-  def drift(self, x: Array, t: Array) -> Array:
-    g = self.sde.diffusion(x, t)
-    pull = apply_covariance(g, self.score(x, t)) + covariance_divergence(self.sde, x, t)
-    return self.sde.drift(x, t) - self._share * pull
+  @property
+  def prior_std(self) -> float:
+    return 1.0
+
+  @property
+  def _rate(self) -> float:
+    """φ'."""
+    return math.pi / 2 / (1 + self.s)
+
+  @property
+  def _phase(self) -> float:
+    """φ(0)."""
+    return self._rate * self.s
+
+  def alpha(self, t: Array) -> Array:
+    return jnp.sin(self._rate * (1 - t)) / math.cos(self._phase)  # cos φ as a sine, which keeps its digits at t -> 1
+
+  def sigma(self, t: Array) -> Array:
+    # sin² φ(t) - sin² φ(0), as a product that keeps its digits at t -> 0.
+    return jnp.sqrt(jnp.sin(self._rate * t) * jnp.sin(self._rate * t + 2 * self._phase)) / math.cos(self._phase)
+
+  def dlog_alpha(self, t: Array) -> Array:
+    return -self._rate / jnp.tan(self._rate * (1 - t))
+
+  def dlog_snr(self, t: Array) -> Array:
+    return 2 * self.dlog_alpha(t) / self.sigma(t) ** 2
 
   def diffusion(self, x: Array, t: Array) -> Array:
-    return jnp.zeros_like(t) if self.probability_flow else self.sde.diffusion(x, t)
+    return jnp.sqrt(-2 * self.dlog_alpha(t))
 
-  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """(f, G) with x_stop = x_start - f + G z: the forward chain's step, reversed. Song et al. 2021, eq. (46)."""
-    f, g = self.sde.discretize(x, t, start, stop)
-    f = f - self._share * apply_covariance(g, self.score(x, t))
-    return f, jnp.zeros_like(g) if self.probability_flow else g
+  def time_of_log_snr(self, log_snr: Array) -> Array:
+    sine, cosine = math.sin(self._phase), math.cos(self._phase)
+    opposite = jnp.sqrt(sine**2 + cosine**2 * jax.nn.sigmoid(-log_snr))
+    return jnp.arctan2(opposite, cosine * jnp.sqrt(jax.nn.sigmoid(log_snr))) / self._rate - self.s
+
+  def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
+    ratio = jnp.sin(self._rate * (1 - t)) / jnp.sin(self._rate * (1 - s))
+    lost = jnp.sin(self._rate * (t - s)) * jnp.sin(self._rate * (t + s) + 2 * self._phase)
+    return ratio, jnp.sqrt(lost) / jnp.sin(self._rate * (1 - s))
+
+  def levels(self, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the chain with b_i = 1 - alpha-bar((i + 1) / N) / alpha-bar(i / N), at most 0.999, as the paper has it."""
+    bar = np.cos(self._phase + self._rate * np.arange(num_scales + 1) / num_scales) ** 2
+    log_alpha_bar = np.cumsum(np.log1p(-np.minimum(1 - bar[1:] / bar[:-1], 0.999)))
+    return np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
+
+  def level(self, t: Array, num_scales: int) -> tuple[Array, Array]:
+    return _ddpm_level(t / self.T, num_scales)
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow(LinearSDE):
+  """Straight lines from data to noise, x_t = (1 - t) x_0 + t z, as a member of the family. Liu et al. 2023.
+
+      dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw,    t in [0, 1 - delta]
+
+  The velocity of its probability-flow ODE is E[z - x_0 | x_t], which `parameterization` calls "flow"; uniform times
+  with the weighting of that name are the loss of flow matching. alpha(1) = 0, so time ends before.
+
+  Attributes:
+    delta: T = 1 - delta, where alpha = delta.
+
+  Raises:
+    ValueError: unless 0 < delta < 1.
+  """
+
+  delta: float = 1e-3
+
+  def __post_init__(self):
+    _check_delta(self)
+
+  @property
+  def T(self) -> float:
+    return 1.0 - self.delta
+
+  def alpha(self, t: Array) -> Array:
+    return 1 - t
+
+  def sigma(self, t: Array) -> Array:
+    return t
+
+  def log_snr(self, t: Array) -> Array:
+    return 2 * (jnp.log1p(-t) - jnp.log(t))
+
+  def dlog_alpha(self, t: Array) -> Array:
+    return -1 / (1 - t)
+
+  def dlog_snr(self, t: Array) -> Array:
+    return -2 / (t * (1 - t))
+
+  def diffusion(self, x: Array, t: Array) -> Array:
+    return jnp.sqrt(2 * t / (1 - t))
+
+  def time_of_log_snr(self, log_snr: Array) -> Array:
+    return jax.nn.sigmoid(-log_snr / 2)

@@ -1,0 +1,106 @@
+"""What every SDE is, and the score."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from score_sde.batch import Array, expand, sum_over_dims
+
+Score = Callable[[Array, Array], Array]
+
+
+def as_argument(score: Score) -> jax.tree_util.Partial:
+  """`score` as a pytree that compiled functions take as an argument.
+
+  A Partial(function, params) is one already, and new parameters never recompile; a plain function compiles anew.
+  """
+  return score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
+
+
+def bind(score: Score, condition: Any) -> Score:
+  """The score(x, t) of a batch whose examples each have a `condition`; None leaves `score` as it is."""
+  return score if condition is None else lambda x, t: score(x, t, condition)
+
+
+@dataclasses.dataclass(frozen=True)
+class SDE:
+  """An SDE on t in [0, T]. Frozen and hashable, so that it is a static argument of compiled functions.
+
+  `diffusion` may return one number per example (B,), an array like `x` (a diagonal), or a linear operator: a pytree
+  with `matvec(v)` and `rmatvec(v)` (its transpose) on arrays like `x`.
+  """
+
+  @property
+  def T(self) -> float:
+    return 1.0
+
+  @property
+  def has_prior(self) -> bool:
+    """Whether the law that sampling starts from is known in closed form; otherwise end points are simulated."""
+    return type(self).prior_sample is not SDE.prior_sample
+
+  def drift(self, x: Array, t: Array) -> Array:
+    """f(x, t), like `x`."""
+    raise TypeError(f"{type(self).__name__} must define drift(x, t).")
+
+  def diffusion(self, x: Array, t: Array) -> Array:
+    """G(x, t): (B,), like `x`, or a linear operator."""
+    raise TypeError(f"{type(self).__name__} must define diffusion(x, t).")
+
+  def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Samples of shape `shape` = (B, ...) from the law that sampling starts from at t = T; one key an example."""
+    raise TypeError(f"{type(self).__name__} has no closed-form prior to sample from: simulate end points of data.")
+
+  def prior_logp(self, z: Array) -> Array:
+    """Log-density (B,), in nats, of `z` under the prior."""
+    raise TypeError(f"{type(self).__name__} has no closed-form prior density.")
+
+  def scale(self, x: Array, t: Array) -> Array:
+    """How much noise x_t has, about, (B,): what a network's output is divided by, and its loss weighted with.
+
+    The default is sqrt(∫₀ᵗ G² ds) at x = 0, its mean over dimensions, by the midpoint rule.
+    """
+
+    def variance(share):
+      g = apply_diffusion(self.diffusion(jnp.zeros_like(x), share * t), jnp.ones_like(x))
+      return sum_over_dims(g**2) / math.prod(x.shape[1:])
+
+    shares = (jnp.arange(16, dtype=t.dtype) + 0.5) / 16
+    return jnp.sqrt(t * jnp.mean(jnp.stack([variance(s) for s in shares]), axis=0))
+
+  def reflect(self, x: Array) -> Array:
+    """x, brought back into the domain after a step of a simulation; all of space is the default."""
+    return x
+
+  def interior(self, x: Array) -> Array | None:
+    """Weights like `x`, positive within the domain and zero at its boundary; None where there is no boundary.
+
+    Implicit score matching integrates by parts, and this weight removes what the boundary would contribute:
+    E[½ h s² + d(h s)/dx]. Hyvärinen 2007, Section 3.
+    """
+    return None
+
+  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+    """One step of the forward chain, x_start = x_stop + f + G z, evaluated at (x, t): returns (f, G).
+
+    The default is Euler-Maruyama: f = drift (start - stop), G = diffusion sqrt(start - stop). Song et al. 2021, (45).
+    """
+    h = start - stop
+    g = self.diffusion(x, t)
+    if not isinstance(g, jax.Array):
+      raise TypeError("A diffusion that is an operator has no tabulated chain; use the Euler-Maruyama predictor.")
+    return self.drift(x, t) * expand(h, x), g * jnp.sqrt(expand(h, g))
+
+
+def apply_diffusion(g: Array, v: Array) -> Array:
+  """G v for each of the three kinds of diffusion."""
+  return expand(g, v) * v if isinstance(g, jax.Array) else g.matvec(v)
+
+
+def apply_covariance(g: Array, v: Array) -> Array:
+  """G Gᵀ v for each of the three kinds of diffusion."""
+  return expand(g, v) ** 2 * v if isinstance(g, jax.Array) else g.matvec(g.rmatvec(v))

@@ -1,0 +1,88 @@
+"""Forward paths of SDEs whose kernels are not known, and domains with a boundary."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from score_sde.batch import Array, expand, fold, normal, uniform
+from score_sde.sde.base import SDE, apply_diffusion
+
+
+def simulate(sde: SDE, keys: Array, x0: Array, t: Array, steps: int) -> Array:
+  """x_t (B, ...) at times `t` (B,), from `x0` at time 0 by `steps` Euler-Maruyama steps of length t / steps each.
+
+      x <- reflect(x + f(x, t') h + G(x, t') sqrt(h) z),    t' the middle of the step
+
+  which makes the variance of noise that depends on time alone right to second order. One key of `keys` (B,) an example.
+  """
+  h = t / steps
+
+  def step(i, x):
+    now = (i + 0.5) * h
+    noise = apply_diffusion(sde.diffusion(x, now), expand(jnp.sqrt(h), x) * normal(fold(keys, i), x))
+    return sde.reflect(x + sde.drift(x, now) * expand(h, x) + noise)
+
+  return jax.lax.fori_loop(0, steps, step, x0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reflected(SDE):
+  """`sde`, reflected at the faces of the box [low, high]^D. Lou & Ermon 2023.
+
+  Attributes:
+    sde: inside the box; its drift and diffusion alone are used.
+    low, high: the box that the data lies in.
+    uniform_prior: start sampling from the uniform law, to which noise without drift tends if it is large against the
+      box; otherwise from simulated end points.
+
+  Raises:
+    ValueError: unless low < high.
+  """
+
+  sde: SDE
+  low: float = -1.0
+  high: float = 1.0
+  uniform_prior: bool = False
+
+  def __post_init__(self):
+    if not -math.inf < self.low < self.high < math.inf:
+      raise ValueError(f"Reflected needs low < high, got {self.low} and {self.high}.")
+
+  @property
+  def T(self) -> float:
+    return self.sde.T
+
+  @property
+  def has_prior(self) -> bool:
+    return self.uniform_prior
+
+  def drift(self, x: Array, t: Array) -> Array:
+    return self.sde.drift(x, t)
+
+  def diffusion(self, x: Array, t: Array) -> Array:
+    return self.sde.diffusion(x, t)
+
+  def scale(self, x: Array, t: Array) -> Array:
+    """That of `sde`, which never exceeds the standard deviation of the uniform law."""
+    free, most = self.sde.scale(x, t), (self.high - self.low) / math.sqrt(12)
+    return free / jnp.sqrt(1 + (free / most) ** 2)
+
+  def reflect(self, x: Array) -> Array:
+    width = self.high - self.low
+    return self.low + width - jnp.abs((x - self.low) % (2 * width) - width)
+
+  def interior(self, x: Array) -> Array:
+    """4 (x - low) (high - x) / (high - low)²."""
+    return 4 * (x - self.low) * (self.high - x) / (self.high - self.low) ** 2
+
+  def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    if not self.uniform_prior:
+      return super().prior_sample(keys, shape, dtype)
+    return self.low + (self.high - self.low) * uniform(keys, jax.ShapeDtypeStruct(shape, dtype))
+
+  def prior_logp(self, z: Array) -> Array:
+    if not self.uniform_prior:
+      return super().prior_logp(z)
+    return jnp.full(z.shape[:1], -math.prod(z.shape[1:]) * math.log(self.high - self.low), z.dtype)

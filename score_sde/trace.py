@@ -1,0 +1,32 @@
+"""Traces of Jacobians from derivatives along probes: tr J = E[vᵀ J v] for v of unit covariance.
+
+Hutchinson 1990; Skilling 1989. One forward derivative gives the value and one product with the Jacobian.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from score_sde.batch import Array
+
+# name: (key, shape, dtype) -> probes of unit covariance.
+PROBES = {
+  "rademacher": lambda key, shape, dtype: jax.random.rademacher(key, shape, dtype),
+  "gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
+}
+
+
+def along(f: Callable, x: Array, probes: Array) -> tuple[Array, Array]:
+  """(f(x), products (P, ...) of the Jacobian of f at x with `probes` (P, ...)), in one pass."""
+  if len(probes) == 1:
+    value, product = jax.jvp(f, (x,), (probes[0],))
+    return value, jax.tree.map(lambda p: p[None], product)
+  value, derivative = jax.linearize(f, x)
+  return value, jax.vmap(derivative)(probes)
+
+
+def basis(x: Array, dims: int) -> Array:
+  """The `dims` unit vectors of the last axes of `x`, that many entries together: (dims, *x.shape)."""
+  batch = x.size // dims
+  return jnp.broadcast_to(jnp.eye(dims, dtype=x.dtype)[:, None], (dims, batch, dims)).reshape(dims, *x.shape)
