@@ -242,6 +242,14 @@ SDES = {
   "rectified_flow": lambda model: RectifiedFlow(model.delta),
 }
 
+_NAMES = {
+  "vesde": "VE SDE",
+  "vpsde": "VP SDE",
+  "subvpsde": "sub-VP SDE",
+  "cosine": "cosine VP SDE",
+  "rectified_flow": "rectified flow",
+}
+
 _CHOICES = {
   "data.on_corrupt": ("error", "skip"),
   "model.parameterization": ("score", "noise", "data", "velocity", "flow", "edm"),
@@ -318,6 +326,11 @@ def make_sde(config: ConfigDict) -> SDE:
   return sde
 
 
+def sde_name(name: str) -> str:
+  """How pictures and reports name the SDE of a config: a user's own by its function."""
+  return _NAMES.get(name, name.rpartition(":")[2])
+
+
 def _follows(config: ConfigDict, sde: SDE) -> dict[str, Any]:
   if config.training.sde in _FOLLOWS:
     return _FOLLOWS[config.training.sde]
@@ -388,11 +401,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     raise BadInput("eval.likelihood='elbo' needs training.continuous=True; a discrete model has 'chain', or 'ode'.")
   if config.eval.likelihood == "elbo" and not isinstance(sde, LinearSDE):
     raise BadInput(f"eval.likelihood='elbo' needs a linear SDE, not {type(sde).__name__}.")
-  if config.eval.enable_bpd and not sde.has_prior:
+  if config.eval.enable_bpd and sde.why_no_likelihood:
     raise BadInput(
-      f"eval.enable_bpd=True needs the density of the law that sampling starts from, and {type(sde).__name__} has no "
-      "closed-form prior: it starts from simulated end points. Use --config.eval.enable_bpd=False, or give the SDE "
-      "prior_sample and prior_logp."
+      f"eval.enable_bpd=True, but {type(sde).__name__} has no likelihood: {sde.why_no_likelihood} Or use "
+      "--config.eval.enable_bpd=False."
     )
   return config.lock()
 

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from score_sde import checkpoints, data, parallel, pictures
 from score_sde.batch import example_keys, fold
 from score_sde.bounds import chain_bound, evidence_bound
-from score_sde.config import BadInput, as_dict, signature
+from score_sde.config import BadInput, as_dict, sde_name, signature
 from score_sde.experiment import Experiment, Params, build, make_workdir, write_json
-from score_sde.likelihood import bits_per_dim, log_likelihood
+from score_sde.likelihood import bits_per_dim, log_likelihood, normalize
 from score_sde.progress import Bar
 from score_sde.sde import LinearSDE
 
@@ -40,19 +40,6 @@ BOUND = {"ode": "", "elbo": "at most ", "chain": "at most "}
 # Samples in a picture.
 SHOWN = 100
 
-_NAMES = {
-  "vesde": "VE SDE",
-  "vpsde": "VP SDE",
-  "subvpsde": "sub-VP SDE",
-  "cosine": "cosine VP SDE",
-  "rectified_flow": "rectified flow",
-}
-
-
-def _name(sde: str) -> str:
-  """How a picture or a line names the SDE of a config: a user's own by its function."""
-  return _NAMES.get(sde, sde.rpartition(":")[2])
-
 
 def _title(experiment: Experiment, step: int, nfe: float) -> str:
   s = experiment.config.sampling
@@ -62,7 +49,7 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
     how = f"{s.method}, {s.grid} grid"
   else:
     how = f"{s.predictor}" + (f" + {s.corrector}" if s.corrector != "none" else "")
-  name = _name(experiment.config.training.sde)
+  name = sde_name(experiment.config.training.sde)
   return f"{experiment.config.data.dataset} · {name} · step {step:,}\n{how}, {nfe:.0f} score evaluations"
 
 
@@ -153,6 +140,8 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   stored = _to_uint8(samples) if data.is_image(config) else samples
   pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   _draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
+  if reference is not None and experiment.model.potential:
+    _draw_density(path / "density.png", experiment, params, reference, title)
   log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
 
 
@@ -173,6 +162,18 @@ def _draw_denoising(path, experiment, params, trajectory, title):
     frames.append((t, inverse(x[0]), expected))
   below = "\nabove: x(t), scaled to its own range; below: what the model expects it to become"
   pictures.denoising(path, frames, title + (below if data.is_image(experiment.config) else ""))
+
+
+def _draw_density(path, experiment, params, reference, title):
+  """The normalized density of an energy-based model of points, at sampling.eps."""
+  t = experiment.config.sampling.eps
+  log_density = jax.jit(lambda params, x: experiment.model.log_density(params, x, jnp.full(len(x), t, x.dtype)))
+  limit = 1.2 * np.abs(reference).max()
+  box = (np.full(2, -limit), np.full(2, limit))
+  points, log_p, _ = normalize(lambda x: log_density(params, x), *box)
+  pictures.density(
+    path, np.asarray(points), np.asarray(log_p), reference, f"{title}\ndensity exp(-energy) / Z at t = {t}"
+  )
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------
@@ -384,7 +385,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
 
 
 def _line(row: dict[str, Any], report: dict[str, Any]) -> str:
-  parts = [f"{report['dataset']}, {_name(report['sde'])}, step {row['step']:,}:"]
+  parts = [f"{report['dataset']}, {sde_name(report['sde'])}, step {row['step']:,}:"]
   if "loss" in row:
     parts.append(f"loss {row['loss']:.4f} ± {row['loss_error']:.4f}")
   for name, unit in (("bits_per_dim", "bits/dim"), ("nats", "nats")):

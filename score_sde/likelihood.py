@@ -49,13 +49,10 @@ def log_likelihood(
     prior_logp: log-density (B,) of x_T, in place of the SDE's prior: the exact one of `analytic` data, say.
 
   Raises:
-    ValueError: for an unknown probe, or an SDE whose prior has no known density.
+    ValueError: for an unknown probe, or an SDE without a likelihood.
   """
-  if prior_logp is None and not sde.has_prior:
-    raise ValueError(
-      f"A likelihood under {type(sde).__name__} needs the density of its prior, which is not known: sampling starts "
-      "from simulated end points. Give the SDE prior_sample and prior_logp."
-    )
+  if prior_logp is None and sde.why_no_likelihood:
+    raise ValueError(f"{type(sde).__name__} has no likelihood: {sde.why_no_likelihood}")
   prior_logp = prior_logp or sde.prior_logp
   if probe != "exact" and probe not in PROBES:
     raise ValueError(f"eval.probe={probe!r} is unknown; choose one of {', '.join(PROBES)}, exact.")
@@ -99,6 +96,28 @@ def bits_per_dim(log_p: Array, dims: int, levels: int, scale: float) -> Array:
     scale: d(image in [0, 1]) / d(model's data): 1 for data in [0, 1], 1/2 for data in [-1, 1].
   """
   return -log_p / (dims * math.log(2)) + math.log2(levels) + math.log2(scale)
+
+
+def normalize(
+  log_density: Callable[[Array], Array], low: Array, high: Array, n: int = 200
+) -> tuple[Array, Array, Array]:
+  """Quadrature of an unnormalized density in one or two dimensions: (points, log-density, log-normalizer).
+
+  log Z = log ∫ exp(log_density(x)) dx over the box from `low` to `high` (D,), by the midpoint rule with n points an
+  axis; `points` are (n, 1) or (n, n, 2), and the log-density at them, in nats, integrates to one over the box.
+
+  Raises:
+    ValueError: for another number of dimensions, or an empty box.
+  """
+  low, high = (jnp.atleast_1d(jnp.asarray(a, jnp.float32)) for a in (low, high))
+  if len(low) not in (1, 2) or low.shape != high.shape or not bool((low < high).all()):
+    raise ValueError(f"Quadrature needs one or two dimensions and low < high, got {low} and {high}.")
+  width = (high - low) / n
+  axes = [a + w * (jnp.arange(n) + 0.5) for a, w in zip(low, width, strict=True)]
+  points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+  values = log_density(points.reshape(-1, len(low))).reshape(points.shape[:-1])
+  log_z = jax.nn.logsumexp(values) + jnp.sum(jnp.log(width))
+  return points, values - log_z, log_z
 
 
 Code = Callable[..., tuple[Array, dict[str, Array]]]

@@ -22,17 +22,18 @@ drawing t in proportion to it, so that log-SNR is uniform, lowers its variance (
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, fold, normal, sum_over_dims, uniform
 from score_sde.parameterization import Level, Params, ScoreModel
-from score_sde.sde import LinearSDE, Score, simulate
+from score_sde.sde import SDE, LinearSDE, Score, simulate
 from score_sde.trace import PROBES, along, basis
 
 # Streams of an example's key, one for each purpose.
-TIME, NOISE, DROPOUT, PROBE = range(4)
+TIME, NOISE, DROPOUT, PROBE, PATH = range(5)
 
 Field = Callable[[Array], Array]  # x (B, ...) -> like x
 
@@ -165,11 +166,22 @@ def importance_times(sde: LinearSDE, u: Array, eps: float) -> tuple[Array, Array
   return jnp.clip(sde.time_of_log_snr(first + u * (last - first)), eps, sde.T), first - last
 
 
+def _normal_quantile(u: Array) -> Array:
+  return jax.scipy.special.ndtri(jnp.clip(u, 1e-6, 1 - 1e-6))
+
+
 def lognormal_times(sde: LinearSDE, u: Array, eps: float, mean: float, std: float) -> Array:
   """Maps u (B,) to times in [eps, T] where log(sigma / alpha) ~ N(mean, std²), clipped. Karras et al. 2022, Table 1."""
-  log_ratio = mean + std * jax.scipy.special.ndtri(jnp.clip(u, 1e-6, 1 - 1e-6))
+  log_ratio = mean + std * _normal_quantile(u)
   first, last = (sde.log_snr(jnp.asarray(t, u.dtype)) for t in (eps, sde.T))
   return jnp.clip(sde.time_of_log_snr(jnp.clip(-2 * log_ratio, last, first)), eps, sde.T)
+
+
+def _lognormal_scales(x: Array, sde: SDE, u: Array, eps: float, mean: float, std: float) -> Array:
+  """`lognormal_times` by the scale of an SDE without a closed-form kernel."""
+  first, last = (sde.scale(x, jnp.full_like(u, t)) for t in (eps, sde.T))
+  scale = jnp.clip(jnp.exp(mean + std * _normal_quantile(u)), first, last)
+  return jnp.clip(sde.time_of_scale(x, scale), eps, sde.T)
 
 
 TIME_SAMPLINGS = ("uniform", "importance", "lognormal", "single")
@@ -262,10 +274,10 @@ class ScoreMatching:
         f"training.objective={self.objective!r} needs a closed-form kernel, which {name} has not: choose one of "
         f"{', '.join(IMPLICIT)}."
       )
-    if self.weighting not in ("simple", "power") or self.time_sampling != "uniform":
+    if self.weighting == "likelihood" or self.time_sampling not in ("uniform", "lognormal"):
       raise ValueError(
         f"training.weighting={self.weighting!r} with training.time_sampling={self.time_sampling!r} needs a closed-form "
-        f"kernel, which {name} has not: use 'simple' or 'power', and 'uniform'."
+        f"kernel, which {name} has not: use another weighting, and 'uniform' or 'lognormal'."
       )
 
   def _extremes(self):
@@ -287,24 +299,25 @@ class ScoreMatching:
     if self.stratified:
       u = (u + index) / batch_size
     z = normal(fold(keys, NOISE), x0)
-    options = {"probe_keys": fold(keys, PROBE), "keys": fold(keys, DROPOUT) if train else None, "y": y}
+    options = {"keys": keys, "train": train, "y": y}
     if self.model.num_scales is not None:
       number = jnp.clip((u * self.model.num_scales).astype(jnp.int32), 0, self.model.num_scales - 1)
       return self.at_level(params, x0, self.model.level_of_index(number, x0.dtype), None, z, **options)
-    t, normalizer = self._times(u)
+    t, normalizer = self._times(u, x0)
     if normalizer is None:
       return self.at_time(params, x0, t, z, **options)
     return normalizer * dataclasses.replace(self, weighting="simple", time_sampling="uniform").at_time(
       params, x0, t, z, **options
     )
 
-  def _times(self, u: Array) -> tuple[Array, Array | None]:
+  def _times(self, u: Array, x: Array) -> tuple[Array, Array | None]:
     """Times in [eps, T] from `u`, and what the loss without its weight is multiplied by, under importance sampling."""
     sde = self.model.sde
     if self.time_sampling == "importance":
       return importance_times(sde, u, self.eps)
     if self.time_sampling == "lognormal":
-      return lognormal_times(sde, u, self.eps, self.p_mean, self.p_std), None
+      times = lognormal_times if isinstance(sde, LinearSDE) else partial(_lognormal_scales, x)
+      return times(sde, u, self.eps, self.p_mean, self.p_std), None
     if self.time_sampling == "single":
       return jnp.full_like(u, sde.time_of_log_snr(jnp.asarray(-2 * math.log(self.single_sigma), u.dtype))), None
     return uniform_times(sde, u, self.eps), None
@@ -321,31 +334,32 @@ class ScoreMatching:
     t: Array | None,
     z: Array,
     *,
-    probe_keys: Array | None = None,
     keys: Array | None = None,
+    train: bool = False,
     y: Array | None = None,
   ) -> Array:
     """The weighted objective (B,) at a noise `level`, that of time `t` in a continuous model, with noise `z`.
 
-    `probe_keys` (B,) draw the probes, or the simulated path; `keys` (B,) drive dropout.
+    `keys` (B,), the examples' own, draw the probes and the simulated path and, in training, drive dropout.
     """
     model = self.model
     weight = WEIGHTINGS[self.weighting](self, t, level)
+    dropout = fold(keys, DROPOUT) if train else None
     if self.objective == "dsm":
-      return weight * reduce(model.noise_error(params, x0, z, level, keys, y), self.reduce_mean)
-    score = lambda x: model.score_of_level(params, x, level, keys, y)
+      return weight * reduce(model.noise_error(params, x0, z, level, dropout, y), self.reduce_mean)
+    score = lambda x: model.score_of_level(params, x, level, dropout, y)
     interior = None
     if isinstance(model.sde, LinearSDE):
       x = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * z
     else:
-      x = simulate(model.sde, fold(probe_keys, -1), x0, t, self.path_steps)
+      x = simulate(model.sde, fold(keys, PATH), x0, t, self.path_steps)
       interior = model.sde.interior if model.sde.interior(x) is not None else None
     if self.objective == "esm":
       value = 2 * explicit(score, lambda x: self.target(x, t), x)
       return weight * _scaled(level.sigma**2 * value, x, self.reduce_mean)
     draw = PROBES[self.probe]
     one = lambda key: draw(key, (self.num_probes, *x.shape[1:]), x.dtype)
-    probes = None if self.objective == "ism" else jnp.moveaxis(jax.vmap(one)(probe_keys), 1, 0)
+    probes = None if self.objective == "ism" else jnp.moveaxis(jax.vmap(one)(fold(keys, PROBE)), 1, 0)
     step = jnp.maximum(self.fd_step * level.sigma, SMALLEST_STEP)
     value = 2 * IMPLICIT[self.objective](score, x, probes, interior, step)
     # E‖z‖² makes it the squared error of the noise, as denoising has it.

@@ -137,8 +137,8 @@ _SCALE_CONDITIONINGS = {
 class ScoreModel:
   """A network as a model of the score of `sde`: hashable, without parameters, every method a pure function of them.
 
-  Under an SDE without a closed-form kernel, x_0 and z have no meaning: the network predicts the score, or "noise",
-  minus the score times `sde.scale`.
+  Under an SDE without a closed-form kernel, x_0 and z have no meaning, alpha is 1 and sigma is `sde.scale`: the network
+  predicts the score, or "noise", minus the score times the scale, or "edm", the score by way of x + scale² score.
 
   Attributes:
     sde: the SDE that the data is diffused by.
@@ -167,10 +167,10 @@ class ScoreModel:
     if isinstance(self.sde, LinearSDE):
       return
     name = type(self.sde).__name__
-    if self.prediction not in ("score", "noise"):
+    if self.prediction not in ("score", "noise", "edm"):
       raise ValueError(
-        f"model.parameterization={self.prediction!r} needs a closed-form kernel, which {name} has not: use 'noise' "
-        "(minus the score times the SDE's scale) or 'score'."
+        f"model.parameterization={self.prediction!r} needs a closed-form kernel, which {name} has not: use 'edm', "
+        "'noise' (minus the score times the SDE's scale) or 'score'."
       )
     if self.num_scales is not None:
       raise ValueError(f"{name} has no discrete noise levels; train it with training.continuous=True.")

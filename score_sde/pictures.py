@@ -96,7 +96,23 @@ def denoising(
     _show(axes, (x - low) / max(high - low, 1e-6))
     if expected is not None:
       _show(figure.add_subplot(rows, len(frames), len(frames) + i + 1), np.clip(expected, 0, 1))
-  figure.suptitle(title, fontsize=10, y=1.08 + 0.05 * title.count("\n") / rows)
+  lines = title.count("\n")
+  figure.suptitle(title, fontsize=10, y=1.08 + 0.08 * lines if rows > 1 else 1.05 + 0.14 * lines)
+  _save(figure, path)
+
+
+def density(path: str | pathlib.Path, points: np.ndarray, log_p: np.ndarray, data: np.ndarray, title: str) -> None:
+  """Writes a PNG of a density in two dimensions, `log_p` (n, n) at `points` (n, n, 2), beside `data` (N, 2)."""
+  figure = Figure(figsize=(9, 4.6))
+  left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+  shown = left.pcolormesh(points[..., 0], points[..., 1], np.exp(log_p), shading="nearest", rasterized=True)
+  figure.colorbar(shown, ax=left, shrink=0.8)
+  right.plot(*data.T, ".", markersize=1.5, alpha=0.5)
+  low, high = points.min(), points.max()
+  for axes, name in ((left, "density"), (right, "data")):
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set_title(name, fontsize=10)
+  figure.suptitle(title, fontsize=11)
   _save(figure, path)
 
 

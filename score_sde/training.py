@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 
 from score_sde import checkpoints, data, evaluation, parallel, pictures
 from score_sde.batch import Array, example_keys, fold
-from score_sde.config import BadInput, signature
+from score_sde.config import BadInput, sde_name, signature
 from score_sde.experiment import Experiment, build, make_workdir, write_config
 from score_sde.progress import Bar, Interrupted, stop_asked
 
@@ -271,7 +271,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       for name in ("loss", "eval_loss")
       if any(math.isfinite(r[name]) for r in rows)
     }
-    pictures.curves(path / "curves.png", series, f"{t.sde}, {config.model.name}: denoising loss")
+    pictures.curves(path / "curves.png", series, f"{sde_name(t.sde)}, {config.model.name}: loss ({t.objective})")
   if t.final_report:
     evaluation.sample(config, workdir, experiment)
     evaluation.evaluate(config, workdir, experiment)

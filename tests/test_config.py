@@ -61,7 +61,11 @@ def changed(key, value):
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
-    ("training.sde", "vp", r"training.sde='vp' is unknown; choose one of vesde, vpsde, subvpsde, cosine, rectified_flow. Did you mean 'vpsde'"),
+    (
+      "training.sde",
+      "vp",
+      r"choose one of vesde, vpsde, subvpsde, cosine, rectified_flow. Did you mean 'vpsde'",
+    ),
     ("model.embedding_type", "positional", r"Use --config.model.embedding_type=fourier"),
     ("model.parameterization", "nose", r"Did you mean 'noise'"),
     ("model.dropout", 1.5, r"model.dropout must lie in \[0, 1\), got 1.5"),

@@ -8,11 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde import analytic
 from score_sde.batch import example_keys, expand
-from score_sde.sde import SDE, VE, VP, LinearSDE, Reverse, SubVP, covariance_divergence
+from score_sde.sde import (
+  SDE,
+  VE,
+  VP,
+  CosineVP,
+  LinearSDE,
+  RectifiedFlow,
+  Reflected,
+  Reverse,
+  SubVP,
+  covariance_divergence,
+)
 
 LINEAR = {"ve": VE(0.01, 50.0), "ve_celeba": VE(0.01, 90.0), "vp": VP(0.1, 20.0), "subvp": SubVP(0.1, 20.0)}
-THREE = [VE(), VP(), SubVP()]
+FAMILY = [VE(), VP(), SubVP(), CosineVP(), RectifiedFlow()]
 
 
 def golden_score(x, t):
@@ -46,18 +58,19 @@ def test_every_official_coefficient_agrees(name, x64):
     assert golden_cases.relative_error(got[key], value) < 1e-12, key
 
 
-@pytest.mark.parametrize("sde", THREE, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sde", FAMILY, ids=lambda s: type(s).__name__)
 def test_float32_coefficients_are_accurate_at_both_ends_of_time(sde, x64):
-  t = np.concatenate([np.geomspace(1e-5, 1, 5001), np.linspace(1e-5, 1, 5001)]).astype(np.float32)
+  T = sde.T
+  t = np.concatenate([np.geomspace(1e-5, T, 5001), np.linspace(1e-5, T, 5001)]).astype(np.float32)
   for quantity in (sde.alpha, sde.sigma):
     exact = np.asarray(quantity(jnp.asarray(t, jnp.float64)))
     assert np.max(np.abs(np.asarray(quantity(jnp.asarray(t)), np.float64) / exact - 1)) < 1e-5
 
 
-@pytest.mark.parametrize("sde", THREE, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sde", FAMILY, ids=lambda s: type(s).__name__)
 def test_closed_forms_agree_with_what_follows_from_alpha_and_sigma(sde, x64):
   """Every method that an SDE overrides for speed or precision equals the base class's derivation."""
-  t = jnp.linspace(1e-3, 1.0, 101)
+  t = jnp.linspace(1e-3, sde.T, 101)
   x = jnp.ones((101, 2))
   for name, arguments in {
     "log_snr": (t,),
@@ -74,7 +87,7 @@ def test_closed_forms_agree_with_what_follows_from_alpha_and_sigma(sde, x64):
       np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("sde", THREE, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sde", FAMILY, ids=lambda s: type(s).__name__)
 def test_transitions_compose(sde, x64):
   """From s to u directly, or through t: the same Gaussian. From s = 0, where VE's sigma is zero: the marginal."""
   s, t, u = jnp.array([0.05]), jnp.array([0.3]), jnp.array([0.9])
@@ -85,7 +98,7 @@ def test_transitions_compose(sde, x64):
   np.testing.assert_allclose([r, v], [sde.alpha(u), sde.sigma(u)], rtol=1e-12)
 
 
-@pytest.mark.parametrize("sde", THREE, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sde", FAMILY, ids=lambda s: type(s).__name__)
 def test_prior_sample_has_the_prior_density(sde):
   keys = example_keys(jax.random.key(0), jnp.arange(4000))
   z = sde.prior_sample(keys, (4000, 3))
@@ -93,6 +106,28 @@ def test_prior_sample_has_the_prior_density(sde):
   # E[-log p] of a Gaussian is its entropy.
   entropy = 1.5 * np.log(2 * np.pi * np.e * sde.prior_std**2)
   assert float(-jnp.mean(sde.prior_logp(z))) == pytest.approx(entropy, abs=4 * np.sqrt(1.5 / 4000))
+
+
+def test_the_cosine_schedule_is_that_of_nichol_and_dhariwal():
+  """Their tables: alpha-bar of eq. (17) at 1,000 levels, with steps clipped at 0.999 near the end."""
+  f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+  alpha, sigma = CosineVP().levels(1000)
+  np.testing.assert_allclose(alpha[:-1] ** 2, (f / f[0])[1:-1], rtol=1e-10)
+  np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-12)
+  assert alpha[-1] ** 2 == pytest.approx(0.001 * alpha[-2] ** 2, rel=1e-12)
+  t = jnp.arange(1, 1000) / 1000
+  np.testing.assert_allclose(CosineVP().alpha(t), alpha[:-1], rtol=1e-4)
+
+
+def test_the_probability_flow_of_the_linear_path_is_the_velocity_of_rectified_flow(x64):
+  """f - ½ g² score = E[z - x_0 | x_t], with the exact score of a mixture."""
+  data = analytic.points([[1.0, 0.0], [-0.5, 0.7], [0.2, -1.0]])
+  sde = RectifiedFlow()
+  x, t = jax.random.normal(jax.random.key(0), (20, 2)), jnp.linspace(0.05, 0.95, 20)
+  posterior = data.posterior_mean(sde, x, t)
+  noise = (x - (1 - t)[:, None] * posterior) / t[:, None]
+  flow = Reverse(sde, data.score(sde), probability_flow=True).drift(x, t)
+  np.testing.assert_allclose(flow, noise - posterior, rtol=1e-8, atol=1e-8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +180,10 @@ def test_reverse_drift_carries_the_divergence_of_a_state_dependent_diffusion(x64
     (lambda: VP(-0.1, 20.0), "VP needs"),
     (lambda: SubVP(1.0, 0.5), "SubVP needs"),
     (lambda: VP().levels(10), "num_scales"),
+    (lambda: CosineVP(s=-1.0), "s >= 0"),
+    (lambda: CosineVP(delta=0.0), "0 < delta < 1"),
+    (lambda: RectifiedFlow(delta=1.0), "0 < delta < 1"),
+    (lambda: Reflected(VE(), 1.0, 0.0), "low < high"),
   ],
 )
 def test_impossible_parameters_are_refused(make, message):

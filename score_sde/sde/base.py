@@ -43,6 +43,15 @@ class SDE:
     """Whether the law that sampling starts from is known in closed form; otherwise end points are simulated."""
     return type(self).prior_sample is not SDE.prior_sample
 
+  @property
+  def why_no_likelihood(self) -> str | None:
+    """Why the probability-flow ODE gives no likelihood under this SDE; None where it does."""
+    if self.has_prior:
+      return None
+    return (
+      "it has no closed-form prior: sampling starts from simulated end points. Give it prior_sample and prior_logp."
+    )
+
   def drift(self, x: Array, t: Array) -> Array:
     """f(x, t), like `x`."""
     raise TypeError(f"{type(self).__name__} must define drift(x, t).")
@@ -71,6 +80,19 @@ class SDE:
 
     shares = (jnp.arange(16, dtype=t.dtype) + 0.5) / 16
     return jnp.sqrt(t * jnp.mean(jnp.stack([variance(s) for s in shares]), axis=0))
+
+  def time_of_scale(self, x: Array, scale: Array) -> Array:
+    """The t (B,) in [0, T] at which `scale(x, t)` reaches `scale` (B,), by bisection of log t down to 1e-8 T."""
+
+    def halve(_, bracket):
+      low, high = bracket
+      middle = (low + high) / 2
+      below = self.scale(x, jnp.exp(middle)) < scale
+      return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    last = jnp.full_like(scale, math.log(self.T))
+    low, high = jax.lax.fori_loop(0, 40, halve, (last + math.log(1e-8), last))
+    return jnp.exp((low + high) / 2)
 
   def reflect(self, x: Array) -> Array:
     """x, brought back into the domain after a step of a simulation; all of space is the default."""

@@ -29,7 +29,8 @@ class LinearSDE(SDE):
   @property
   def prior_std(self) -> float:
     """Standard deviation of the normal law that sampling starts from."""
-    return float(self.sigma(jnp.asarray(self.T)))
+    with jax.ensure_compile_time_eval():  # a number, also where it is asked for within a compiled function
+      return float(self.sigma(jnp.asarray(self.T)))
 
   def log_snr(self, t: Array) -> Array:
     """log(alpha² / sigma²), decreasing in t."""

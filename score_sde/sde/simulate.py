@@ -74,15 +74,15 @@ class Reflected(SDE):
     return self.low + width - jnp.abs((x - self.low) % (2 * width) - width)
 
   def interior(self, x: Array) -> Array:
-    """4 (x - low) (high - x) / (high - low)²."""
-    return 4 * (x - self.low) * (self.high - x) / (self.high - self.low) ** 2
+    """1 - r⁴, r the distance from the middle in units of half the width: flat inside, zero at the faces."""
+    r = (2 * x - self.low - self.high) / (self.high - self.low)
+    return 1 - r**4
 
   def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
     if not self.uniform_prior:
       return super().prior_sample(keys, shape, dtype)
     return self.low + (self.high - self.low) * uniform(keys, jax.ShapeDtypeStruct(shape, dtype))
 
-  def prior_logp(self, z: Array) -> Array:
-    if not self.uniform_prior:
-      return super().prior_logp(z)
-    return jnp.full(z.shape[:1], -math.prod(z.shape[1:]) * math.log(self.high - self.low), z.dtype)
+  @property
+  def why_no_likelihood(self) -> str:
+    return "the flow of a learned score may leave the box, and is not reflected."
