@@ -1,10 +1,10 @@
-"""Every objective of score matching, trained on the same 2-D mixture at one noise level: how exact, how noisy, how slow.
+"""Every objective of score matching, trained on one 2-D mixture at one noise level: how exact, how noisy, how slow.
 
     python benchmarks/matching.py [--steps=3000] [--picture=docs/images/matching.png]
 
-The error is that of the learned score against the exact one, ‖s - grad log p‖ / ‖grad log p‖ in the mean square over the
-densest 90% of fresh noisy data. The standard deviation is that of the objective over examples at the exact score, where
-nothing is left to learn. Everything runs in one process, one objective after the other.
+The error is that of the learned score against the exact one, ‖s - grad log p‖ / ‖grad log p‖ in the mean square over
+the densest 90% of fresh noisy data. The standard deviation is that of the objective over examples at the exact score,
+where nothing is left to learn. Everything runs in one process, one objective after the other.
 """
 
 import argparse

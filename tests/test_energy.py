@@ -146,3 +146,36 @@ def test_an_energy_trained_by_sliced_score_matching_has_the_density_of_the_data(
   _, learned, _ = normalize(at(lambda x, t: model.log_density(params, x, t)), np.full(2, -4.0), np.full(2, 4.0))
   divergence = jnp.sum(jnp.exp(exact) * (exact - learned)) * (8 / 200) ** 2
   assert 0 <= divergence < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ncsnpp", "ddpm", "dit", "ncsnv2_64", "mlp"])
+@pytest.mark.parametrize("head", ["none", "inner"])
+def test_every_network_learns_by_sliced_score_matching_and_as_an_energy(name, head):
+  """Second derivatives through every layer there is: attention, FIR resampling, normalizations, pooling."""
+  from configs import quickstart
+
+  c = quickstart.get_config()
+  c.model.name, c.model.energy, c.training.objective = name, head, "ssm_vr"
+  c.model.nf = 24 if name == "dit" else 64
+  c.model.num_res_blocks = 1
+  if name in ("ncsnpp", "ddpm"):
+    c.model.ch_mult, c.model.attn_resolutions = (1, 2), (4,)
+  if name == "dit":
+    c.model.num_heads = 2
+  if name == "ncsnv2_64":
+    c.training.sde, c.training.continuous, c.model.parameterization = "vesde", False, "score"
+    c.training.weighting = c.training.time_sampling = None
+    c.model.embedding_type, c.model.num_res_blocks = "positional", 4
+  if name == "ddpm":
+    c.model.embedding_type = "positional"
+    c.model.conditioning = "time"
+  experiment = build(c)
+  params = experiment.init_params(jax.random.key(0))
+  keys, index = example_keys(jax.random.key(1), jnp.arange(2)), jnp.arange(2)
+  x = jax.random.uniform(jax.random.key(2), (2, *experiment.shape))
+  loss = lambda p: experiment.loss(p, keys, x, index, 2).mean()
+  gradient = jax.jit(jax.grad(loss))(params)
+  leaves = jax.tree.leaves(gradient)
+  assert all(jnp.isfinite(g).all() for g in leaves)
+  assert sum(jnp.sum(g**2) for g in leaves) > 0
