@@ -93,7 +93,7 @@ for name, value in rows.items():
 
 
 # %%
-def train(loss, model, steps=1500, batch=1024):
+def train(loss, model, steps=1200, batch=512):
   """Parameters after `steps` of Adam on fresh data."""
   network = MLP(nf=64, num_res_blocks=2, fourier_scale=0.2)
   params = network.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones(1))["params"]
@@ -130,7 +130,7 @@ for axes, score, name in ((panels[0], exact, "exact score"), (panels[1], learned
 shown = panels[2].pcolormesh(axis, axis, error, cmap="magma", vmax=10, rasterized=True)
 panels[2].contour(axis, axis, density, levels=4, colors="w", linewidths=0.7)
 panels[2].set_title("error of the learned score")
-figure.colorbar(shown, ax=panels[2])
+figure.colorbar(shown, ax=panels[2], shrink=0.8)
 for axes in panels:
   axes.set(aspect="equal", xticks=[], yticks=[])
 plt.show()
@@ -171,12 +171,12 @@ annealed, info = sample(jax.tree_util.Partial(model.score, all_levels), jax.rand
 figure, panels = plt.subplots(1, 3, figsize=(15, 4.6))
 for axes, values, name in (
   (panels[0], data.sample(jax.random.key(7), 2000), "data"),
-  (panels[1], chains, "Langevin dynamics, exact score"),
-  (panels[2], annealed, "annealed, learned score"),
+  (panels[1], chains, "Langevin, exact score"),
+  (panels[2], annealed, "annealed, learned"),
 ):
   share = float(jnp.mean(values.sum(axis=1) < 0))
   axes.plot(*np.asarray(values).T, ".", markersize=2, alpha=0.5)
-  axes.set_title(f"{name}: {100 * share:.0f}% in the lower mode")
+  axes.set_title(f"{name}: {100 * share:.0f}% in the lower mode", fontsize=10)
   axes.set(xlim=(-8, 8), ylim=(-8, 8), aspect="equal", xticks=[], yticks=[])
 plt.show()
 print(f"{info['nfe']} evaluations of the score a sample")

@@ -31,7 +31,7 @@ from score_sde.sampling import make_grid, predictor_corrector
 from score_sde.sampling.ode import flow
 from score_sde.sde import VE, VP, RectifiedFlow, SubVP, simulate
 
-plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 11})
+plt.rcParams.update({"figure.dpi": 55, "axes.titlesize": 11})
 
 data = analytic.GaussianMixture(means=[[-1.0], [0.9]], covariances=[[[0.02]], [[0.04]]], weights=[0.4, 0.6])
 family = {"VE": VE(0.01, 6.0), "VP": VP(), "sub-VP": SubVP(), "rectified flow": RectifiedFlow()}

@@ -1,4 +1,4 @@
-"""Set before JAX is imported: enough threads that simulated devices cannot deadlock, and one cache of compiled programs."""
+"""Set before JAX is imported: threads, so that simulated devices cannot deadlock, and a cache of compiled programs."""
 
 import os
 import shutil
@@ -8,14 +8,14 @@ os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# Most of the suite's time is compiling, and many tests compile the same: the workers and the runs they start share this.
+# Most of the suite's time is compiling, and many tests compile the same: workers and the runs they start share this.
 _MADE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _MADE:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="score_sde_tests_")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 
 def pytest_sessionfinish():
@@ -33,8 +33,8 @@ def x64():
 
 # Modules of minutes start first, so that the two workers of `pytest -n 2` end together.
 LONGEST = (
-  "test_training", "test_models", "test_sampling", "test_published", "test_likelihood", "test_sde_family", "test_bounds",
-  "test_matching", "test_energy", "test_few_step", "test_errata", "test_cli",
+  "test_training", "test_models", "test_sampling", "test_published", "test_likelihood", "test_sde_family",
+  "test_bounds", "test_matching", "test_energy", "test_few_step", "test_errata", "test_cli",
 )  # fmt: skip
 
 
