@@ -20,12 +20,15 @@
 # model in hand.
 
 # %%
+import contextlib
+import io
 import tempfile
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from absl import logging
 
 from configs import quickstart
 from score_sde import checkpoints, data
@@ -36,15 +39,17 @@ from score_sde.likelihood import bits_per_dim, encoder, interpolate, log_likelih
 from score_sde.sampling import few_step, make_grid
 from score_sde.training import read_metrics, train
 
+logging.set_verbosity(logging.ERROR)  # checkpoints narrate
 plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 11})
 
 config = quickstart.get_config()
-config.training.n_iters = 1500
-config.training.snapshot_freq = 1500
+config.training.n_iters = 1200
+config.training.snapshot_freq = 1200
 config.training.final_report = False
 config.training.snapshot_sampling = False
 workdir = tempfile.mkdtemp()
-train(config, workdir)
+with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+  train(config, workdir)
 
 # %%
 rows = read_metrics(workdir)
@@ -68,7 +73,8 @@ def show(images, columns, title):
   """A grid of digits (N, 8, 8, 1) on the scale of the data."""
   images = np.clip(np.asarray(data.inverse(config, images))[..., 0], 0, 1)
   rows = len(images) // columns
-  picture = images.reshape(rows, columns, 8, 8).transpose(0, 2, 1, 3).reshape(8 * rows, 8 * columns)
+  images = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=0.3)
+  picture = images.reshape(rows, columns, 10, 10).transpose(0, 2, 1, 3).reshape(10 * rows, 10 * columns)
   axes = plt.figure(figsize=(0.5 * columns, 0.5 * rows + 0.4)).add_subplot()
   axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
   axes.set(xticks=[], yticks=[], title=title)
@@ -109,7 +115,10 @@ print(f"largest difference: {float(jnp.abs(back - real).max()):.1e}, latents' st
 
 # %%
 weights = jnp.linspace(0, 1, 12)
-between = interpolate(latents[:4], latents[4:8], weights)  # (12, 4, ...)
+labels = source.gather(np.arange(16))["label"]
+kinds, first = np.unique(labels, return_index=True)
+print("from", labels[first[:4]], "to", labels[first[-4:]])
+between = interpolate(latents[first[:4]], latents[first[-4:]], weights)  # (12, 4, ...)
 decoded, _ = decode(score, between.reshape(-1, *experiment.shape))
 rows = decoded.reshape(12, 4, *experiment.shape).swapaxes(0, 1)
 show(rows.reshape(48, *experiment.shape), 12, "from latent to latent")

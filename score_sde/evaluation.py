@@ -165,14 +165,24 @@ def _draw_denoising(path, experiment, params, trajectory, title):
 
 
 def _draw_density(path, experiment, params, reference, title):
-  """The normalized density of an energy-based model of points, at sampling.eps."""
-  t = experiment.config.sampling.eps
-  log_density = jax.jit(lambda params, x: experiment.model.log_density(params, x, jnp.full(len(x), t, x.dtype)))
-  limit = 1.2 * np.abs(reference).max()
-  box = (np.full(2, -limit), np.full(2, limit))
-  points, log_p, _ = normalize(lambda x: log_density(params, x), *box)
+  """The normalized density of an energy-based model of points, at three levels of noise.
+
+  The less noise, the less scores tell of how much mass lies here and how much there, with nothing in between.
+  """
+  model, largest = experiment.model, np.abs(reference).max()
+  log_density = jax.jit(lambda params, x, t: model.log_density(params, x, jnp.full(len(x), t, x.dtype)))
+  panels = []
+  for share in (0.5, 0.2, 0.05):
+    scale = jnp.full(1, share * np.std(reference))
+    x = jnp.zeros((1, 2))
+    linear = isinstance(experiment.sde, LinearSDE)
+    t = experiment.sde.time_of_log_snr(-2 * jnp.log(scale)) if linear else experiment.sde.time_of_scale(x, scale)
+    level = model.level(t, x)
+    limit = np.full(2, float(level.alpha[0] * largest + 2 * level.sigma[0]))
+    points, log_p, _ = normalize(lambda x, t=t: log_density(params, x, t[0]), -limit, limit)
+    panels.append((f"t = {float(t[0]):.2g}", np.asarray(points), np.asarray(log_p)))
   pictures.density(
-    path, np.asarray(points), np.asarray(log_p), reference, f"{title}\ndensity exp(-energy) / Z at t = {t}"
+    path, panels, reference, f"{title}\ndensity exp(-energy) / Z, noise of 1/2, 1/5 and 1/20 of the data"
   )
 
 

@@ -101,17 +101,24 @@ def denoising(
   _save(figure, path)
 
 
-def density(path: str | pathlib.Path, points: np.ndarray, log_p: np.ndarray, data: np.ndarray, title: str) -> None:
-  """Writes a PNG of a density in two dimensions, `log_p` (n, n) at `points` (n, n, 2), beside `data` (N, 2)."""
-  figure = Figure(figsize=(9, 4.6))
-  left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-  shown = left.pcolormesh(points[..., 0], points[..., 1], np.exp(log_p), shading="nearest", rasterized=True)
-  figure.colorbar(shown, ax=left, shrink=0.8)
-  right.plot(*data.T, ".", markersize=1.5, alpha=0.5)
-  low, high = points.min(), points.max()
-  for axes, name in ((left, "density"), (right, "data")):
-    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+def density(
+  path: str | pathlib.Path, panels: Sequence[tuple[str, np.ndarray, np.ndarray]], data: np.ndarray, title: str
+) -> None:
+  """Writes a PNG of densities in two dimensions beside `data` (N, 2).
+
+  Each panel is a name, points (n, n, 2), and the log-density (n, n) at them.
+  """
+  figure = Figure(figsize=(3.6 * (len(panels) + 1), 4.6))
+  for i, (name, points, log_p) in enumerate(panels):
+    axes = figure.add_subplot(1, len(panels) + 1, i + 1)
+    axes.pcolormesh(points[..., 0], points[..., 1], np.exp(log_p), shading="nearest", rasterized=True)
+    axes.set(aspect="equal")
     axes.set_title(name, fontsize=10)
+  axes = figure.add_subplot(1, len(panels) + 1, len(panels) + 1)
+  axes.plot(*data.T, ".", markersize=1.5, alpha=0.5)
+  limit = _limits(data)
+  axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+  axes.set_title("data", fontsize=10)
   figure.suptitle(title, fontsize=11)
   _save(figure, path)
 
