@@ -12,7 +12,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 3. Digits: train, sample, encode, interpolate, score
 #
 # The 1,797 handwritten digits of scikit-learn under the VP SDE, from a config to bits per dimension. It is what
@@ -22,6 +21,7 @@
 # %%
 import contextlib
 import io
+import sys
 import tempfile
 
 import jax
@@ -30,6 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import logging
 
+sys.path.insert(0, "..")  # where configs/ lies
 from configs import quickstart
 from score_sde import checkpoints, data
 from score_sde.batch import example_keys

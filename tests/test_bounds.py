@@ -90,6 +90,7 @@ def divergence(variance, mean, spread):
   return (variance / spread - 1 - math.log(variance / spread) + mean**2 / spread) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VP_FAST)
 def test_theorem_1_bounds_the_sde_and_not_the_ode(name, x64):
   """KL(p ‖ p_SDE) obeys the bound and both vanish for the exact score; a score error exists that KL(p ‖ p_ODE) exceeds.

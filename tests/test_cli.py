@@ -62,6 +62,7 @@ def test_bad_config_files_are_named(tmp_path, config, parts):
   assert all(part in err for part in parts), err
 
 
+@pytest.mark.slow
 def test_one_command_trains_samples_and_scores_on_several_devices(tmp_path):
   """The quickstart in small, on two simulated devices, by run.py alone."""
   flags = ("--config.training.n_iters=20", "--config.training.final_report=True")

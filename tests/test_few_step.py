@@ -8,7 +8,7 @@ import pytest
 from score_sde.analytic import GaussianMixture, gaussian
 from score_sde.batch import example_keys, fold
 from score_sde.sampling import FEW_STEP, few_step, make_grid
-from score_sde.sampling.loop import PRIOR
+from score_sde.sampling.sampler import PRIOR
 from score_sde.sde import VE, VP, SubVP, denoiser
 
 SDES = {"ve": VE(0.02, 8.0), "vp": VP(), "subvp": SubVP()}

@@ -45,6 +45,7 @@ def test_the_exact_trace_gives_the_exact_density(sde):
   np.testing.assert_allclose(with_exact_prior(score, keys, x)[0], exact, atol=1e-3 * 3 * math.log(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_estimated_traces_are_unbiased(probe):
   sde, n = VP(), 512

@@ -137,6 +137,7 @@ def test_every_combination_of_options_builds(resblock_type, progressive, progres
       assert y.shape == x.shape
 
 
+@pytest.mark.slow
 def test_a_fresh_network_predicts_zero():
   """The last convolution starts at 1e-10 of its usual variance, as the residual branches do."""
   network = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0)
@@ -228,6 +229,7 @@ def test_class_labels_are_seen_and_dropped_at_their_rate():
   assert 16 < dropped.sum() < 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [NCSNpp, models.DDPM])
 def test_rematerialization_changes_no_name_and_no_number(network):
   options = {"nf": 32, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": (), "dropout": 0.1}
@@ -244,6 +246,7 @@ def test_rematerialization_changes_no_name_and_no_number(network):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_output_in_float32():
   network = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dtype=jnp.bfloat16)
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
@@ -257,6 +260,7 @@ def test_bfloat16_keeps_parameters_and_output_in_float32():
   assert 1e-5 < golden_cases.relative_error(low, np.asarray(high)) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [MLP(nf=16, dropout=0.5), NCSNpp(nf=8, ch_mult=(1,), dropout=0.5)])
 def test_dropout_of_an_example_does_not_depend_on_its_batch(network):
   x = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))

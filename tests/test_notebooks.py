@@ -1,6 +1,5 @@
 """Every notebook runs from top to bottom, is what its paired script says, and shows what it was committed with."""
 
-import os
 import pathlib
 
 import jupytext
@@ -32,9 +31,8 @@ def test_a_notebook_is_its_script_and_has_its_figures(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
+def test_a_notebook_runs_from_top_to_bottom(path):
   from nbclient import NotebookClient
 
-  monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
   notebook = jupytext.read(path.with_suffix(".py"))
   NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(pathlib.Path(path).parent)}}).execute()

@@ -187,6 +187,7 @@ def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde, batch_norm
   assert (len(set(info["nfe"].tolist())) == 1) == batch_norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", VP_FAST)
 def test_adaptive_steps_find_the_data_and_are_each_samples_own(sde):
   """Covariance within four standard errors and 3%; rejected steps leave no bias, for the Brownian path is one."""
@@ -280,6 +281,7 @@ class WrongPrior(VP):
     return 3 + 0.1 * super().prior_sample(keys, shape, dtype)
 
 
+@pytest.mark.slow
 def test_batches_beyond_memory_are_split_and_the_samples_stay_the_same():
   """A sampler that holds at most five: the batch is halved until it fits, and the next batch at once."""
   sde, seen = VP(), []
@@ -332,6 +334,7 @@ def test_the_reported_evaluations_are_those_made(monkeypatch):
     assert int(info["nfe"][0]) == len(calls), make
 
 
+@pytest.mark.slow
 def test_broken_samples_are_flagged():
   """A score that is NaN for some samples, and solves that run out of steps, with the time that they reached."""
   nan = jax.tree_util.Partial(lambda x, t: jnp.where(x[:, :1] > 0, jnp.nan, -x))

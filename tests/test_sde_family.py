@@ -101,6 +101,7 @@ class Learned(LinearSDE):
     return jnp.sqrt(jax.nn.sigmoid(-self.log_snr(t)))
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_is_rebuilt_inside_the_loss(x64):
   """Its gradient is that of finite differences, and learning moves the schedule to where the loss has less variance."""
   x0 = GAUSSIAN.sample(jax.random.key(0), 4000)
@@ -193,6 +194,7 @@ def test_a_file_that_gives_no_sde_is_named(tmp_path, text, name, message):
     config.resolve(c)
 
 
+@pytest.mark.slow
 def test_a_user_written_sde_trains_and_samples_by_run_py_and_is_refused_a_likelihood(tmp_path):
   flags = (
     "--config.training.n_iters=20",

@@ -90,11 +90,12 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(s, marks=pytest.mark.longest) for s in range(3, 10))])
 def test_a_killed_run_resumes_bit_identically(tmp_path, uninterrupted, seed):
   assert_identical(kill_and_resume(tmp_path / "killed", seed), uninterrupted)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_at_once_and_exits_cleanly(tmp_path):
   """Stopped in mid-training, far from any scheduled save; the same command then goes on to the same end."""
   flags = ("--config.training.n_iters=200000", "--config.training.snapshot_freq_for_preemption=100000")
@@ -145,7 +146,8 @@ def losses_of_twenty_steps(network):
   return values
 
 
-@pytest.mark.parametrize("network", ["mlp", pytest.param("ncsnpp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mlp", "ncsnpp"])
 def test_eight_devices_train_as_one(network):
   """The same global batch over 20 steps, dropout, flips and dequantization included: losses within 1e-5."""
   curves = {}
@@ -215,6 +217,7 @@ def test_a_run_leaves_curves_checkpoints_and_pictures(trained):
   assert not [p for p in folder.rglob("*") if "tmp" in p.name]
 
 
+@pytest.mark.slow
 def test_sample_and_eval_modes_write_what_they_promise(trained, capsys):
   folder, config = trained
   config.eval.enable_sampling = True
@@ -330,6 +333,7 @@ def test_frequencies_must_fit_the_dispatches():
     training.train(config, "/nonexistent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("sde", "predictor", "corrector"),
   [("vesde", "ancestral_sampling", "ald"), ("vpsde", "ancestral_sampling", "none")],
