@@ -247,6 +247,8 @@ class ScoreMatching:
       self._check_simulated()
     if self.objective == "esm" and self.target is None:
       raise ValueError("training.objective='esm' needs the exact score of the noisy data; use 'dsm', which does not.")
+    if self.objective == "esm" and discrete:
+      raise ValueError("training.objective='esm' needs training.continuous=True: the exact score is of a time.")
     if self.time_sampling == "importance" and self.weighting != "likelihood":
       raise ValueError("training.importance_sampling draws times for training.likelihood_weighting: set both or none.")
     if discrete and (self.weighting == "likelihood" or self.time_sampling != "uniform"):

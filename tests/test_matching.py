@@ -226,6 +226,12 @@ def test_settings_that_cannot_work_are_named(options, message):
     ScoreMatching(model, **options)
 
 
+def test_explicit_score_matching_of_a_discrete_model_is_refused():
+  model = ScoreModel(VP(), lambda params, x, labels, keys: x, "noise", num_scales=100)
+  with pytest.raises(ValueError, match="continuous=True"):
+    ScoreMatching(model, objective="esm", target=MIXTURE.score(VP()))
+
+
 def test_an_sde_without_a_kernel_refuses_what_needs_one():
   sde = Reflected(VE())
   with pytest.raises(ValueError, match="needs a closed-form kernel"):
