@@ -18,7 +18,10 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 
 
 # Minutes of compilation; what is in them is in smaller ones too.
-LARGE = ("flax_ncsnv2_128", "flax_ncsnv2_256", "torch_ncsn_28", "torch_ncsnv2_deeper", "torch_ncsnv2_deepest")
+LARGE = (
+  "flax_ncsnpp_ve_skip", "flax_ncsnv2_128", "flax_ncsnv2_256", "torch_ncsn_28", "torch_ncsnv2_deeper",
+  "torch_ncsnv2_deepest",
+)  # fmt: skip
 
 
 def parameters(pattern: str) -> list:

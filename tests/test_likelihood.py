@@ -69,6 +69,7 @@ def test_the_offset_of_bits_per_dim(levels, scale, offset):
   assert float(bits_per_dim(jnp.array(0.0), 6, levels, scale)) == pytest.approx(offset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", VP_FAST)
 def test_encoding_is_undone_by_decoding(sde):
   """Below 1e-3 in float32; latents of data are those of the prior, and so are what lies between two of them."""
@@ -91,6 +92,7 @@ def test_encoding_is_undone_by_decoding(sde):
   assert np.std(cold) < np.std(x)
 
 
+@pytest.mark.slow
 def test_a_solve_out_of_steps_tells_where_it_stood():
   x = MIXTURE.sample(jax.random.key(0), 4).astype(jnp.float32)
   score = jax.tree_util.Partial(MIXTURE.score(VP()))

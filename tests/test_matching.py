@@ -129,7 +129,7 @@ def test_finite_differences_are_off_by_the_square_of_their_step(x64):
   assert errors[0] / errors[1] == pytest.approx(4, rel=0.01)
 
 
-@pytest.mark.parametrize("dims", [8, 32, 128])
+@pytest.mark.parametrize("dims", [8, 32, pytest.param(128, marks=pytest.mark.slow)])
 def test_the_variance_reduced_form_has_less_variance_from_eight_dimensions_on(dims):
   """With Gaussian probes, at the score of a standard normal and at a network's, far from it."""
   x = jax.random.normal(jax.random.key(0), (20_000, dims))

@@ -209,6 +209,7 @@ def test_adaptive_steps_find_the_data_and_are_each_samples_own(sde):
   np.testing.assert_array_equal(its["nfe"], info["nfe"][5:8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper_step", [False, pytest.param(True, marks=SLOW)])
 def test_ncsn_finds_the_data_and_denoises_last(paper_step):
   sde, n = VE(0.05, 4.0), 4000

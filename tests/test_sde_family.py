@@ -51,7 +51,9 @@ def moments(x):
 EXPECTED = np.concatenate([GAUSSIAN.means[0], GAUSSIAN.covariances[0].ravel()])
 
 
-@pytest.mark.parametrize("method", ["pc", "ancestral", "ode", "adaptive", "unipc", "heun"])
+@pytest.mark.parametrize(
+  "method", ["pc", "ancestral", "ode", pytest.param("adaptive", marks=pytest.mark.slow), "unipc", "heun"]
+)
 def test_alpha_and_sigma_alone_are_enough_for_every_sampler(method):
   sde = Sigmoid()
   grid = make_grid("uniform", sde, 200, 1e-3)

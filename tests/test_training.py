@@ -165,6 +165,7 @@ def test_eight_devices_train_as_one(network):
   np.testing.assert_allclose(curves[8], curves[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_at_the_first_bad_step(tmp_path):
   """A rate that explodes after warm-up: the message names the step, the last good checkpoint stays, exit code 1."""
   flags = (
