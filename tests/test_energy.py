@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fitting import fit
 
 from score_sde import analytic, config
 from score_sde.batch import example_keys
@@ -116,8 +117,6 @@ def test_implicit_score_matching_of_large_images_is_refused():
 @pytest.mark.slow
 def test_an_energy_trained_by_sliced_score_matching_has_the_density_of_the_data():
   """KL(p | model) by quadrature, of a mixture at one noise level, from an energy that nobody normalized."""
-  import optax
-
   from score_sde.losses import ScoreMatching
   from score_sde.models import MLP
 
@@ -127,19 +126,7 @@ def test_an_energy_trained_by_sliced_score_matching_has_the_density_of_the_data(
   sde = VE()
   model = ScoreModel(sde, energy.gradient(scalar), "edm", "sigma", sigma_data=1.0, potential=scalar)
   loss = ScoreMatching(model, objective="ssm_vr", time_sampling="single", single_sigma=0.3)
-  optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, 1500))
-
-  @jax.jit
-  def step(params, state, i):
-    key = jax.random.fold_in(jax.random.key(1), i)
-    x0, keys = MIXTURE.sample(key, 512), example_keys(key, jnp.arange(512))
-    gradient = jax.grad(lambda p: loss(p, keys, x0, jnp.arange(512), 512).mean())(params)
-    updates, state = optimizer.update(gradient, state)
-    return optax.apply_updates(params, updates), state
-
-  state = optimizer.init(params)
-  for i in range(1500):
-    params, state = step(params, state, i)
+  params = fit(loss, params, MIXTURE.sample, 1500)
   t = sde.time_of_log_snr(jnp.asarray(-2 * np.log(0.3)))
   at = lambda f: lambda x: f(x, jnp.full(len(x), t))
   _, exact, _ = normalize(at(lambda x, t: MIXTURE.log_density(sde, x, t)), np.full(2, -4.0), np.full(2, 4.0))

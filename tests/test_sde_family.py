@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fitting import fit
 from ml_collections import ConfigDict
 from runs import finish
 
@@ -235,8 +236,6 @@ def _double_well() -> ConfigDict:
 @pytest.mark.slow
 def test_the_score_of_an_unknown_kernel_is_learned():
   """Where it is known: VP's drift and diffusion alone, Gaussian data; sliced score matching on simulated paths."""
-  import optax
-
   from score_sde.models import MLP
 
   network = MLP(nf=64, num_res_blocks=2, fourier_scale=0.2)
@@ -244,19 +243,7 @@ def test_the_score_of_an_unknown_kernel_is_learned():
   sde = Plain()
   model = ScoreModel(sde, lambda p, x, *rest: network.apply({"params": p}, x, *rest), "edm", "sigma", sigma_data=0.5)
   loss = ScoreMatching(model, objective="ssm_vr", eps=0.02, path_steps=64)
-  optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, 2000))
-
-  @jax.jit
-  def step(params, state, i):
-    key = jax.random.fold_in(jax.random.key(1), i)
-    x0, keys = GAUSSIAN.sample(key, 512), example_keys(key, jnp.arange(512))
-    gradient = jax.grad(lambda p: loss(p, keys, x0, jnp.arange(512), 512).mean())(params)
-    updates, state = optimizer.update(gradient, state)
-    return optax.apply_updates(params, updates), state
-
-  state = optimizer.init(params)
-  for i in range(2000):
-    params, state = step(params, state, i)
+  params = fit(loss, params, GAUSSIAN.sample, 2000)
   for t in (0.05, 0.2, 0.6):
     times = jnp.full(4000, t)
     mean, std = VP().marginal(GAUSSIAN.sample(jax.random.key(2), 4000), times)
