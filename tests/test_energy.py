@@ -147,12 +147,14 @@ def test_every_network_learns_by_sliced_score_matching_as_an_energy(name):
   c.model.num_res_blocks = 1
   if name in ("ncsnpp", "ddpm"):
     c.model.ch_mult, c.model.attn_resolutions = (1, 2), (4,)
+  if name != "mlp":
+    c.model.fourier_scale = 16.0  # the default, for networks that do not read it
   if name == "dit":
     c.model.num_heads = 2
   if name == "ncsnv2_64":
     c.training.sde, c.training.continuous, c.model.parameterization = "vesde", False, "score"
     c.training.weighting = c.training.time_sampling = None
-    c.model.embedding_type, c.model.num_res_blocks = "positional", 4
+    c.model.embedding_type, c.model.num_res_blocks, c.model.dropout = "positional", 4, 0.1
   if name == "ddpm":
     c.model.embedding_type = "positional"
     c.model.conditioning = "time"
