@@ -20,9 +20,6 @@ from ml_collections.config_dict import placeholder
 
 from score_sde.sde import SDE, VE, VP, CosineVP, LinearSDE, RectifiedFlow, SubVP
 
-# Scalar heads of energy-based models, see `models.energy`.
-HEADS = ("inner", "norm", "sum")
-
 
 class BadInput(ValueError):
   """Something the user gave cannot work. The message names it, says what is accepted and what to do."""
@@ -253,7 +250,6 @@ _NAMES = {
 _CHOICES = {
   "data.on_corrupt": ("error", "skip"),
   "model.parameterization": ("score", "noise", "data", "velocity", "flow", "edm"),
-  "model.energy": ("none", *HEADS),
   "model.conditioning": ("sigma", "log_sigma", "time"),
   "model.embedding_type": ("fourier", "positional"),
   "model.dtype": ("float32", "bfloat16"),
@@ -476,14 +472,8 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 
 def signature(config: ConfigDict) -> dict[str, Any]:
   """What a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
-  elsewhere = (
-    "sigma_min",
-    "sigma_max",
-    "beta_min",
-    "beta_max",
-    "cosine_s",
-    "delta",
-  )  # part of the SDE, where it has them
+  # Part of the SDE, where it has them.
+  elsewhere = ("sigma_min", "sigma_max", "beta_min", "beta_max", "cosine_s", "delta")
   free = (
     "dropout",
     "label_dropout",

@@ -344,6 +344,20 @@ def example_shape(config: ConfigDict) -> tuple[int, ...]:
   return (config.data.image_size, config.data.image_size, config.data.num_channels)
 
 
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, n: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def shuffled(seed: int, n: int, place: np.ndarray) -> np.ndarray:
+  """The example at each `place` of an endless stream of `n`, which has all of them in a new order every epoch."""
+  epoch, position = np.divmod(place, n)
+  chosen = np.zeros(len(place), np.int64)
+  for e in np.unique(epoch):
+    chosen[epoch == e] = _permutation(seed, n, int(e))[position[epoch == e]]
+  return chosen
+
+
 def batches(config: ConfigDict, source: Source, start: int) -> Iterator[dict[str, np.ndarray]]:
   """This host's share of the training batches from step `start` on, endless, read ahead in threads.
 
@@ -354,16 +368,8 @@ def batches(config: ConfigDict, source: Source, start: int) -> Iterator[dict[str
   local = size // parallel.host_count()
   index = np.arange(local) + parallel.host_index() * local
 
-  @functools.lru_cache(maxsize=2)
-  def permutation(epoch):
-    return np.random.default_rng([config.seed, epoch]).permutation(n)
-
   def batch(step):
-    epoch, position = np.divmod(step * size + index, n)
-    chosen = np.zeros(local, np.int64)
-    for e in np.unique(epoch):
-      chosen[epoch == e] = permutation(int(e))[position[epoch == e]]
-    return source.gather(chosen) | {"index": index.astype(np.int32)}
+    return source.gather(shuffled(config.seed, n, step * size + index)) | {"index": index.astype(np.int32)}
 
   steps = grain.MapDataset.range(start, sys.maxsize // 2).map(batch)
   threads = 1 if isinstance(source, Arrays) else 2 * (os.cpu_count() or 1)

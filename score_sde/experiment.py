@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from score_sde import data, models, parallel
 from score_sde.batch import Array, example_keys, fold
-from score_sde.config import BadInput, as_bad_input, as_dict, make_sde, resolve
+from score_sde.config import BadInput, as_bad_input, as_dict, choose, make_sde, resolve
 from score_sde.losses import MAX_EXACT_DIMS, ScoreMatching
 from score_sde.models import energy
 from score_sde.parameterization import ScoreModel
@@ -72,9 +72,7 @@ class Experiment:
       return None
     draw, source = self._end_points
     index = first + np.arange(n)
-    epoch, place = np.divmod(index, len(source))
-    order = {e: np.random.default_rng([self.config.seed, int(e)]).permutation(len(source)) for e in np.unique(epoch)}
-    chosen = np.array([order[e][p] for e, p in zip(epoch, place, strict=True)])
+    chosen = data.shuffled(self.config.seed, len(source), index)
     keys = example_keys(key, jnp.asarray(index))
     return parallel.unshard(draw(*parallel.shard((keys, source.gather(chosen)["image"]))), n)
 
@@ -108,6 +106,7 @@ def build(config: ConfigDict) -> Experiment:
     network = models.create(config, shape)
     apply = lambda params, *args: network.apply({"params": params}, *args)
     potential = None
+    choose("model.energy", config.model.energy, ("none", *energy.HEADS))
     if config.model.energy != "none":
       potential = energy.potential(apply, config.model.energy)
       apply = energy.gradient(potential)

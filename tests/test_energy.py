@@ -27,7 +27,7 @@ def field(params, x, labels, keys, y=None):
   return jnp.sin(x @ jnp.array([[1.0, 2.0], [-1.0, 0.5]])) * params + 0.1 * labels[:, None]
 
 
-@pytest.mark.parametrize("head", config.HEADS)
+@pytest.mark.parametrize("head", energy.HEADS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_score_is_the_gradient_of_the_density_in_every_parameterization(prediction, head, x64):
   scalar = energy.potential(field, head)
