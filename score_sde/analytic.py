@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.batch import Array
+from score_sde.batch import Array, sum_over_dims
 from score_sde.sde import LinearSDE, Score, denoiser
 
 
@@ -69,6 +69,43 @@ class GaussianMixture:
   def score(self, sde: LinearSDE) -> Score:
     """The exact score(x, t) = grad log p_t(x)."""
     return lambda x, t: jax.grad(lambda x: jnp.sum(self.log_density(sde, x, t)))(x)
+
+  def posterior(self, a: np.ndarray, y: np.ndarray, noise: float) -> "GaussianMixture":
+    """The law of x_0 given y = a x_0 + noise z, again a mixture: `a` (M, D), `y` (M,), noise > 0.
+
+    Its `score` is that of p_t(x | y) at every t.
+    """
+    a, y = np.asarray(a, np.float64), np.asarray(y, np.float64)
+    r, c = y - self.means @ a.T, self.covariances
+    s = a @ c @ a.T + noise**2 * np.eye(len(y))
+    gain = c @ a.T @ np.linalg.inv(s)
+    log_w = np.log(self.weights) - (np.einsum("km,kml,kl->k", r, np.linalg.inv(s), r) + np.linalg.slogdet(s)[1]) / 2
+    kept = np.eye(a.shape[1]) - gain @ a
+    covariances = kept @ c @ kept.transpose(0, 2, 1) + noise**2 * gain @ gain.transpose(0, 2, 1)
+    weights = np.maximum(np.exp(log_w - log_w.max()), 1e-300)
+    return GaussianMixture(self.means + np.einsum("kdm,km->kd", gain, r), covariances, weights)
+
+  def log_likelihood(self, sde: LinearSDE, x: Array, t: Array, a: Array, y: Array, noise: Array) -> Array:
+    """log p_t(y | x_t = x) of y = a x_0 + noise z, in nats: (B, D), (B,), (B, M, D), (B, M), (B,) -> (B,)."""
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+
+    def component(mean, spectrum, basis, weight):
+      """log of its weight given x_t, and log p(y | x_t) within it."""
+      mean, spectrum, basis = (jnp.asarray(v, x.dtype) for v in (mean, spectrum, basis))
+      variance = alpha**2 * spectrum + sigma**2
+      z = (x - alpha * mean) @ basis
+      log_w = math.log(weight) - jnp.sum(z**2 / variance + jnp.log(variance), axis=1) / 2
+      expected = mean + (alpha * spectrum / variance * z) @ basis.T
+      along = a @ basis
+      s = jnp.einsum("bmk,bk,blk->bml", along, spectrum * sigma**2 / variance, along)
+      root = jnp.linalg.cholesky(s + noise[:, None, None] ** 2 * jnp.eye(a.shape[1], dtype=x.dtype))
+      r = jax.scipy.linalg.solve_triangular(root, (y - jnp.einsum("bmd,bd->bm", a, expected))[..., None], lower=True)
+      log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)), axis=1)
+      return log_w, -(sum_over_dims(r**2) + log_det + a.shape[1] * math.log(2 * math.pi)) / 2
+
+    parts = [component(*c) for c in zip(self.means, self._spectrum, self._basis, self.weights.tolist(), strict=True)]
+    log_w, log_p = (jnp.stack(p) for p in zip(*parts, strict=True))
+    return jax.nn.logsumexp(jax.nn.log_softmax(log_w, axis=0) + log_p, axis=0)
 
   def posterior_mean(self, sde: LinearSDE, x: Array, t: Array) -> Array:
     """E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula."""

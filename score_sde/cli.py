@@ -16,11 +16,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from score_sde import evaluation, training
+from score_sde import conditional, training
 from score_sde.config import BadInput, unknown_key
 from score_sde.progress import Interrupted, stops_on_signal
 
-MODES = {"train": training.train, "sample": evaluation.sample, "eval": evaluation.evaluate}
+MODES = {"train": training.train, "sample": conditional.sample, "eval": conditional.evaluate}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, curves, pictures, reports.")

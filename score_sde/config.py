@@ -100,6 +100,8 @@ def default_config() -> ConfigDict:
   model.patch_size = 2  # dit
   model.num_classes = 0  # of a class-conditional network
   model.label_dropout = 0.1  # examples trained without their class, for classifier-free guidance
+  model.blocks_per_group = 4  # wideresnet
+  model.channel_multiplier = 10  # wideresnet
   model.remat = False  # keep no activations within blocks: slower, much less memory
 
   optim = config.optim = ConfigDict()
@@ -115,6 +117,7 @@ def default_config() -> ConfigDict:
   optim.decay = "none"  # of the learning rate after warm-up: none or cosine
 
   training = config.training = ConfigDict()
+  training.task = "score"  # or "classifier": of noisy data, for guidance
   training.sde = "vesde"  # vesde, vpsde, subvpsde, cosine, rectified_flow, or FILE.py:FUNCTION(config.model) -> SDE
   training.continuous = True
   training.batch_size = 128
@@ -195,6 +198,39 @@ def default_config() -> ConfigDict:
   evaluation.rtol = 1e-5
   evaluation.atol = 1e-5
   evaluation.eps = 1e-5
+
+  guidance = config.guidance = ConfigDict()  # of --mode=sample; of eval, for a class
+  # class; inpaint, colorize, super_resolution, deblur, motion_deblur, fourier, projections, phase_retrieval, jpeg; edit,
+  # interpolate
+  guidance.task = "none"
+  # class: classifier or classifier_free; measurements: pigdm, tmpd, dps, replacement, projection, ddrm; follows task
+  guidance.method = placeholder(str)
+  guidance.scale = 1.0  # of guidance: 0 is none, 1 Bayes' rule
+  guidance.label = placeholder(int)  # the class; unset: all in turn
+  guidance.classifier = ""  # workdir of the classifier, for method classifier
+  guidance.low = 0.0  # sigma / alpha between which classifier_free guides
+  guidance.high = float("inf")
+  guidance.input = ""  # folder of images, or one image; unset: the first test examples
+  guidance.num_inputs = 4
+  guidance.samples_per_input = 4
+  guidance.noise = 0.0  # standard deviation of the measurement's, for images in [0, 1]
+  guidance.mask = (
+    "right"  # of inpaint, what is missing: left, right, top, bottom, center, random, or a black and white PNG
+  )
+  guidance.fraction = 0.3  # measured, of a random mask, fourier, projections
+  guidance.factor = 4  # super_resolution
+  guidance.kernel = "average"  # super_resolution: average or bicubic
+  guidance.blur = 2.0  # deblur: standard deviation in pixels
+  guidance.length = 9  # motion_deblur: pixels
+  guidance.quality = 10  # jpeg: 1 to 100
+  guidance.prior_variance = placeholder(float)  # of pigdm and dps; follows data.centered: 1, or 1/4
+  guidance.covariance = "diagonal"  # of tmpd: diagonal, or full (conjugate gradients)
+  guidance.iterations = 20  # of tmpd's conjugate gradients
+  guidance.paper_steps = placeholder(int)  # of dps: its published step, in as many steps equal in time
+  guidance.strength = 1.0  # of projection
+  guidance.eta = 0.85  # of ddrm
+  guidance.eta_b = 1.0
+  guidance.t0 = 0.5  # edit: noise is added up to this time
   return config.lock()
 
 
@@ -247,7 +283,26 @@ _NAMES = {
   "rectified_flow": "rectified flow",
 }
 
+CLASS_METHODS = ("classifier", "classifier_free")
+SCORE_METHODS = ("pigdm", "tmpd", "dps")  # their scores hold derivatives of the network
+CONSTRAINTS = ("replacement", "projection", "ddrm")
+LINEAR_TASKS = (
+  "inpaint",
+  "colorize",
+  "super_resolution",
+  "deblur",
+  "motion_deblur",
+  "fourier",
+  "projections",
+)
+NONLINEAR_TASKS = ("phase_retrieval", "jpeg")
+EDITING_TASKS = ("edit", "interpolate")
+
 _CHOICES = {
+  "training.task": ("score", "classifier"),
+  "guidance.task": ("none", "class", *LINEAR_TASKS, *NONLINEAR_TASKS, *EDITING_TASKS),
+  "guidance.kernel": ("average", "bicubic"),
+  "guidance.covariance": ("diagonal", "full"),
   "data.on_corrupt": ("error", "skip"),
   "model.parameterization": ("score", "noise", "data", "velocity", "flow", "edm"),
   "model.conditioning": ("sigma", "log_sigma", "time"),
@@ -279,7 +334,8 @@ _POSITIVE = (
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
   "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
   "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
-  "eval.num_probes", "eval.num_times", "eval.rtol", "eval.atol",
+  "eval.num_probes", "eval.num_times", "eval.rtol", "eval.atol", "model.blocks_per_group", "model.channel_multiplier",
+  "guidance.num_inputs", "guidance.samples_per_input", "guidance.prior_variance", "guidance.iterations",
 )  # fmt: skip
 
 
@@ -383,6 +439,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     raise BadInput(f"training.importance_sampling=True, but training.time_sampling={t.time_sampling!r}. Set one.")
   _fill(config, "sampling.num_steps", config.model.num_scales)
   _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)
+  _fill(config, "guidance.prior_variance", 1.0 if config.data.centered else 0.25)
   _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)
   for key, accepted in _CHOICES.items():
     choose(key, get(config, key), accepted)
@@ -391,6 +448,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if not value > 0 or not math.isfinite(value):
       raise BadInput(f"{key} must be positive, got {value}.")
   _check_model(config)
+  _resolve_guidance(config, sde)
   if config.eval.likelihood == "chain" and t.continuous:
     raise BadInput("eval.likelihood='chain' is of a model trained with training.continuous=False: use 'ode' or 'elbo'.")
   if config.eval.likelihood == "elbo" and not t.continuous:
@@ -405,7 +463,63 @@ def resolve(config: ConfigDict) -> ConfigDict:
   return config.lock()
 
 
+def _resolve_guidance(config: ConfigDict, sde: SDE) -> None:
+  """Fills in the method of the task, and refuses what does not go together."""
+  g, networks_classes = config.guidance, config.model.num_classes
+  if g.task == "none":
+    return
+  if config.training.task != "score":
+    raise BadInput("guidance.task is of sampling, and training.task='classifier' draws no samples. Leave it at 'none'.")
+  if not isinstance(sde, LinearSDE):
+    raise BadInput(f"guidance.task={g.task!r} needs a linear SDE, not {type(sde).__name__}.")
+  if g.task == "class":
+    _fill(config, "guidance.method", "classifier_free" if networks_classes else "classifier")
+    choose("guidance.method", g.method, CLASS_METHODS)
+    if g.method == "classifier_free" and not networks_classes:
+      raise BadInput(
+        "guidance.method='classifier_free' needs a class-conditional network (model.num_classes). Use 'classifier', "
+        "with guidance.classifier the workdir of one that --config=configs/classifier/*.py trained."
+      )
+    if g.method == "classifier" and networks_classes:
+      raise BadInput(
+        f"guidance.method='classifier' is for unconditional networks, and model.num_classes={networks_classes}. Use "
+        "'classifier_free'."
+      )
+    if g.method == "classifier" and not g.classifier:
+      raise BadInput("guidance.method='classifier' needs guidance.classifier, the workdir of a trained classifier.")
+    if networks_classes and g.label is not None and not 0 <= g.label < networks_classes:
+      raise BadInput(f"guidance.label={g.label} is no class: there are {networks_classes}, from 0.")
+    return
+  if g.method is not None and g.task in EDITING_TASKS:
+    raise BadInput(f"guidance.task={g.task!r} has no guidance.method. Leave it unset.")
+  if networks_classes:
+    raise BadInput(
+      f"guidance.task={g.task!r} needs an unconditional network, and model.num_classes={networks_classes}."
+    )
+  if g.task in EDITING_TASKS:
+    if not 0 < g.t0 <= sde.T:
+      raise BadInput(f"guidance.t0 must lie in (0, {sde.T}], got {g.t0}.")
+    return
+  linear = g.task in LINEAR_TASKS
+  _fill(config, "guidance.method", "pigdm" if linear else "dps")
+  choose("guidance.method", g.method, SCORE_METHODS + CONSTRAINTS)
+  if not linear and g.method != "dps":
+    raise BadInput(f"guidance.task={g.task!r} is not linear: guidance.method={g.method!r} cannot invert it. Use 'dps'.")
+  if not 0 <= g.noise < math.inf:
+    raise BadInput(f"guidance.noise must not be negative, got {g.noise}.")
+
+
 def _check_model(config: ConfigDict) -> None:
+  classifier = config.training.task == "classifier"
+  if classifier != (config.model.name == "wideresnet"):
+    raise BadInput(
+      f"training.task={config.training.task!r} with model.name={config.model.name!r}: the classifier is 'wideresnet', "
+      "and every other network a model of scores."
+    )
+  if classifier and not config.model.num_classes:
+    raise BadInput("training.task='classifier' needs model.num_classes, the number of classes of the data.")
+  if classifier and config.eval.enable_bpd:
+    raise BadInput("training.task='classifier' has no likelihood: set --config.eval.enable_bpd=False.")
   model, continuous = config.model, config.training.continuous
   family, normalization = _family(config)
   if model.normalization != normalization:

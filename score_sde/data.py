@@ -255,6 +255,26 @@ def _folder(config: ConfigDict, split: str) -> Source:
   return Lazy(len(chosen), read, len(classes))
 
 
+def read_images(config: ConfigDict, path: str) -> list[tuple[str, np.ndarray]]:
+  """(name, fitted image) of an image file, or of each image of a folder, sorted.
+
+  Raises:
+    BadInput: where there is none, or one cannot be read.
+  """
+  root = pathlib.Path(path)
+  found = sorted(root.rglob("*")) if root.is_dir() else [root]
+  files = [p for p in found if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
+  if not files:
+    raise BadInput(f"{path!r} is no image and no folder of images ({' '.join(IMAGE_SUFFIXES)}).")
+  images = [_open(p, config) for p in files]
+  bad = [str(p) for p, image in zip(files, images, strict=True) if image is None]
+  if bad:
+    raise BadInput(f"{len(bad)} of {len(files)} images under {path!r} cannot be read: {', '.join(bad[:5])}.")
+  return [
+    ("_".join(p.relative_to(root).with_suffix("").parts) or p.stem, i) for p, i in zip(files, images, strict=True)
+  ]
+
+
 def _tfds(config: ConfigDict, split: str) -> Lazy:
   """A prepared tensorflow-datasets data set in ArrayRecord form, read without TensorFlow."""
   import tensorflow_datasets as tfds

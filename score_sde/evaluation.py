@@ -49,6 +49,9 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
     how = f"{s.method}, {s.grid} grid"
   else:
     how = f"{s.predictor}" + (f" + {s.corrector}" if s.corrector != "none" else "")
+  g = experiment.config.guidance
+  if g.task == "class":
+    how += f", {g.method} guidance {g.scale:g}"
   name = sde_name(experiment.config.training.sde)
   return f"{experiment.config.data.dataset} · {name} · step {step:,}\n{how}, {nfe:.0f} score evaluations"
 
@@ -56,7 +59,7 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
 def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
   """Exactly `total` samples, in batches of eval.batch_size, the i-th from the i-th key whatever the batches.
 
-  A class-conditional network's samples take the classes in turn.
+  Where there are classes, samples take them in turn, or all guidance.label.
 
   Returns:
     the samples on the scale of the data, the mean number of score evaluations, and `frames` frames of the first batch.
@@ -69,8 +72,8 @@ def draw_samples(experiment: Experiment, params: Params, total: int, frames: int
     name = f"sample {first + 1} to {min(first + size, total)} of {total}"
     with Bar(name, 1, " steps") as bar:
       shape = (size, *experiment.shape)
-      y = experiment.classes(np.arange(first, first + size, dtype=np.int32) % max(config.model.num_classes, 1))
-      options = {"first": first, "frames": 0 if first else frames, "progress": bar.step, "condition": y}
+      options = {"first": first, "frames": 0 if first else frames, "progress": bar.step}
+      options["condition"] = experiment.labels(first, size)
       options["start"] = experiment.start(jax.random.fold_in(key, START), first, size)
       x, info = experiment.sampler(experiment.score(params), key, shape, **options)
     trajectory = info.get("trajectory", trajectory)
@@ -97,17 +100,20 @@ def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) 
   pictures.sample_grid(path, samples[:SHOWN], _title(experiment, step, nfe))
 
 
-def _to_uint8(samples: np.ndarray) -> np.ndarray:
+def to_uint8(samples: np.ndarray) -> np.ndarray:
+  """Images in [0, 1], rounded to 256 levels."""
   return np.round(np.clip(np.nan_to_num(samples), 0, 1) * 255).astype(np.uint8)
 
 
-def _open(workdir: str) -> pathlib.Path:
+def open_workdir(workdir: str) -> pathlib.Path:
+  """The folder of a run that has checkpoints. Raises BadInput where there are none."""
   if not checkpoints.exists(workdir):
     raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
   return make_workdir(workdir)
 
 
-def _restore(opened: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
+def restore(opened: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
+  """(step, EMA parameters) of the newest sound checkpoint, or that of `step`."""
   targets = {"ema_params": experiment.abstract_params()}
   step, items = checkpoints.restore(opened, targets, signature(experiment.config), workdir, step)
   return step, items["ema_params"]
@@ -124,10 +130,12 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
     Interrupted: when asked to stop.
   """
   experiment = experiment or build(config)
-  path = _open(workdir)
   config = experiment.config
+  if config.training.task == "classifier":
+    raise BadInput("training.task='classifier' draws no samples. It guides those of another run: guidance.classifier.")
+  path = open_workdir(workdir)
   with checkpoints.manager(workdir) as opened:
-    step, params = _restore(opened, experiment, workdir)
+    step, params = restore(opened, experiment, workdir)
   samples, nfe, trajectory = draw_samples(experiment, params, config.sampling.num_samples, frames=9)
   if not parallel.is_first_host():
     return
@@ -137,7 +145,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
     reference = data.load(config, "test").gather(np.arange(min(len(samples), 2000)))["image"]
   shown = samples if reference is not None else samples[:SHOWN]
   pictures.sample_grid(path / "samples.png", shown, title, reference)
-  stored = _to_uint8(samples) if data.is_image(config) else samples
+  stored = to_uint8(samples) if data.is_image(config) else samples
   pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   _draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
   if reference is not None and experiment.model.potential:
@@ -148,7 +156,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
 def _draw_denoising(path, experiment, params, trajectory, title):
   """One sample (all of them, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula below."""
   estimate = parallel.map_batch(lambda params, x, t: experiment.model.data(params, x, t, y), (None, 0, 0))
-  y = experiment.classes(jnp.zeros((1,), jnp.int32))
+  y = experiment.labels(0, 1) if experiment.config.model.num_classes else None
   frames = []
   for t, x, _ in trajectory:
     if not data.is_image(experiment.config):
@@ -205,6 +213,34 @@ def mean_loss(experiment: Experiment, params: Params, source: data.Source, key: 
   return _mean_and_error("loss", values)
 
 
+def accuracy(
+  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, picture: pathlib.Path, step: int
+) -> dict[str, float]:
+  """The share of `source` that a classifier names rightly at ten noise levels, from little noise to the most.
+
+  Returns:
+    "accuracy" at the least noise, and "accuracies" {sigma / alpha: share}; `picture` gets their curve.
+  """
+  config, sde = experiment.config, experiment.sde
+  last, first = (float(sde.log_snr(jnp.asarray(t))) for t in (config.training.eps, sde.T))
+  ratios = np.geomspace(max(np.exp(-last / 2), 0.01), np.exp(-first / 2), 10)
+  times = np.asarray(sde.time_of_log_snr(jnp.asarray(-2 * np.log(ratios), jnp.float32)))
+
+  def right(params, key, t, batch):
+    keys = example_keys(key, batch["index"])
+    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
+    logits = experiment.model.at_time(params, fold(keys, PROBE), x, jnp.full(keys.shape, t))
+    return jnp.argmax(logits, axis=1) == batch["label"]
+
+  run = parallel.map_batch(right, (None, None, None, 0))
+  at = lambda t: _over_batches("accuracy", config, source, lambda b, _: run(params, key, t, parallel.shard(b)), None)
+  shares = [float(at(t).mean()) for t in times]
+  if parallel.is_first_host():
+    title = f"{config.data.dataset} · classifier under {sde_name(config.training.sde)} · step {step:,}"
+    pictures.curves(picture, {"accuracy": (ratios, np.array(shares))}, title, xlabel="sigma / alpha", log=True)
+  return {"accuracy": shares[0], "accuracies": {f"{r:.3g}": s for r, s in zip(ratios, shares, strict=True)}}
+
+
 def mean_bits_per_dim(
   experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
 ) -> dict[str, Any]:
@@ -226,7 +262,7 @@ def mean_bits_per_dim(
 
   def run(batch, repeat):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
-    y = experiment.classes(batch["label"])
+    y = experiment.condition(batch["label"])
     return jnp.stack(log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y), axis=1)[None]
 
   name = f"bits/dim ({e.likelihood})"
@@ -313,7 +349,7 @@ def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
 
 def _fingerprint(config: ConfigDict, source: data.Source) -> str:
   """Of everything that the likelihood of a checkpoint depends on: another one begins with other batches."""
-  settings = {name: as_dict(config[name]) for name in ("data", "model", "sampling", "eval")}
+  settings = {name: as_dict(config[name]) for name in ("data", "model", "sampling", "eval", "guidance")}
   trained = {"sde": config.training.sde, "continuous": config.training.continuous}
   depends = {"seed": config.seed, "examples": len(source)} | trained | settings
   return hashlib.sha256(json.dumps(depends, sort_keys=True, default=list).encode()).hexdigest()[:8]
@@ -353,8 +389,10 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
     Interrupted: when asked to stop.
   """
   experiment = experiment or build(config)
-  path = _open(workdir)
+  path = open_workdir(workdir)
   config, e = experiment.config, experiment.config.eval
+  if config.guidance.task not in ("none", "class"):
+    raise BadInput(f"guidance.task={config.guidance.task!r} is of --mode=sample; an evaluation knows 'class' alone.")
   if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
     raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
   source = data.load(config, e.bpd_dataset)
@@ -363,11 +401,13 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   with checkpoints.manager(workdir) as opened:
     wanted = _checkpoints_to_evaluate(config, list(opened.all_steps()))
     for step in wanted:
-      step, params = _restore(opened, experiment, workdir, step)
+      step, params = restore(opened, experiment, workdir, step)
       row: dict[str, Any] = {"step": step}
       start = time.monotonic()
       if e.enable_loss:
         row |= mean_loss(experiment, params, source, jax.random.fold_in(key, LOSS))
+      if config.training.task == "classifier":
+        row |= accuracy(experiment, params, source, jax.random.fold_in(key, LOSS), path / "accuracy.png", step)
       if e.enable_bpd:
         cache = path / "eval" / f"likelihood_{step:08d}_{_fingerprint(config, source)}"
         row |= mean_bits_per_dim(experiment, params, source, jax.random.fold_in(key, LIKELIHOOD), cache)
@@ -398,6 +438,9 @@ def _line(row: dict[str, Any], report: dict[str, Any]) -> str:
   parts = [f"{report['dataset']}, {sde_name(report['sde'])}, step {row['step']:,}:"]
   if "loss" in row:
     parts.append(f"loss {row['loss']:.4f} ± {row['loss_error']:.4f}")
+  if "accuracy" in row:
+    levels = ", ".join(f"{share:.1%} at {ratio}" for ratio, share in row["accuracies"].items())
+    parts.append(f"{row['accuracy']:.1%} right without noise (by sigma / alpha: {levels})")
   for name, unit in (("bits_per_dim", "bits/dim"), ("nats", "nats")):
     if name in row:
       parts.append(
@@ -414,7 +457,7 @@ def _write_samples(experiment: Experiment, params: Params, step: int, path: path
   """Exactly eval.num_samples samples to eval/samples_<step>.npz."""
   config, total = experiment.config, experiment.config.eval.num_samples
   samples, nfe, _ = draw_samples(experiment, params, total)
-  samples = _to_uint8(samples) if data.is_image(config) else samples
+  samples = to_uint8(samples) if data.is_image(config) else samples
   file = path / "eval" / f"samples_{step:08d}.npz"
   if parallel.is_first_host():
     pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, samples=samples))

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 
 from score_sde import data, models, parallel
 from score_sde.batch import Array, example_keys, fold
-from score_sde.config import BadInput, as_bad_input, as_dict, choose, make_sde, resolve
+from score_sde.config import CLASS_METHODS, SCORE_METHODS, BadInput, as_bad_input, as_dict, choose, make_sde, resolve
+from score_sde.guidance import Classifier, ddrm, projection
 from score_sde.losses import MAX_EXACT_DIMS, ScoreMatching
 from score_sde.models import energy
 from score_sde.parameterization import ScoreModel
 from score_sde.pictures import save_atomically
-from score_sde.sampling import make_sampler
-from score_sde.sde import SDE, Score, simulate
+from score_sde.sampling import make_grid, make_sampler, split_to_fit
+from score_sde.sde import SDE, Score, as_argument, simulate
 
 Params = Any
 
@@ -36,19 +37,23 @@ class Experiment:
     config: resolved, see `score_sde.config.resolve`.
     sde: the SDE.
     network: the Flax module.
-    model: the network as a model of the score.
+    model: the network as a model of the score, or as a classifier.
     loss: the training loss.
-    sampler: see `score_sde.sampling.make_sampler`; it compiles once a shape.
+    sampler: see `score_sde.sampling.make_sampler`; it compiles once a shape. None for a classifier.
     shape: shape of one example.
+    guide: what guidance makes of the network's score, see `conditional.with_class`.
+    sampled_classes: classes that samples are drawn of, 0 for none.
   """
 
   config: ConfigDict
   sde: SDE
   network: nn.Module
-  model: ScoreModel
-  loss: ScoreMatching
-  sampler: Callable
+  model: ScoreModel | Classifier
+  loss: ScoreMatching | Classifier
+  sampler: Callable | None
   shape: tuple[int, ...]
+  guide: Callable[[Score], Score] = as_argument
+  sampled_classes: int = 0
 
   def init_params(self, key: jax.Array) -> Params:
     """Fresh parameters, float32."""
@@ -62,6 +67,15 @@ class Experiment:
   def classes(self, label: jax.Array) -> jax.Array | None:
     """The labels of a batch, where the network is one of classes."""
     return label if self.config.model.num_classes else None
+
+  def condition(self, label: jax.Array) -> jax.Array | None:
+    """The labels of a batch as what the score is conditioned on, None for that of all classes."""
+    return label if self.sampled_classes else None
+
+  def labels(self, first: int, n: int) -> np.ndarray | None:
+    """What samples `first` to first + n are conditioned on: guidance.label, or the classes in turn."""
+    label, index = self.config.guidance.label, np.arange(first, first + n, dtype=np.int32)
+    return self.condition(index % max(self.sampled_classes, 1) if label is None else np.full_like(index, label))
 
   def start(self, key: jax.Array, first: int, n: int) -> Array | None:
     """What samples `first` to first + n start from at T; None for the SDE's prior.
@@ -88,8 +102,8 @@ class Experiment:
     return parallel.map_batch(draw, (0, 0)), data.load(self.config, "train")
 
   def score(self, params: Params) -> Score:
-    """score(x, t) with `params` as an argument of the compiled program, not a constant in it."""
-    return jax.tree_util.Partial(self.model.score, params)
+    """score(x, t) with `params` as an argument of the compiled program, not a constant in it; guided, if it is."""
+    return self.guide(jax.tree_util.Partial(self.model.score, params))
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -105,6 +119,9 @@ def build(config: ConfigDict) -> Experiment:
     sde = make_sde(config)
     network = models.create(config, shape)
     apply = lambda params, *args: network.apply({"params": params}, *args)
+    if config.training.task == "classifier":
+      classifier = Classifier(sde, apply, config.training.eps, config.training.stratified)
+      return Experiment(config, sde, network, classifier, classifier, None, shape)
     potential = None
     choose("model.energy", config.model.energy, ("none", *energy.HEADS))
     if config.model.energy != "none":
@@ -140,8 +157,22 @@ def build(config: ConfigDict) -> Experiment:
       reduce_mean=config.training.reduce_mean,
       stratified=config.training.stratified,
     )
-    sampler = make_sampler(config, sde)
-  return Experiment(config, sde, network, model, loss, sampler, shape)
+    sampler = _guided_sampler(config, sde)
+  return Experiment(config, sde, network, model, loss, sampler, shape, sampled_classes=config.model.num_classes)
+
+
+def _guided_sampler(config: ConfigDict, sde: SDE) -> Callable:
+  """The sampler as config.guidance needs it: with a constraint, from another time, or DDRM."""
+  g, s = config.guidance, config.sampling
+  if g.method == "ddrm":
+    grid = make_grid(s.grid, sde, s.num_steps, s.eps)
+    return split_to_fit(ddrm(sde, grid, eta=g.eta, eta_b=g.eta_b, denoise=s.noise_removal), parallel.device_count())
+  strength = {"replacement": 1.0, "projection": g.strength}.get(g.method)
+  return make_sampler(
+    config, sde, start=g.t0 if g.task == "edit" else None,
+    constrain=None if strength is None else projection(sde, strength=strength),
+    differentiated=g.method in (*SCORE_METHODS, CLASS_METHODS[0]),
+  )  # fmt: skip
 
 
 def _exact_score(config: ConfigDict, sde: SDE) -> Score | None:

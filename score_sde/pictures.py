@@ -123,7 +123,26 @@ def density(
   _save(figure, path)
 
 
-def curves(path: str | pathlib.Path, series: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> None:
+def posteriors(path: str | pathlib.Path, rows: Sequence[dict[str, np.ndarray]], title: str) -> None:
+  """Writes a PNG of images (H, W, C) in [0, 1] in named columns, one row an input."""
+  figure = Figure(figsize=(1.3 * len(rows[0]), 1.3 * len(rows) + 0.3))
+  for i, row in enumerate(rows):
+    for j, (name, image) in enumerate(row.items()):
+      axes = figure.add_subplot(len(rows), len(row), i * len(row) + j + 1)
+      _show(axes, np.clip(np.nan_to_num(image), 0, 1))
+      if i == 0:
+        axes.set_title(name, fontsize=8)
+  figure.suptitle(title, fontsize=9, y=0.98 + 0.42 / (1.3 * len(rows) + 0.3))
+  _save(figure, path)
+
+
+def curves(
+  path: str | pathlib.Path,
+  series: dict[str, tuple[np.ndarray, np.ndarray]],
+  title: str,
+  xlabel: str = "step",
+  log: bool = False,
+) -> None:
   """Writes a PNG of curves {name: (step, value)}, smoothed over fiftieths of the run where there are many points."""
   figure = Figure(figsize=(7, 4))
   axes = figure.add_subplot()
@@ -134,7 +153,7 @@ def curves(path: str | pathlib.Path, series: dict[str, tuple[np.ndarray, np.ndar
       value = np.convolve(value, np.ones(width) / width, mode="valid")
       step = step[width - 1 :]
     axes.plot(step, value, label=name)
-  axes.set(xlabel="step", title=title)
+  axes.set(xlabel=xlabel, title=title, xscale="log" if log else "linear")
   axes.grid(alpha=0.3)
   axes.legend()
   _save(figure, path)

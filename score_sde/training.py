@@ -272,8 +272,9 @@ def train(config: ConfigDict, workdir: str) -> None:
       if any(math.isfinite(r[name]) for r in rows)
     }
     pictures.curves(path / "curves.png", series, f"{sde_name(t.sde)}, {config.model.name}: loss ({t.objective})")
-  if t.final_report:
+  if t.final_report and t.task == "score":
     evaluation.sample(config, workdir, experiment)
+  if t.final_report:
     evaluation.evaluate(config, workdir, experiment)
 
 
@@ -331,7 +332,8 @@ def _loop(experiment, state, step, total, source, test_source, opened, metrics, 
         opened.wait_until_finished()
         raise Interrupted(f"Stopped by a signal at step {step}, which is saved. The same command resumes there.")
       reported = step == total and t.final_report  # which draws samples of its own
-      if due["snapshot_freq"] and t.snapshot_sampling and not reported and parallel.is_first_host():
+      draws = t.snapshot_sampling and t.task == "score"
+      if due["snapshot_freq"] and draws and not reported and parallel.is_first_host():
         picture = path / "samples" / f"step_{step:08d}.png"
         evaluation.draw(experiment, state.ema_params, step, picture)
         metrics.picture("samples", picture, step)

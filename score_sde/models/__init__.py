@@ -12,6 +12,7 @@ from score_sde.models.dit import DiT
 from score_sde.models.mlp import MLP
 from score_sde.models.ncsn import NCSN, NCSNv2_64, NCSNv2_128, NCSNv2_256, RefineNet
 from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.wideresnet import WideResnet
 
 __all__ = [
   "DDPM",
@@ -24,6 +25,7 @@ __all__ = [
   "NCSNv2_128",
   "NCSNv2_256",
   "RefineNet",
+  "WideResnet",
   "create",
 ]
 
@@ -36,6 +38,7 @@ MODELS = {
   "ncsnv2_256": NCSNv2_256,
   "dit": DiT,
   "mlp": MLP,
+  "wideresnet": WideResnet,  # a classifier
 }
 
 # Keys of config.model that others than the network read: the SDE, its parameterization, training and `resolve`.
@@ -55,12 +58,16 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
   choose("model.name", config.model.name, tuple(MODELS))
   module = MODELS[config.model.name]
   fields = {f.name for f in dataclasses.fields(module)} & set(config.model)
+  if module is WideResnet:
+    fields.add("num_classes")
   _check_read(config, fields)
   if module is not MLP:
     _check_shape(config, shape)
   values = {name: config.model[name] for name in fields}
   values = {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in values.items()}
   values["dtype"] = jnp.dtype(config.model.dtype)
+  if module is WideResnet:
+    return module(**values)
   # Data that is scaled to unit variance on its way in no longer lies in [0, 1].
   values["centered"] = len(shape) == 1 or config.data.centered or config.model.parameterization == "edm"
   return module(**values)
@@ -82,6 +89,10 @@ def _check_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
     raise BadInput(
       f"model.name={model.name!r} needs images, and the data has shape {shape}. Use --config.model.name=mlp."
     )
+  if model.name == "wideresnet":
+    if shape[0] % 4:
+      raise BadInput(f"model.name='wideresnet' halves the image twice: data.image_size={shape[0]} must divide by 4.")
+    return
   if model.name == "dit":
     if shape[0] % model.patch_size:
       raise BadInput(f"data.image_size={shape[0]} does not divide into patches of model.patch_size={model.patch_size}.")

@@ -67,12 +67,12 @@ class WideResnetGroup(nn.Module):
 
 
 class WideResnet(nn.Module):
-  """Logits of the classes of noisy images: (B, H, W, C), (B,) -> (B, num_outputs).
+  """Logits of the classes of noisy images: (B, H, W, C), (B,) -> (B, num_classes).
 
   Attributes:
     blocks_per_group: residual blocks at each of three resolutions.
     channel_multiplier: widening of the channels 16, 32, 64.
-    num_outputs: classes.
+    num_classes: classes.
     dtype: of convolutions and products; parameters and norms are float32.
 
   `sigma` is the noise-to-signal ratio sigma(t) / alpha(t), whatever the SDE; each image is standardized on entry.
@@ -80,7 +80,7 @@ class WideResnet(nn.Module):
 
   blocks_per_group: int = 4
   channel_multiplier: int = 10
-  num_outputs: int = 10
+  num_classes: int = 10
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -100,4 +100,4 @@ class WideResnet(nn.Module):
         self.blocks_per_group, width * self.channel_multiplier, stride, activate_first=i == 0, dtype=self.dtype
       )(x, temb)
     x = jnp.mean(_norm_relu(x, "pre-pool-bn"), axis=(1, 2))
-    return nn.Dense(self.num_outputs, kernel_init=_dense_init)(x.astype(jnp.float32))
+    return nn.Dense(self.num_classes, kernel_init=_dense_init)(x.astype(jnp.float32))

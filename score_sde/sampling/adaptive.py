@@ -50,8 +50,9 @@ def adaptive_sde(
   atol: float = 2 / 256,
   denoise: bool = True,
   max_steps: int = 4096,
+  start: float | None = None,
 ) -> Sampler:
-  """Builds `sample(score, key, shape, ...) -> (x, info)` along the reverse-time SDE from T to `eps`.
+  """Builds `sample(score, key, shape, ...) -> (x, info)` along the reverse-time SDE from `start` to `eps`.
 
   Args:
     sde: the forward SDE.
@@ -60,6 +61,7 @@ def adaptive_sde(
     atol: absolute tolerance, one gray level: 2 / 256 for data in [-1, 1], 1 / 256 in [0, 1].
     denoise: end on E[x_0 | x_eps] (Tweedie's formula), which takes one evaluation more.
     max_steps: steps a sample may try.
+    start: where time begins, by default T.
 
   Returns:
     `sample` as that of `sampler`; `info` holds, each (B,): "nfe", "finite" (false for a sample out of steps, too), "t",
@@ -68,8 +70,9 @@ def adaptive_sde(
   Raises:
     ValueError: for an eps outside (0, T), or a tolerance that is not positive.
   """
-  if not 0 < eps < sde.T:
-    raise ValueError(f"sampling.eps must lie in (0, {sde.T}), so that time runs from noise to data; got {eps}.")
+  begin = sde.T if start is None else start
+  if not 0 < eps < begin <= sde.T:
+    raise ValueError(f"sampling.eps must lie in (0, {begin}), so that time runs from noise to data; got {eps}.")
   if not (rtol > 0 and atol > 0):
     raise ValueError(f"sampling.sde_rtol and sampling.sde_atol must be positive, got {rtol} and {atol}.")
 
@@ -108,26 +111,26 @@ def adaptive_sde(
     _, state = jax.lax.while_loop(lambda c: (c[0] < CHUNK) & jnp.any(active(c[1])), body, (0, state))
     return state
 
-  def start(x: Array) -> _State:
-    time, count = jnp.full(x.shape[:1], sde.T, x.dtype), jnp.zeros(x.shape[:1], jnp.int32)
+  def begin_at(x: Array) -> _State:
+    time, count = jnp.full(x.shape[:1], begin, x.dtype), jnp.zeros(x.shape[:1], jnp.int32)
     return _State(x, x + 0, time, jnp.full(x.shape[:1], FIRST_STEP * sde.T, x.dtype), count, count + 0)
 
   def finish(score: Score, batch: tuple[Array, Any], state: _State) -> Array:
     t = jnp.full(state.t.shape, eps, state.x.dtype)
     return denoiser(sde, bind(score, batch[1]))(state.x, t)
 
-  start, advance = parallel.map_batch(start, (0,)), parallel.map_batch(advance, (None, 0, 0, None), donate=(2,))
+  begin_at, advance = parallel.map_batch(begin_at, (0,)), parallel.map_batch(advance, (None, 0, 0, None), donate=(2,))
   finish = parallel.map_batch(finish, (None, 0, 0))
 
   def run(score, batch, x, unshard, frames, progress):
-    state = start(x)
+    state = begin_at(x)
     host = lambda x: np.asarray(unshard(x))
-    trajectory = [(sde.T, host(state.x), None)]
-    for stop in np.linspace(sde.T, eps, max(frames, 1) + 1)[1:].astype(x.dtype):
+    trajectory = [(begin, host(state.x), None)]
+    for stop in np.linspace(begin, eps, max(frames, 1) + 1)[1:].astype(x.dtype):
       while np.any((host(state.t) > stop) & (host(state.tried) < max_steps)):
         state = advance(score, batch, state, stop)
         if progress:
-          progress(round(1000 * float((sde.T - host(state.t).mean()) / (sde.T - eps))), 1000)
+          progress(round(1000 * float((begin - host(state.t).mean()) / (begin - eps))), 1000)
       trajectory.append((float(stop), host(state.x), None))
     x, t, tried, rejected = unshard((state.x, state.t, state.tried, state.rejected))
     nfe, finite = 2 * tried, t <= np.asarray(eps, t.dtype)

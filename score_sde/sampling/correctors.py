@@ -21,6 +21,8 @@ from score_sde.sde import SDE, LinearSDE, Score
 
 def _repeat(step, keys, x, n_steps):
   """`n_steps` of `step(keys, x)`, each with keys of its own."""
+  if n_steps == 1:
+    return step(fold(keys, 0), x)
   body = lambda i, carry: step(fold(keys, i), carry[0])
   return jax.lax.fori_loop(0, n_steps, body, (x, x))
 

@@ -11,13 +11,14 @@ which is DDIM; the others extrapolate D.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, normal
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sampling.loop import Step, loop
+from score_sde.sampling.loop import Constrain, Step, chained, constrained_step, loop
 from score_sde.sde import LinearSDE, Score, denoiser
 
 
@@ -195,16 +196,28 @@ FEW_STEP = {
 }
 
 
-def few_step(sde: LinearSDE, grid: TimeGrid, method: str, *, denoise: bool = True, **options) -> Callable:
+def few_step(
+  sde: LinearSDE,
+  grid: TimeGrid,
+  method: str,
+  *,
+  denoise: bool = True,
+  constrain: Callable[[Any], Constrain] | None = None,
+  differentiated: bool = False,
+  **options,
+) -> Callable:
   """Builds `sample(score, key, shape, ...) -> (x, info)`, see `sampler`, by a `method` in FEW_STEP with its `options`.
+
+  `constrain` makes of the batch's condition what acts on the state after every step (`guidance.constraints`); the
+  score does not see the condition then. `differentiated` as for `loop`.
 
   Raises:
     ValueError: for an unknown method, an SDE that is not linear, or a grid whose steps do not chain.
   """
   if method not in FEW_STEP:
     raise ValueError(f"sampling.method={method!r} is unknown; choose one of {', '.join(FEW_STEP)}.")
-  if not isinstance(sde, LinearSDE):
-    raise ValueError(f"sampling.method={method!r} needs a linear SDE, not {type(sde).__name__}; use 'ode' or 'pc'.")
-  if (grid.start[1:] != grid.stop[:-1]).any() or (grid.t != grid.start).any():
-    raise ValueError(f"sampling.method={method!r} needs steps that chain; use --config.sampling.grid=log_snr.")
-  return loop(sde, grid, **FEW_STEP[method](sde, grid, **options), denoise=denoise)
+  chained(method, sde, grid)
+  settings = FEW_STEP[method](sde, grid, **options)
+  settings["make_step"] = constrained_step(settings["make_step"], constrain)
+  constrained = constrain is not None
+  return loop(sde, grid, **settings, denoise=denoise, constrained=constrained, differentiated=differentiated)

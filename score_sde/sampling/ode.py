@@ -113,8 +113,11 @@ def ode_sampler(
   max_steps: int = 4096,
   batch_norm: bool = False,
   temperature: float = 1.0,
+  start: float | None = None,
 ) -> Sampler:
-  """Builds `sample(score, key, shape, ...) -> (x, info)` along the probability-flow ODE from T to `eps`, see `flow`.
+  """Builds `sample(score, key, shape, ...) -> (x, info)` along the probability-flow ODE to `eps`, see `flow`.
+
+  It runs from time `start`, by default T.
 
   `rtol` and `atol` of 1e-5 are the paper's. `denoise` ends on E[x_0 | x_eps] (Tweedie's formula), which takes one
   evaluation more; `temperature` scales the noise that the flow starts from (Song et al. 2021, Appendix D.5).
@@ -126,14 +129,15 @@ def ode_sampler(
   Raises:
     ValueError: for an unknown solver or an eps outside (0, T).
   """
-  if not 0 < eps < sde.T:
-    raise ValueError(f"sampling.eps must lie in (0, {sde.T}), so that time runs from noise to data; got {eps}.")
+  start = sde.T if start is None else start
+  if not 0 < eps < start <= sde.T:
+    raise ValueError(f"sampling.eps must lie in (0, {start}), so that time runs from noise to data; got {eps}.")
   options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "batch_norm": batch_norm}
-  flow(sde, start=sde.T, stop=eps, **options)
+  flow(sde, start=start, stop=eps, **options)
 
   def integrate(score: Score, batch: tuple[Array, Any], x: Array, times: np.ndarray | None):
     condition = batch[1]
-    path, nfe, t = flow(sde, start=sde.T, stop=eps, times=times, **options)(score, temperature * x, condition)
+    path, nfe, t = flow(sde, start=start, stop=eps, times=times, **options)(score, temperature * x, condition)
     x = path if times is None else path[:, -1]
     if denoise and isinstance(sde, LinearSDE):
       x, nfe = denoiser(sde, bind(score, condition))(x, jnp.full(x.shape[:1], eps, x.dtype)), nfe + 1
@@ -142,7 +146,7 @@ def ode_sampler(
   compiled = {}
 
   def run(score, batch, x, unshard, frames, progress):
-    times = np.linspace(sde.T, eps, frames + 1) if frames else None
+    times = np.linspace(start, eps, frames + 1) if frames else None
     if frames not in compiled:
       compiled[frames] = parallel.map_batch(lambda s, b, x: integrate(s, b, x, times), (None, 0, 0))
     x, nfe, finite, t, path = unshard(compiled[frames](score, batch, x))

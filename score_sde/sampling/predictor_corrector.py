@@ -9,7 +9,7 @@ from score_sde import parallel
 from score_sde.batch import Array, fold
 from score_sde.sampling.correctors import CORRECTORS
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sampling.loop import Step, loop
+from score_sde.sampling.loop import CONSTRAINT, Constrain, Step, loop
 from score_sde.sampling.predictors import PREDICTORS
 from score_sde.sde import SDE, LinearSDE, Score
 
@@ -29,6 +29,8 @@ def predictor_corrector(
   posterior_variance: bool | None = None,
   paper_step: bool = False,
   denoise: bool = True,
+  constrain: Callable[[Any], Constrain] | None = None,
+  differentiated: bool = False,
 ) -> Callable[..., tuple[Array, dict[str, Any]]]:
   """Builds `sample(score, key, shape, ...) -> (x, info)`, see `sampler`.
 
@@ -47,6 +49,9 @@ def predictor_corrector(
     paper_step: annealed Langevin by half the step, see there.
     denoise: leave out the noise of the last step; without a predictor, end on E[x_0 | x] at the last noise level
       (NCSNv2's last denoising step), which takes one evaluation more.
+    constrain: makes of the batch's condition what acts on the state after each corrector and each predictor
+      (`guidance.constraints`); the score does not see the condition then.
+    differentiated: see `loop`.
 
   Returns:
     `sample` as that of `sampler`.
@@ -77,20 +82,27 @@ def predictor_corrector(
     if probability_flow:
       raise ValueError("sampling.probability_flow has no ancestral form; use 'euler_maruyama' or 'reverse_diffusion'.")
 
-  def make_step(score: Score) -> Step:
+  def make_step(score: Score, condition: Any) -> Step:
     options = {"official": official, "probability_flow": probability_flow, "posterior_variance": posterior_variance}
     predict = PREDICTORS[predictor](sde, score, **options)
     options = {"snr": snr, "n_steps": n_steps, "num_scales": num_scales, "paper": paper_step}
     average = parallel.batch_mean if batch_norms else None
     correct = CORRECTORS[corrector](sde, score, batch_mean=average, **options)
+    act = constrain(condition) if constrain else lambda keys, x, x_mean, t: (x, x_mean)
 
     def step(keys, i, carry, t, start, stop):
-      x, _ = correct(fold(keys, 0), carry[0], t)
+      x, x_mean = correct(fold(keys, 0), carry[0], t)
+      if corrector != "none":
+        x, x_mean = act(fold(fold(keys, CONSTRAINT), 0), x, x_mean, t)
       x, x_mean = predict(fold(keys, 1), sde.reflect(x), t, start, stop)
+      x, x_mean = act(fold(fold(keys, CONSTRAINT), 1), x, x_mean, stop)
       return sde.reflect(x), sde.reflect(x_mean)
 
     return step
 
   evaluations = len(grid.t) * ((predictor != "none") + (corrector != "none") * n_steps)
   tweedie = denoise and predictor == "none" and isinstance(sde, LinearSDE)
-  return loop(sde, grid, make_step, evaluations=evaluations, denoise=denoise, tweedie=tweedie)
+  return loop(
+    sde, grid, make_step, evaluations=evaluations, denoise=denoise, tweedie=tweedie,
+    constrained=constrain is not None, differentiated=differentiated,
+  )  # fmt: skip

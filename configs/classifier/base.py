@@ -1,0 +1,21 @@
+"""What configs of classifiers share: the data, SDE and training of a config of scores, and a WideResNet."""
+
+from ml_collections import ConfigDict
+
+from score_sde.config import default_config
+
+_KEPT = ("sigma_min", "sigma_max", "beta_min", "beta_max", "cosine_s", "delta", "num_scales", "ema_rate", "ema_warmup")
+
+
+def of(config: ConfigDict, num_classes: int) -> ConfigDict:
+  """`config` as that of a classifier of the same noisy data."""
+  model = default_config().model
+  for name in _KEPT:
+    model[name] = config.model[name]
+  model.name = "wideresnet"
+  model.num_classes = num_classes
+  config.model = model
+  config.training.task = "classifier"
+  config.training.stratified = True
+  config.eval.enable_bpd = False
+  return config

@@ -1,0 +1,15 @@
+"""A classifier of noisy digits, for guidance of the quickstart's model: a minute on two CPU cores."""
+
+from configs import quickstart
+from configs.classifier import base
+
+
+def get_config():
+  config = base.of(quickstart.get_config(), num_classes=10)
+  config.model.blocks_per_group = 1
+  config.model.channel_multiplier = 1
+
+  config.training.n_iters = 1500
+  config.training.n_jitted_steps = 5
+  config.training.snapshot_freq = 500
+  return config
