@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import pathlib
 import time
 from typing import Any
@@ -53,7 +54,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
 
 
 def evaluate(config: ConfigDict, workdir: str) -> None:
-  """`run.py --mode=eval`: see `evaluation.evaluate`; guided to a class, samples and likelihoods are those of classes."""
+  """`run.py --mode=eval`: see `evaluation.evaluate`; guided to a class, samples and likelihoods are of classes."""
   experiment = build(config)
   evaluation.evaluate(config, workdir, with_class(experiment) if config.guidance.task == "class" else experiment)
 
@@ -104,8 +105,8 @@ def load_classifier(workdir: str, config: ConfigDict) -> tuple[Experiment, Param
   differ = "; ".join(f"{k} is {theirs[k]!r}, the model's {ours[k]!r}" for k in keys if theirs[k] != ours[k])
   if differ:
     raise BadInput(
-      f"The classifier of guidance.classifier={workdir!r} does not fit the model: {differ}. Train one under the same SDE "
-      "and on images of the same size and scale."
+      f"The classifier of guidance.classifier={workdir!r} does not fit the model: {differ}. Train one under the same "
+      "SDE and on images of the same size and scale."
     )
   with checkpoints.manager(workdir) as opened:
     _, params = evaluation.restore(opened, classifier, workdir)
@@ -231,10 +232,11 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   if not parallel.is_first_host():
     return
   rows = [{name: images[i] for name, images in columns.items()} for i in range(len(samples))]
-  method = f", {g.method}" if g.method else ""
+  method = f", {g.method}" if g.method and g.method != "ddrm" else ""
   title = (
     f"{config.data.dataset} · {sde_name(config.training.sde)} · step {step:,}: {g.task}{method}\n"
-    f"{config.sampling.method}, {nfe:.0f} evaluations, {seconds:.0f} s for {samples[..., 0, 0, 0].size} images"
+    f"{g.method if g.method == 'ddrm' else config.sampling.method}, {nfe:.0f} evaluations, "
+    f"{seconds:.0f} s for {math.prod(samples.shape[:2])} images"
   )
   for name, row in zip(names, rows, strict=False):
     pictures.posteriors(path / "guided" / f"{name}.png", [row], title)

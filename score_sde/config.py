@@ -200,8 +200,8 @@ def default_config() -> ConfigDict:
   evaluation.eps = 1e-5
 
   guidance = config.guidance = ConfigDict()  # of --mode=sample; of eval, for a class
-  # class; inpaint, colorize, super_resolution, deblur, motion_deblur, fourier, projections, phase_retrieval, jpeg; edit,
-  # interpolate
+  # class; inpaint, colorize, super_resolution, deblur, motion_deblur, fourier, projections, phase_retrieval, jpeg;
+  # edit, interpolate
   guidance.task = "none"
   # class: classifier or classifier_free; measurements: pigdm, tmpd, dps, replacement, projection, ddrm; follows task
   guidance.method = placeholder(str)

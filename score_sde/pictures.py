@@ -132,7 +132,7 @@ def posteriors(path: str | pathlib.Path, rows: Sequence[dict[str, np.ndarray]], 
       _show(axes, np.clip(np.nan_to_num(image), 0, 1))
       if i == 0:
         axes.set_title(name, fontsize=8)
-  figure.suptitle(title, fontsize=9, y=0.98 + 0.42 / (1.3 * len(rows) + 0.3))
+  figure.suptitle(title, fontsize=9, y=0.93 + 0.35 / (1.3 * len(rows) + 0.3))
   _save(figure, path)
 
 

@@ -426,7 +426,7 @@ def motion_blur(angles: np.ndarray, size: int, length: int) -> Convolved:
   """Deblurring: the camera moved by `length` pixels at `angles` (B,), in radians from the horizontal."""
   if not 2 <= length <= size:
     raise ValueError(f"The motion's length must lie between 2 and {size} pixels, got {length}.")
-  k, place = length // 2 * 2 + 1, np.linspace(-(length - 1) / 2, (length - 1) / 2, 16 * length)
+  k, place = length // 2 * 2 + 1, (np.arange(32 * length) + 0.5) / 32 - length / 2
   kernels = np.zeros((len(angles), k, k))
   for kernel, angle in zip(kernels, angles, strict=True):
     row, column = k // 2 - place * np.sin(angle), k // 2 + place * np.cos(angle)

@@ -89,7 +89,7 @@ def dpm_solver(sde: LinearSDE, grid: TimeGrid, *, stochastic: bool = False):
 
 def _one_before(x: Array) -> tuple[Array, ...]:
   """D and lambda of the step before."""
-  return jnp.zeros_like(x), jnp.zeros(x.shape[:2], x.dtype)
+  return jnp.zeros_like(x), jnp.zeros(x.shape[:1], x.dtype)
 
 
 def _bh_weights(places: list[Array], h: Array) -> Array:
@@ -140,7 +140,7 @@ def unipc(sde: LinearSDE, grid: TimeGrid):
 
     return step
 
-  memory = lambda x: (*(jnp.zeros_like(x) for _ in range(3)), *(jnp.zeros(x.shape[:2], x.dtype) for _ in range(2)))
+  memory = lambda x: (*(jnp.zeros_like(x) for _ in range(3)), *(jnp.zeros(x.shape[:1], x.dtype) for _ in range(2)))
   return {"make_step": make_step, "evaluations": len(grid.t) + 1, "memory": memory}
 
 

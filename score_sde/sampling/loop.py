@@ -48,7 +48,7 @@ def loop(
     constrained: the condition is that of the steps alone; the score is score(x, t) without it.
     differentiated: the score holds the derivative of a network. XLA's CPU backend computes that of a convolution five
       times slower inside a loop, so there a dispatch runs a single step.
-    memory: from x (devices, b, ...) to what else a step hands to the next one, as it is before the first.
+    memory: from x (b, ...) to what else a step hands to the next one, as it is before the first.
     denoise: return the mean of the last step, without its noise.
     tweedie: return E[x_0 | x] at the last of the times instead (Tweedie's formula), for one evaluation more.
 
@@ -74,11 +74,13 @@ def loop(
     t = jnp.full(x.shape[:1], grid.t[-1], x.dtype)
     return denoiser(sde, bound(score, batch[1]))(x, t)
 
+  # A buffer each, for all are donated; sharded as the steps return them, or the second dispatch would compile again.
+  begin = parallel.map_batch(lambda x: (x, x + 0, *memory(x)), (0,))
   finish = parallel.map_batch(last_denoising, (None, 0, 0))
   run_chunk = parallel.map_batch(chunk, (None, 0, 0, None, None, None), donate=(2,))
 
   def run(score, batch, x, unshard, frames, progress):
-    carry = (x, x + 0, *memory(x))  # a buffer each, for all are donated
+    carry = begin(x)
     stops = set(np.linspace(0, steps, frames + 1).round().astype(int)[1:]) if frames else set()
     trajectory = [(float(grid.start[0]), np.asarray(unshard(x)), None)] if frames else []
     done = 0

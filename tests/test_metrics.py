@@ -1,0 +1,45 @@
+"""Metrics of features against torch-fidelity's numbers, and closed forms."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from score_sde import metrics
+
+GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "metrics.npz")
+SETTINGS = json.loads(str(GOLDEN["manifest"]))
+A, B = GOLDEN["features_a"], GOLDEN["features_b"]
+
+
+def test_metrics_are_torch_fidelity_s():
+  assert metrics.fid(A, B) == pytest.approx(float(GOLDEN["fid"]), rel=1e-6)
+  mean, std = metrics.kid(A, B, subsets=SETTINGS["kid"]["subsets"], subset_size=SETTINGS["kid"]["subset_size"])
+  assert mean == pytest.approx(float(GOLDEN["kid_mean"]), rel=1e-6)
+  assert std == pytest.approx(float(GOLDEN["kid_std"]), rel=1e-4)
+  mean, std = metrics.inception_score(GOLDEN["logits"])
+  assert mean == pytest.approx(float(GOLDEN["isc_mean"]), rel=1e-6)
+  assert std == pytest.approx(float(GOLDEN["isc_std"]), rel=1e-4)
+  precision, recall = metrics.precision_recall(A, B)
+  assert precision == pytest.approx(float(GOLDEN["precision"]), rel=1e-6)
+  assert recall == pytest.approx(float(GOLDEN["recall"]), rel=1e-6)
+
+
+def test_the_frechet_distance_of_gaussians_whose_covariances_commute():
+  """|m|² + sum of (sqrt(a) - sqrt(b))² for diagonal covariances a and b; also where one is singular."""
+  a, b, gap = np.array([1.0, 4.0, 0.0]), np.array([9.0, 1.0, 2.0]), np.array([0.5, 0.0, -1.0])
+  value = metrics.frechet_distance(gap, np.diag(a), 0 * gap, np.diag(b))
+  assert value == pytest.approx(gap @ gap + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-9)
+
+
+def test_moments_of_a_stream_are_those_of_the_whole_however_far_from_zero():
+  x = np.random.default_rng(0).standard_normal((1000, 4)) * 1e-3 + 1e4
+  streamed = sum((metrics.Moments.of(part) for part in np.split(x, [7, 500, 650])[1:]), metrics.Moments.of(x[:7]))
+  np.testing.assert_allclose(streamed.mean, x.mean(0), rtol=1e-12)
+  np.testing.assert_allclose(streamed.covariance, np.cov(x.T), rtol=1e-5, atol=1e-12)
+
+
+def test_kid_needs_as_many_features_as_a_subset_has():
+  with pytest.raises(ValueError, match=r"subsets of 1000, and there are 1000 and 900"):
+    metrics.kid(A, B)
