@@ -234,7 +234,7 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   rows = [{name: images[i] for name, images in columns.items()} for i in range(len(samples))]
   method = f", {g.method}" if g.method and g.method != "ddrm" else ""
   title = (
-    f"{config.data.dataset} · {sde_name(config.training.sde)} · step {step:,}: {g.task}{method}\n"
+    f"{data.name(config)} · {sde_name(config.training.sde)} · step {step:,}: {g.task}{method}\n"
     f"{g.method if g.method == 'ddrm' else config.sampling.method}, {nfe:.0f} evaluations, "
     f"{seconds:.0f} s for {math.prod(samples.shape[:2])} images"
   )

@@ -352,6 +352,12 @@ def load(config: ConfigDict, split: str) -> Source:
   return source
 
 
+def name(config: ConfigDict) -> str:
+  """How pictures and reports call the data: files by their folder."""
+  in_files = config.data.dataset in ("idx", "folder") and pathlib.Path(config.data.path).name
+  return in_files or config.data.dataset
+
+
 def is_image(config: ConfigDict) -> bool:
   """Whether the data are images, not the vectors of a toy."""
   return config.data.dataset not in TOYS

@@ -53,7 +53,7 @@ def _title(experiment: Experiment, step: int, nfe: float) -> str:
   if g.task == "class":
     how += f", {g.method} guidance {g.scale:g}"
   name = sde_name(experiment.config.training.sde)
-  return f"{experiment.config.data.dataset} · {name} · step {step:,}\n{how}, {nfe:.0f} score evaluations"
+  return f"{data.name(experiment.config)} · {name} · step {step:,}\n{how}, {nfe:.0f} score evaluations"
 
 
 def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
@@ -236,7 +236,7 @@ def accuracy(
   at = lambda t: _over_batches("accuracy", config, source, lambda b, _: run(params, key, t, parallel.shard(b)), None)
   shares = [float(at(t).mean()) for t in times]
   if parallel.is_first_host():
-    title = f"{config.data.dataset} · classifier under {sde_name(config.training.sde)} · step {step:,}"
+    title = f"{data.name(config)} · classifier under {sde_name(config.training.sde)} · step {step:,}"
     pictures.curves(picture, {"accuracy": (ratios, np.array(shares))}, title, xlabel="sigma / alpha", log=True)
   return {"accuracy": shares[0], "accuracies": {f"{r:.3g}": s for r, s in zip(ratios, shares, strict=True)}}
 
@@ -416,7 +416,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
       row["seconds"] = round(time.monotonic() - start, 1)
       rows.append(row)
   report = {
-    "dataset": config.data.dataset,
+    "dataset": data.name(config),
     "split": e.bpd_dataset,
     "sde": config.training.sde,
     "model": config.model.name,

@@ -1,0 +1,118 @@
+"""Guidance from the command line: every task on a model of digits trained for a moment."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import quickstart
+from configs.classifier import digits
+from score_sde import conditional, data
+from score_sde.config import CONSTRAINTS, NONLINEAR_TASKS, SCORE_METHODS, BadInput
+from score_sde.training import train
+
+pytestmark = pytest.mark.slow
+
+
+def small(config, **guidance):
+  config.training.update({
+    "batch_size": 16, "n_iters": 20, "n_jitted_steps": 1, "log_freq": 10, "eval_freq": 10, "snapshot_freq": 20,
+    "snapshot_freq_for_preemption": 20, "snapshot_sampling": False, "final_report": False,
+  })  # fmt: skip
+  if config.model.name == "mlp":
+    config.model.nf, config.model.num_res_blocks = 32, 1
+  config.sampling.update({"method": "dpm_solver_sde", "grid": "log_snr", "num_steps": 4, "num_samples": 20})
+  config.eval.update({"batch_size": 20, "num_examples": 20})
+  config.guidance.update({"num_inputs": 2, "samples_per_input": 2, "length": 3, "factor": 2} | guidance)
+  return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Workdirs of a model, of a class-conditional one and of a classifier."""
+  root = tmp_path_factory.mktemp("runs")
+  conditional_model = small(quickstart.get_config())
+  conditional_model.model.num_classes = 10
+  configs = {
+    "model": small(quickstart.get_config()), "classes": conditional_model, "classifier": small(digits.get_config())
+  }  # fmt: skip
+  for name, config in configs.items():
+    train(config, str(root / name))
+  return {name: str(root / name) for name in configs}
+
+
+def draw(workdir, **guidance):
+  conditional.sample(small(quickstart.get_config(), **guidance), workdir)
+  return np.load(f"{workdir}/guided.npz")
+
+
+def test_measurements_of_every_kind_get_posterior_samples(runs):
+  for task in ("super_resolution", "motion_deblur", "fourier", *NONLINEAR_TASKS):
+    out = draw(runs["model"], task=task)
+    assert out["samples"].shape == (2, 2, 8, 8, 1)
+    assert (out["samples"][:, 0] != out["samples"][:, 1]).any()
+    with Image.open(f"{runs['model']}/guided/test_0.png") as picture:
+      assert picture.width > 500
+
+
+@pytest.mark.parametrize("method", SCORE_METHODS + CONSTRAINTS)
+def test_known_pixels_are_the_input_s_exactly(runs, method):
+  out = draw(runs["model"], task="inpaint", mask="left", method=method)
+  known = np.broadcast_to(out["inputs"][:, None, :, 4:], out["samples"][:, :, :, 4:].shape)
+  np.testing.assert_array_equal(out["samples"][:, :, :, 4:], known)
+  noisy = draw(runs["model"], task="inpaint", mask="left", method=method, noise=0.1)
+  assert (noisy["samples"][:, :, :, 4:] != known).any()
+
+
+def test_editing_starts_from_the_input_and_interpolation_ends_at_both(runs, tmp_path):
+  images = data.load(quickstart.get_config(), "test").gather(np.arange(2))["image"]
+  for i, image in enumerate(images):
+    Image.fromarray((image[..., 0] * 255 // 16).astype(np.uint8)).save(tmp_path / f"digit_{i}.png")
+  out = draw(runs["model"], task="edit", t0=0.01, input=str(tmp_path))
+  assert np.abs(out["samples"][:, 0].astype(int) - out["inputs"]).mean() < 15  # of 255: little noise, little change
+  out = draw(runs["model"], task="interpolate", input=str(tmp_path))
+  assert out["samples"].shape == (1, conditional.BETWEEN, 8, 8, 1)
+  ends = np.abs(out["samples"][0, [0, -1]].astype(int) - out["inputs"])
+  assert ends.max() <= 3
+
+
+def test_classes_guide_samples_and_likelihoods(runs, capsys):
+  for workdir, guidance in ((runs["model"], {"classifier": runs["classifier"]}), (runs["classes"], {})):
+    config = small(quickstart.get_config(), task="class", scale=2.0, label=3, **guidance)
+    config.model.num_classes = 0 if guidance else 10
+    conditional.sample(config, workdir)
+    assert np.load(f"{workdir}/samples.npz")["samples"].shape == (20, 8, 8, 1)
+  config.eval.update({"enable_loss": False, "rtol": 1e-2, "atol": 1e-2})
+  conditional.evaluate(config, runs["classes"])
+  assert "bits/dim" in capsys.readouterr().out
+  conditional.evaluate(small(digits.get_config()), runs["classifier"])
+  row = json.loads((pathlib.Path(runs["classifier"]) / "report.json").read_text())["checkpoints"][0]
+  assert 0 <= row["accuracy"] <= 1
+  assert len(row["accuracies"]) == 10
+
+
+def test_what_does_not_fit_is_refused(runs, tmp_path):
+  guided = {"task": "class", "classifier": runs["classifier"]}
+  config = small(quickstart.get_config(), **guided, label=10)
+  with pytest.raises(BadInput, match=r"guidance.label=10 is no class: the classifier .* has 10, from 0"):
+    conditional.sample(config, runs["model"])
+  config = small(quickstart.get_config(), **guided)
+  config.training.sde = "vesde"
+  with pytest.raises(BadInput, match=r"does not fit the model: training\.sde is 'vpsde', the model's 'vesde'"):
+    conditional.sample(config, runs["model"])
+  config = small(quickstart.get_config(), task="class", classifier=runs["model"])
+  with pytest.raises(BadInput, match="was trained as a model of scores"):
+    conditional.sample(config, runs["model"])
+  with pytest.raises(BadInput, match="draws no samples"):
+    conditional.sample(small(digits.get_config()), runs["classifier"])
+  with pytest.raises(BadInput, match="an evaluation knows 'class' alone"):
+    conditional.evaluate(small(quickstart.get_config(), task="inpaint"), runs["model"])
+  with pytest.raises(BadInput, match="is no image and no folder of images"):
+    draw(runs["model"], task="inpaint", input=str(tmp_path))
+  (tmp_path / "broken.png").write_bytes(b"no image")
+  with pytest.raises(BadInput, match=r"1 of 1 images .* cannot be read: .*broken.png"):
+    draw(runs["model"], task="inpaint", input=str(tmp_path))
+  with pytest.raises(BadInput, match="needs two inputs or more"):
+    draw(runs["model"], task="interpolate", num_inputs=1)
