@@ -12,7 +12,9 @@ and recall, at several scales. `--conditional=WORKDIR` adds the class-conditiona
 
 import argparse
 import dataclasses
+import pathlib
 import runpy
+import sys
 import time
 
 import jax
@@ -26,6 +28,8 @@ from score_sde.guidance import Measurement, condition_on, ddrm, dps, operators, 
 from score_sde.guidance import analytic as exactly
 from score_sde.sampling import few_step, make_grid, predictor_corrector
 from score_sde.sde import VE, VP, SubVP
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # where configs/ lies
 
 D, M, NOISE, SAMPLES = 8, 3, 0.1, 4000
 EVALUATIONS = (20, 50, 200, 1000)

@@ -61,7 +61,7 @@ def weights(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def network(manifest: dict) -> nn.Module:
   """Our network for the reference config of a case."""
   if manifest.get("model") == "wideresnet" or "blocks_per_group" in manifest["config"]:
-    return WideResnet(**manifest["config"])
+    return WideResnet(**{"num_classes" if k == "num_outputs" else k: v for k, v in manifest["config"].items()})
   values = manifest["config"]["model"]
   if "ngf" in values:  # the original NCSN repositories
     names = {"ncsnv2": "ncsnv2_64", "ncsnv2_deeper": "ncsnv2_128", "ncsnv2_deepest": "ncsnv2_256"}

@@ -3,10 +3,13 @@
 import json
 import pathlib
 
+import golden_cases
+import jax
 import numpy as np
 import pytest
 
 from score_sde import metrics
+from score_sde.models.inception import FEATURES, Inception, from_pytorch
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "metrics.npz")
 SETTINGS = json.loads(str(GOLDEN["manifest"]))
@@ -43,3 +46,35 @@ def test_moments_of_a_stream_are_those_of_the_whole_however_far_from_zero():
 def test_kid_needs_as_many_features_as_a_subset_has():
   with pytest.raises(ValueError, match=r"subsets of 1000, and there are 1000 and 900"):
     metrics.kid(A, B)
+
+
+@pytest.fixture(scope="module")
+def inception():
+  """Golden inputs, features, and the weights they belong to, by PyTorch's names."""
+  case = golden_cases.load("inception")
+  settings = golden_cases.manifest(case)
+  weights = {}
+  for name, shape in zip(settings["names"], settings["shapes"], strict=True):
+    weights[name] = golden_cases.weight(name, tuple(shape))
+    if name.endswith("running_var"):
+      weights[name] = np.abs(weights[name]) * 4 + 0.5
+  return case, weights
+
+
+@pytest.mark.slow
+def test_inception_s_features_are_torch_fidelity_s(inception):
+  case, weights = inception
+  out = jax.jit(Inception().apply)(from_pytorch(weights), case["images"])
+  assert set(out) == set(FEATURES)
+  for name, value in out.items():
+    expected = case[f"feature_{name}"]
+    error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
+    assert error < 1e-4, (name, error)
+
+
+def test_weights_of_another_network_are_refused(inception):
+  _, weights = inception
+  with pytest.raises(ValueError, match=r"1 of 472 arrays are missing.*Mixed_7c\.branch_pool\.bn\.bias"):
+    from_pytorch({k: v for k, v in weights.items() if k != "Mixed_7c.branch_pool.bn.bias"})
+  with pytest.raises(ValueError, match=r"'layer1.0.weight' is no weight of InceptionV3"):
+    from_pytorch(weights | {"layer1.0.weight": np.zeros(3)})

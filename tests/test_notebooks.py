@@ -15,7 +15,7 @@ def cells(notebook):
 
 
 def test_there_are_notebooks():
-  assert [path.name[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "5_"]
+  assert [path.name[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
   assert {path.stem for path in NOTEBOOKS} == {path.stem for path in (ROOT / "notebooks").glob("*.py")}
 
 
