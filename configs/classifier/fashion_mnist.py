@@ -8,6 +8,7 @@ def get_config():
   config = base.of(ddpmpp.get_config(), num_classes=10)
   config.model.blocks_per_group = 1
   config.model.channel_multiplier = 1
+  config.model.fourier_scale = 0.2
 
   config.training.batch_size = 128
   config.training.n_iters = 3000

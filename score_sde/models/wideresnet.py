@@ -73,6 +73,8 @@ class WideResnet(nn.Module):
     blocks_per_group: residual blocks at each of three resolutions.
     channel_multiplier: widening of the channels 16, 32, 64.
     num_classes: classes.
+    fourier_scale: standard deviation of the frequencies in log sigma; the published 16 tells noise levels apart that
+      differ by a percent, and has to learn each: a short training wants a small one.
     dtype: of convolutions and products; parameters and norms are float32.
 
   `sigma` is the noise-to-signal ratio sigma(t) / alpha(t), whatever the SDE; each image is standardized on entry.
@@ -81,6 +83,7 @@ class WideResnet(nn.Module):
   blocks_per_group: int = 4
   channel_multiplier: int = 10
   num_classes: int = 10
+  fourier_scale: float = 16.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -90,7 +93,7 @@ class WideResnet(nn.Module):
     spread = jnp.maximum(jnp.std(x, axis=axes, keepdims=True), 1 / np.sqrt(np.prod(dims)))
     x = (x - jnp.mean(x, axis=axes, keepdims=True)) / spread
 
-    temb = GaussianFourierProjection(128, 16.0)(jnp.log(sigma))
+    temb = GaussianFourierProjection(128, self.fourier_scale)(jnp.log(sigma))
     temb = nn.Dense(512, dtype=self.dtype)(temb)
     temb = nn.Dense(512, dtype=self.dtype)(nn.swish(temb))
 
