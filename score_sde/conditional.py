@@ -137,7 +137,7 @@ def make_operator(config: ConfigDict, batch: int) -> Any:
     "fourier": lambda: operators.fourier_lines(rng, shape, g.fraction),
     "projections": lambda: operators.random_projections(rng, shape, g.fraction),
     "phase_retrieval": PhaseRetrieval,
-    "jpeg": lambda: Quantized(g.quality),
+    "jpeg": lambda: Quantized(g.quality, 2.0 if config.data.centered else 1.0),
   }
   with as_bad_input():
     operator = makers[g.task]()
@@ -252,13 +252,13 @@ def _shown(config: ConfigDict, x: Any) -> np.ndarray:
   return np.clip(np.asarray(data.inverse(config, x)), 0, 1)
 
 
-def _draw(experiment: Experiment, score, x: jax.Array, condition: Any, start: jax.Array | None, keys: jax.Array):
+def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition: Any = None, start: Any = None):
   """guidance.samples_per_input samples (N, S, ...) for each of N inputs, and the evaluations each took."""
   n, each = len(x), experiment.config.guidance.samples_per_input
   repeated = jax.tree.map(lambda a: jnp.repeat(a, each, axis=0), condition)
   with Bar(f"{n} x {each} samples", 1, " steps") as bar:
     out, info = experiment.sampler(
-      score, keys, (n * each, *x.shape[1:]), condition=repeated, start=start, progress=bar.step
+      score, key, (n * each, *x.shape[1:]), condition=repeated, start=start, progress=bar.step
     )  # fmt: skip
   if not np.asarray(info["finite"]).all():
     log.warning("%d of %d samples are not finite.", int((~np.asarray(info["finite"])).sum()), n * each)
@@ -276,7 +276,7 @@ def _measure_and_sample(operator: Any, experiment: Experiment, params: Params, x
       example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(x))), operator, x, noise
     )
   score = _score_of_posterior(experiment, params)
-  samples, nfe = _draw(experiment, score, x, measurement, None, jax.random.fold_in(key, DRAW))
+  samples, nfe = _draw(experiment, score, jax.random.fold_in(key, DRAW), x, measurement)
   samples = _shown(config, samples)
   columns = {"input": _shown(config, x), "measurement": _pictured(config, measurement, x)}
   return columns | _of_samples(samples), samples, nfe
@@ -293,11 +293,7 @@ def _pictured(config: ConfigDict, measurement: operators.Measurement, x: jax.Arr
   """A measurement as images: of a linear one the smallest x that explains it, unknown pixels gray."""
   operator, y = measurement.operator, measurement.y
   if isinstance(operator, operators.LinearOperator):
-    if (
-      operator.has_svd
-      and operator.singular(x).shape[1:3] == x.shape[1:3]
-      and getattr(operator, "basis", "") == "pixels"
-    ):
+    if isinstance(operator, operators.Subsampled) and operator.basis == "pixels":
       middle = 0.0 if config.data.centered else 0.5
       return _shown(config, jnp.where(operator.mask > 0, y, middle))
     return _shown(config, operator.pinv(y))
@@ -316,7 +312,7 @@ def _edit(experiment: Experiment, params: Params, x: jax.Array):
   keys = example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(repeated)))
   mean, std = sde.marginal(repeated, jnp.full(len(repeated), g.t0))
   noisy = mean + expand(std, mean) * normal(fold(keys, 0), mean)
-  samples, nfe = _draw(experiment, experiment.score(params), x, None, noisy, jax.random.fold_in(key, DRAW))
+  samples, nfe = _draw(experiment, experiment.score(params), jax.random.fold_in(key, DRAW), x, start=noisy)
   samples = _shown(config, samples)
   first = np.asarray(noisy[:: g.samples_per_input])
   low, high = (f(first, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))

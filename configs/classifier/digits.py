@@ -11,6 +11,6 @@ def get_config():
   config.model.fourier_scale = 0.2
 
   config.training.n_iters = 1500
-  config.training.n_jitted_steps = 5
+  config.training.n_jitted_steps = 1  # unrolled convolutions take minutes to compile
   config.training.snapshot_freq = 500
   return config

@@ -35,11 +35,12 @@ class PhaseRetrieval:
 class Quantized:
   """JPEG's loss: cosine coefficients of 8 x 8 blocks, rounded to multiples of a step that grows with frequency.
 
-  The slope of rounding is taken as one. Images in [-1, 1], or [0, 1]; `quality` from 1 to 100 scales the steps of
-  JPEG's luminance table (ITU-T T.81, Annex K) as its reference encoder does.
+  The slope of rounding is taken as one. `quality` from 1 to 100 scales the steps of JPEG's luminance table as its
+  reference encoder does, `span` is that of pixels: 1 for images in [0, 1], 2 in [-1, 1].
   """
 
   quality: int = flax.struct.field(pytree_node=False, default=10)
+  span: float = flax.struct.field(pytree_node=False, default=1.0)
 
   def apply(self, x: Array) -> Array:
     if not 1 <= self.quality <= 100:
@@ -48,7 +49,7 @@ class Quantized:
     padded = jnp.pad(x, ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
     blocks = padded.reshape(batch, padded.shape[1] // 8, 8, padded.shape[2] // 8, 8, channels)
     scale = 5000 / self.quality if self.quality < 50 else 200 - 2 * self.quality
-    step = np.maximum(np.floor((scale * LUMINANCE + 50) / 100), 1) / 255
+    step = np.maximum(np.floor((scale * LUMINANCE + 50) / 100), 1) * self.span / 255
     step = jnp.asarray(step, x.dtype)[None, None, :, None, :, None]
     z = jnp.einsum("ui,bhiwjc,vj->bhuwvc", DCT, blocks, DCT) / step
     z = (z + jax.lax.stop_gradient(jnp.round(z) - z)) * step
