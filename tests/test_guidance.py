@@ -81,9 +81,8 @@ def assert_equal_scores(actual, expected, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("sde", SDES, **BY_NAME)
-@pytest.mark.parametrize("prior", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
-def test_prior_score_and_analytic_likelihood_make_the_posterior_s_score(x64, sde, prior):
-  x, t = points(sde)
+def test_prior_score_and_analytic_likelihood_make_the_posterior_s_score(x64, sde):
+  prior, (x, t) = MIXTURE, points(sde)
   measurement, a, y = problem(len(x))
   score = condition_on(prior.score(sde), exactly(sde, prior))
   assert_equal_scores(score(x, t, measurement), exact_scores(prior, sde, x, t, a, y))
@@ -134,8 +133,16 @@ def test_the_published_step_of_dps_is_what_an_ancestral_step_adds():
   np.testing.assert_allclose(added, expected, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("sde", SDES, **BY_NAME)
-@pytest.mark.parametrize("method", ["analytic", "tmpd"])
+@pytest.mark.parametrize(
+  ("sde", "method"),
+  [
+    (SDES[0], "tmpd"),
+    *(
+      pytest.param(sde, m, marks=pytest.mark.slow)
+      for sde, m in zip(SDES, ("analytic", "tmpd", "analytic"), strict=True)
+    ),
+  ],
+)
 def test_samples_of_the_exact_methods_have_the_posterior_s_mean_and_covariance(sde, method):
   n = 4000
   _, a, y = problem(1)
@@ -168,6 +175,7 @@ def test_the_posterior_of_a_mixture_has_the_right_weights():
   assert float(np.mean(x[:, 0] > 0)) == pytest.approx(expected, abs=5 * np.sqrt(expected * (1 - expected) / n))
 
 
+@pytest.mark.slow
 def test_the_ode_likelihood_takes_a_conditional_score():
   """log p(x | y), of the flow under the guided score, is the posterior's density."""
   sde, n = VP(), 6
@@ -234,7 +242,12 @@ def as_reals(y):
   return jnp.concatenate([y.real, y.imag], axis=-1) if jnp.iscomplexobj(y) else y
 
 
-@pytest.mark.parametrize("name", list(linear_operators()))
+QUICK = ("mask", "fourier", "bicubic")
+
+
+@pytest.mark.parametrize(
+  "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in linear_operators()]
+)
 def test_operators_solve_as_dense_linear_algebra_does(name):
   operator = linear_operators()[name]
   check_operator(operator, IMAGES, jax.random.key(0))
