@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import math
-import pathlib
 import time
 from typing import Any
 
@@ -17,8 +15,8 @@ from PIL import Image
 
 from score_sde import checkpoints, data, evaluation, parallel, pictures
 from score_sde.batch import example_keys, expand, fold, normal
-from score_sde.config import CONSTRAINTS, LINEAR_TASKS, BadInput, as_bad_input, default_config, sde_name, signature
-from score_sde.experiment import Experiment, Params, build
+from score_sde.config import CONSTRAINTS, LINEAR_TASKS, BadInput, as_bad_input, sde_name, signature
+from score_sde.experiment import Experiment, Params, build, load_classifier
 from score_sde.guidance import by_classifier, classifier_free, condition_on, dps, operators, pigdm, put_in, tmpd
 from score_sde.guidance.nonlinear import PhaseRetrieval, Quantized
 from score_sde.likelihood import encoder, interpolate
@@ -73,7 +71,8 @@ def with_class(experiment: Experiment) -> Experiment:
     if g.method == "classifier_free":
       conditional = classifier_free(experiment.sde, g.scale, g.low, g.high)
       return dataclasses.replace(experiment, guide=lambda score: condition_on(score, conditional))
-    classifier, params = load_classifier(g.classifier, config)
+    classifier, params = load_classifier(g.classifier)
+    check_fits(classifier, config, g.classifier)
     conditional = by_classifier(classifier.model.logits, g.scale)
   classes = classifier.config.model.num_classes
   if g.label is not None and not 0 <= g.label < classes:
@@ -82,24 +81,8 @@ def with_class(experiment: Experiment) -> Experiment:
   return dataclasses.replace(experiment, guide=guide, sampled_classes=classes)
 
 
-def load_classifier(workdir: str, config: ConfigDict) -> tuple[Experiment, Params]:
-  """The classifier that was trained in `workdir`, and its parameters.
-
-  Raises:
-    BadInput: where there is none, or it saw other data or another SDE than the model of `config`.
-  """
-  file = pathlib.Path(workdir) / "config.json"
-  if not file.is_file() or not checkpoints.exists(workdir):
-    raise BadInput(
-      f"guidance.classifier={workdir!r} holds no trained classifier. Train one: python run.py "
-      "--config=configs/classifier/digits.py --workdir=FOLDER (or fashion_mnist.py, cifar10.py)."
-    )
-  its = default_config()
-  with its.unlocked():
-    its.update(ConfigDict(json.loads(file.read_text())))
-  if its.training.task != "classifier":
-    raise BadInput(f"guidance.classifier={workdir!r} was trained as a model of scores, not as a classifier.")
-  classifier = build(its)
+def check_fits(classifier: Experiment, config: ConfigDict, workdir: str) -> None:
+  """Raises BadInput where the classifier trained in `workdir` saw other data or another SDE than `config`'s model."""
   theirs, ours = signature(classifier.config), signature(config)
   keys = ("training.sde", "the SDE", "data.centered", "data.image_size", "data.num_channels")
   differ = "; ".join(f"{k} is {theirs[k]!r}, the model's {ours[k]!r}" for k in keys if theirs[k] != ours[k])
@@ -108,9 +91,6 @@ def load_classifier(workdir: str, config: ConfigDict) -> tuple[Experiment, Param
       f"The classifier of guidance.classifier={workdir!r} does not fit the model: {differ}. Train one under the same "
       "SDE and on images of the same size and scale."
     )
-  with checkpoints.manager(workdir) as opened:
-    _, params = evaluation.restore(opened, classifier, workdir)
-  return classifier, params
 
 
 # --- measurements and editing -------------------------------------------------------------------------------------
@@ -187,7 +167,7 @@ def _inputs(config: ConfigDict) -> tuple[list[str], np.ndarray]:
   """Names of the inputs, and the images (N, H, W, C), uint8."""
   g = config.guidance
   if g.input:
-    found = data.read_images(config, g.input)[: g.num_inputs]
+    found = data.read_inputs(config)[: g.num_inputs]
     return [name for name, _ in found], np.stack([image for _, image in found])
   source = data.load(config, "test")
   n = min(g.num_inputs, len(source))

@@ -187,6 +187,10 @@ def default_config() -> ConfigDict:
   evaluation.enable_bpd = False
   evaluation.enable_sampling = False
   evaluation.num_samples = 50000
+  evaluation.features = ""  # of samples' metrics: "inception", or the workdir of a classifier; unset: none
+  evaluation.inception_path = ""  # weights of inception; unset: downloaded once
+  evaluation.reference = ""  # statistics (.npz) to compare with; unset: those of the training images
+  evaluation.num_features = 10000  # kept of each set, for KID, precision and recall
   evaluation.bpd_dataset = "test"
   evaluation.num_examples = placeholder(int)  # score this many examples; unset: all
   evaluation.num_repeats = 1  # dequantizations an example
@@ -334,7 +338,8 @@ _POSITIVE = (
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
   "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
   "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
-  "eval.num_probes", "eval.num_times", "eval.rtol", "eval.atol", "model.blocks_per_group", "model.channel_multiplier",
+  "eval.num_probes", "eval.num_features", "eval.num_times", "eval.rtol", "eval.atol",
+  "model.blocks_per_group", "model.channel_multiplier",
   "guidance.num_inputs", "guidance.samples_per_input", "guidance.prior_variance", "guidance.iterations",
 )  # fmt: skip
 

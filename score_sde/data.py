@@ -255,21 +255,23 @@ def _folder(config: ConfigDict, split: str) -> Source:
   return Lazy(len(chosen), read, len(classes))
 
 
-def read_images(config: ConfigDict, path: str) -> list[tuple[str, np.ndarray]]:
-  """(name, fitted image) of an image file, or of each image of a folder, sorted.
+def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
+  """(name, fitted image) of guidance.input, an image file or a folder of them, sorted.
 
   Raises:
     BadInput: where there is none, or one cannot be read.
   """
-  root = pathlib.Path(path)
+  root = pathlib.Path(config.guidance.input)
   found = sorted(root.rglob("*")) if root.is_dir() else [root]
   files = [p for p in found if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
   if not files:
-    raise BadInput(f"{path!r} is no image and no folder of images ({' '.join(IMAGE_SUFFIXES)}).")
+    raise BadInput(f"guidance.input={str(root)!r} is no image and no folder of images ({' '.join(IMAGE_SUFFIXES)}).")
   images = [_open(p, config) for p in files]
   bad = [str(p) for p, image in zip(files, images, strict=True) if image is None]
   if bad:
-    raise BadInput(f"{len(bad)} of {len(files)} images under {path!r} cannot be read: {', '.join(bad[:5])}.")
+    raise BadInput(
+      f"{len(bad)} of {len(files)} images of guidance.input={str(root)!r} cannot be read: {', '.join(bad[:5])}."
+    )
   return [
     ("_".join(p.relative_to(root).with_suffix("").parts) or p.stem, i) for p, i in zip(files, images, strict=True)
   ]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import checkpoints, data, parallel, pictures
+from score_sde import checkpoints, data, features, metrics, parallel, pictures
 from score_sde.batch import example_keys, fold
 from score_sde.bounds import chain_bound, evidence_bound
 from score_sde.config import BadInput, as_dict, sde_name, signature
@@ -396,6 +396,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
     raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
   source = data.load(config, e.bpd_dataset)
+  compared = _reference(config) if e.enable_sampling and e.features else None
   key = jax.random.key(config.seed + 1)
   rows = []
   with checkpoints.manager(workdir) as opened:
@@ -412,7 +413,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
         cache = path / "eval" / f"likelihood_{step:08d}_{_fingerprint(config, source)}"
         row |= mean_bits_per_dim(experiment, params, source, jax.random.fold_in(key, LIKELIHOOD), cache)
       if e.enable_sampling:
-        row |= _write_samples(experiment, params, step, path)
+        row |= _write_samples(experiment, params, step, path, compared)
       row["seconds"] = round(time.monotonic() - start, 1)
       rows.append(row)
   report = {
@@ -450,15 +451,56 @@ def _line(row: dict[str, Any], report: dict[str, Any]) -> str:
       )
   if "samples" in row:
     parts.append(f"{row['samples']} samples in {row['samples_file']} ({row['sampling_nfe']:.0f} evaluations each)")
+  for name in ("fid", "kid", "inception_score", "precision", "recall"):
+    if name in row:
+      parts.append(f"{name.replace('_', ' ')} {row[name]:.4g}")
   return " ".join(parts[:1]) + " " + ", ".join(parts[1:])
 
 
-def _write_samples(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> dict[str, Any]:
-  """Exactly eval.num_samples samples to eval/samples_<step>.npz."""
+def _reference(config: ConfigDict) -> tuple[features.Extractor, features.Reference]:
+  """What samples are compared with: eval.reference, or the training images themselves.
+
+  Raises:
+    BadInput: for vectors, or features and a reference that cannot be had or do not belong together.
+  """
+  if not data.is_image(config):
+    raise BadInput(f"eval.features={config.eval.features!r} are of images, not of {config.data.dataset!r}.")
+  extractor = features.make(config)
+  if config.eval.reference:
+    return extractor, features.read(config.eval.reference, extractor)
+  return extractor, features.of_data(config, extractor, "train")
+
+
+def sample_metrics(
+  config: ConfigDict, samples: np.ndarray, extractor: features.Extractor, reference: features.Reference
+) -> dict[str, float]:
+  """FID, inception score, and, where the reference keeps features, KID, precision and recall, of uint8 samples."""
+  parts = np.split(samples, range(config.eval.batch_size, len(samples), config.eval.batch_size))
+  found, logits = features.collect(extractor, parts, config.eval.num_features)
+  a, b = found.moments, reference.moments
+  score, spread = metrics.inception_score(logits)
+  row = {
+    "features": extractor.name,
+    "fid": metrics.frechet_distance(a.mean, a.covariance, b.mean, b.covariance),
+    "inception_score": score,
+    "inception_score_std": spread,
+  }
+  if reference.features is not None:
+    size = min(1000, len(found.features), len(reference.features))
+    row["kid"], row["kid_std"] = metrics.kid(found.features, reference.features, subset_size=size)
+    row["precision"], row["recall"] = metrics.precision_recall(found.features, reference.features)
+  return row
+
+
+def _write_samples(
+  experiment: Experiment, params: Params, step: int, path: pathlib.Path, compared: tuple | None
+) -> dict[str, Any]:
+  """Exactly eval.num_samples samples to eval/samples_<step>.npz, and their metrics against what they are `compared`."""
   config, total = experiment.config, experiment.config.eval.num_samples
   samples, nfe, _ = draw_samples(experiment, params, total)
   samples = to_uint8(samples) if data.is_image(config) else samples
   file = path / "eval" / f"samples_{step:08d}.npz"
   if parallel.is_first_host():
     pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, samples=samples))
-  return {"samples": total, "samples_file": str(file), "sampling_nfe": nfe}
+  row = {"samples": total, "samples_file": str(file), "sampling_nfe": nfe}
+  return row | (sample_metrics(config, samples, *compared) if compared else {})

@@ -15,9 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import data, models, parallel
+from score_sde import checkpoints, data, models, parallel
 from score_sde.batch import Array, example_keys, fold
-from score_sde.config import CLASS_METHODS, SCORE_METHODS, BadInput, as_bad_input, as_dict, choose, make_sde, resolve
+from score_sde.config import (
+  CLASS_METHODS,
+  SCORE_METHODS,
+  BadInput,
+  as_bad_input,
+  as_dict,
+  choose,
+  default_config,
+  make_sde,
+  resolve,
+  signature,
+)
 from score_sde.guidance import Classifier, ddrm, projection
 from score_sde.losses import MAX_EXACT_DIMS, ScoreMatching
 from score_sde.models import energy
@@ -195,6 +206,30 @@ def _exact_score(config: ConfigDict, sde: SDE) -> Score | None:
       f"data.dataset={config.data.dataset!r}. Use 'dsm'."
     )
   return data.DENSITIES[config.data.dataset]().score(sde)
+
+
+def load_classifier(workdir: str) -> tuple[Experiment, Params]:
+  """The classifier that was trained in `workdir`, and its parameters.
+
+  Raises:
+    BadInput: where there is none.
+  """
+  file = pathlib.Path(workdir) / "config.json"
+  if not file.is_file() or not checkpoints.exists(workdir):
+    raise BadInput(
+      f"{workdir!r} holds no trained classifier. Train one: python run.py --config=configs/classifier/digits.py "
+      "--workdir=FOLDER (or fashion_mnist.py, cifar10.py)."
+    )
+  config = default_config()
+  with config.unlocked():
+    config.update(ConfigDict(json.loads(file.read_text())))
+  if config.training.task != "classifier":
+    raise BadInput(f"{workdir!r} was trained as a model of scores, not as a classifier.")
+  classifier = build(config)
+  with checkpoints.manager(workdir) as opened:
+    targets = {"ema_params": classifier.abstract_params()}
+    _, items = checkpoints.restore(opened, targets, signature(classifier.config), workdir)
+  return classifier, items["ema_params"]
 
 
 def make_workdir(workdir: str) -> pathlib.Path:

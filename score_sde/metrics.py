@@ -115,3 +115,10 @@ def _distances(a: np.ndarray, b: np.ndarray, rows: int = 2048):
   for i in range(0, len(a), rows):
     part = a[i : i + rows]
     yield np.maximum((part**2).sum(axis=1)[:, None] + lengths - 2 * part @ b.T, 0)
+
+
+if __name__ == "__main__":  # python -m score_sde.metrics stats OUTPUT.npz --config=FILE
+  from score_sde import cli
+  from score_sde.features import stats
+
+  cli.run_tool({"stats": stats}, ("OUTPUT.npz",), needs_workdir=False)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from configs import quickstart
 from configs.classifier import digits
-from score_sde import conditional, data
-from score_sde.config import CONSTRAINTS, NONLINEAR_TASKS, SCORE_METHODS, BadInput
+from score_sde import conditional, data, evaluation, features
+from score_sde.config import CONSTRAINTS, NONLINEAR_TASKS, SCORE_METHODS, BadInput, resolve
 from score_sde.training import train
 
 pytestmark = pytest.mark.slow
@@ -91,6 +91,34 @@ def test_classes_guide_samples_and_likelihoods(runs, capsys):
   row = json.loads((pathlib.Path(runs["classifier"]) / "report.json").read_text())["checkpoints"][0]
   assert 0 <= row["accuracy"] <= 1
   assert len(row["accuracies"]) == 10
+
+
+def test_samples_are_measured_in_features_of_a_classifier(runs, tmp_path, capsys):
+  """FID, KID, precision and recall land in the report; statistics in a file give the same as the data itself."""
+  config = small(quickstart.get_config())
+  config.eval.update({
+    "enable_sampling": True, "enable_loss": False, "enable_bpd": False, "num_samples": 70, "batch_size": 50,
+    "features": runs["classifier"],
+  })  # fmt: skip
+  conditional.evaluate(config, runs["model"])
+  row = json.loads((pathlib.Path(runs["model"]) / "report.json").read_text())["checkpoints"][0]
+  assert row["samples"] == 70
+  assert row["fid"] > 0
+  assert 0 <= row["precision"] <= 1
+  features.stats(config, str(tmp_path / "stats.npz"))
+  config.eval.reference = str(tmp_path / "stats.npz")
+  conditional.evaluate(config, runs["model"])
+  again = json.loads((pathlib.Path(runs["model"]) / "report.json").read_text())["checkpoints"][0]
+  assert again["fid"] == pytest.approx(row["fid"], rel=1e-4)
+  assert again["kid"] == pytest.approx(row["kid"], rel=1e-4)
+  assert "fid" in capsys.readouterr().out
+  extractor, reference = evaluation._reference(resolve(config))
+  source = data.load(config, "train")
+  images = np.round(source.gather(np.arange(len(source)))["image"] * (255 / 16)).astype(np.uint8)
+  assert evaluation.sample_metrics(resolve(config), images, extractor, reference)["fid"] < 1e-3
+  config.data.image_size = 16
+  with pytest.raises(BadInput, match=r"is a classifier of images with data\.image_size=8, and these have 16"):
+    features.make(config)
 
 
 def test_what_does_not_fit_is_refused(runs, tmp_path):

@@ -13,7 +13,7 @@ from configs import quickstart
 from score_sde import analytic, conditional
 from score_sde.batch import example_keys
 from score_sde.config import BadInput, resolve
-from score_sde.experiment import build
+from score_sde.experiment import build, load_classifier
 from score_sde.guidance import (
   Classifier,
   LinearOperator,
@@ -498,4 +498,4 @@ def test_a_classifier_and_a_model_of_scores_are_told_apart():
   with pytest.raises(BadInput, match="has no likelihood"):
     build(config)
   with pytest.raises(BadInput, match=re.escape("holds no trained classifier. Train one")):
-    conditional.load_classifier("/nowhere", resolve(quickstart.get_config()))
+    load_classifier("/nowhere")

@@ -1,14 +1,17 @@
 """Metrics of features against torch-fidelity's numbers, and closed forms."""
 
+import io
 import json
 import pathlib
+import urllib.error
 
 import golden_cases
 import jax
 import numpy as np
 import pytest
 
-from score_sde import metrics
+from score_sde import features, metrics
+from score_sde.config import BadInput
 from score_sde.models.inception import FEATURES, Inception, from_pytorch
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "metrics.npz")
@@ -78,3 +81,43 @@ def test_weights_of_another_network_are_refused(inception):
     from_pytorch({k: v for k, v in weights.items() if k != "Mixed_7c.branch_pool.bn.bias"})
   with pytest.raises(ValueError, match=r"'layer1.0.weight' is no weight of InceptionV3"):
     from_pytorch(weights | {"layer1.0.weight": np.zeros(3)})
+
+
+def test_inception_without_its_weights_says_where_they_are(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+  def offline(*_, **__):
+    raise urllib.error.URLError("no network")
+
+  monkeypatch.setattr("urllib.request.urlopen", offline)
+  with pytest.raises(BadInput, match=r"cannot be downloaded here .*no network.*--config.eval.inception_path"):
+    features.inception()
+  monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"something else"))
+  with pytest.raises(BadInput, match=r"has the SHA-256 \w+, not 6726825d"):
+    features.inception()
+  assert not list(tmp_path.rglob("*.pth"))
+  with pytest.raises(BadInput, match="is no file"):
+    features.inception(str(tmp_path / "nothing.pth"))
+
+
+def test_statistics_of_other_programs_are_read_and_those_of_other_networks_refused(tmp_path):
+  inception = features.Extractor("inception-2015-12-05", lambda variables, images: (images, images), None)
+  x = np.random.default_rng(0).standard_normal((50, 2048)).astype(np.float32)
+  np.savez(tmp_path / "official.npz", pool_3=x)
+  np.savez(tmp_path / "pytorch_fid.npz", mu=x.mean(0), sigma=np.cov(x.T))
+  for name in ("official", "pytorch_fid"):
+    found = features.read(str(tmp_path / f"{name}.npz"), inception).moments
+    np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.covariance, np.cov(x.T), atol=1e-6)
+  ours = features.Reference("classifier-0", metrics.Moments.of(A), A[:5])
+  features.write(tmp_path / "ours.npz", ours)
+  other = features.Extractor("classifier-0", inception.run, None)
+  np.testing.assert_allclose(
+    features.read(str(tmp_path / "ours.npz"), other).moments.covariance, np.cov(A.T), rtol=1e-6
+  )
+  for name, extractor in (("ours", inception), ("official", other), ("pytorch_fid", other)):
+    with pytest.raises(BadInput, match="features of two networks cannot be compared"):
+      features.read(str(tmp_path / f"{name}.npz"), extractor)
+  np.savez(tmp_path / "wrong.npz", images=x)
+  with pytest.raises(BadInput, match="holds images; expected mu and sigma, or pool_3"):
+    features.read(str(tmp_path / "wrong.npz"), inception)

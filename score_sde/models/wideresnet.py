@@ -77,6 +77,8 @@ class WideResnet(nn.Module):
       differ by a percent, and has to learn each: a short training wants a small one.
     dtype: of convolutions and products; parameters and norms are float32.
 
+  With `with_features` it returns (features (B, D), logits): the last layer before the classes.
+
   `sigma` is the noise-to-signal ratio sigma(t) / alpha(t), whatever the SDE; each image is standardized on entry.
   """
 
@@ -87,7 +89,7 @@ class WideResnet(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, sigma: Array) -> Array:
+  def __call__(self, x: Array, sigma: Array, with_features: bool = False) -> Array | tuple[Array, Array]:
     dims = x.shape[1:]
     axes = tuple(range(1, x.ndim))
     spread = jnp.maximum(jnp.std(x, axis=axes, keepdims=True), 1 / np.sqrt(np.prod(dims)))
@@ -103,4 +105,5 @@ class WideResnet(nn.Module):
         self.blocks_per_group, width * self.channel_multiplier, stride, activate_first=i == 0, dtype=self.dtype
       )(x, temb)
     x = jnp.mean(_norm_relu(x, "pre-pool-bn"), axis=(1, 2))
-    return nn.Dense(self.num_classes, kernel_init=_dense_init)(x.astype(jnp.float32))
+    logits = nn.Dense(self.num_classes, kernel_init=_dense_init)(x.astype(jnp.float32))
+    return (x, logits) if with_features else logits
