@@ -176,9 +176,9 @@ def classes(args: argparse.Namespace) -> None:
     x, *_ = evaluation.draw_samples(experiment, params, args.samples)
     seconds = time.monotonic() - start
     x = features(evaluation.to_uint8(x) / 255)
-    agrees = np.mean(judge.predict(x) == np.arange(len(x)) % 10) if method != "none" else np.nan
+    agrees = f"{np.mean(judge.predict(x) == np.arange(len(x)) % 10):.1%}" if method != "none" else "-"
     precision, recall = metrics.precision_recall(x, reference)
-    print(f"| {method} | {scale:g} | {agrees:.1%} | {precision:.3f} | {recall:.3f} | {seconds:.0f} |", flush=True)
+    print(f"| {method} | {scale:g} | {agrees} | {precision:.3f} | {recall:.3f} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

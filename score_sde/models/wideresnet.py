@@ -73,8 +73,7 @@ class WideResnet(nn.Module):
     blocks_per_group: residual blocks at each of three resolutions.
     channel_multiplier: widening of the channels 16, 32, 64.
     num_classes: classes.
-    fourier_scale: standard deviation of the frequencies in log sigma; the published 16 tells noise levels apart that
-      differ by a percent, and has to learn each: a short training wants a small one.
+    fourier_scale: standard deviation of the frequencies in log sigma, 16 as published.
     dtype: of convolutions and products; parameters and norms are float32.
 
   With `with_features` it returns (features (B, D), logits): the last layer before the classes.
