@@ -15,8 +15,8 @@
 # # 3. Digits: train, sample, encode, interpolate, score
 #
 # The 1,797 handwritten digits of scikit-learn under the VP SDE, from a config to bits per dimension. It is what
-# `python run.py --config=configs/quickstart.py --workdir=runs/quickstart` does, with a third of the steps, and with the
-# model in hand.
+# `python run.py --config=configs/quickstart.py --workdir=runs/quickstart` does, with a quarter of the steps, and with
+# the model in hand.
 
 # %%
 import contextlib
@@ -44,8 +44,8 @@ logging.set_verbosity(logging.ERROR)  # checkpoints narrate
 plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 11})
 
 config = quickstart.get_config()
-config.training.n_iters = 900
-config.training.snapshot_freq = 900
+config.training.n_iters = 700
+config.training.snapshot_freq = 700
 config.training.final_report = False
 config.training.snapshot_sampling = False
 workdir = tempfile.mkdtemp()

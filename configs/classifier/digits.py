@@ -1,4 +1,4 @@
-"""A classifier of noisy digits, for guidance of the quickstart's model: a minute on two CPU cores."""
+"""A classifier of noisy digits, for guidance of the quickstart's model: two minutes on two CPU cores."""
 
 from configs import quickstart
 from configs.classifier import base
