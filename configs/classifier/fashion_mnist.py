@@ -1,4 +1,4 @@
-"""A classifier of noisy garments, for guidance of configs/fashion_mnist/ddpmpp.py: a quarter of an hour on two CPU cores."""
+"""A classifier of noisy garments, for guidance of configs/fashion_mnist/ddpmpp.py: fifteen minutes on two CPU cores."""
 
 from configs.classifier import base
 from configs.fashion_mnist import ddpmpp
