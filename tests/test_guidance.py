@@ -80,7 +80,7 @@ def assert_equal_scores(actual, expected, tolerance=1e-6):
   assert float(jnp.max(jnp.abs(actual - expected) / (1 + jnp.abs(expected)))) < tolerance
 
 
-@pytest.mark.parametrize("sde", SDES, **BY_NAME)
+@pytest.mark.parametrize("sde", [SDES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SDES[1:])], **BY_NAME)
 def test_prior_score_and_analytic_likelihood_make_the_posterior_s_score(x64, sde):
   prior, (x, t) = MIXTURE, points(sde)
   measurement, a, y = problem(len(x))
@@ -190,6 +190,7 @@ def test_the_ode_likelihood_takes_a_conditional_score():
   np.testing.assert_allclose(values, posterior.log_density(sde, x, jnp.full(n, 1e-3)), atol=0.02)
 
 
+@pytest.mark.slow
 def test_replacement_is_exact_where_coordinates_are_independent():
   """Known coordinates end as measured, to the last bit; the others have the prior's law, whatever the sampler."""
   n, sde = 4000, VP()

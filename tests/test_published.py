@@ -233,7 +233,7 @@ def write_stream(path, content):
       file.write(struct.pack("<q", storage.values.size) + storage.values.tobytes())
 
 
-@pytest.mark.parametrize("name", ["torch_ncsn_32", "torch_ncsnv2"])
+@pytest.mark.parametrize("name", [pytest.param("torch_ncsn_32", marks=pytest.mark.slow), "torch_ncsnv2"])
 def test_ncsn_checkpoints_in_the_old_format_are_imported(tmp_path, name):
   """[model, optimizer, epoch, step, average], with DataParallel's prefix, as the NCSN repositories saved them."""
   case = golden_cases.load(name)
