@@ -272,9 +272,8 @@ def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
     raise BadInput(
       f"{len(bad)} of {len(files)} images of guidance.input={str(root)!r} cannot be read: {', '.join(bad[:5])}."
     )
-  return [
-    ("_".join(p.relative_to(root).with_suffix("").parts) or p.stem, i) for p, i in zip(files, images, strict=True)
-  ]
+  base = root if root.is_dir() else root.parent
+  return [("_".join(p.relative_to(base).with_suffix("").parts), i) for p, i in zip(files, images, strict=True)]
 
 
 def _tfds(config: ConfigDict, split: str) -> Lazy:

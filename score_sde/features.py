@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
 # sigma / alpha at which a classifier looks at images.
 LEAST_NOISE = 0.01
-
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -42,9 +42,11 @@ class Quantized:
   quality: int = flax.struct.field(pytree_node=False, default=10)
   span: float = flax.struct.field(pytree_node=False, default=1.0)
 
-  def apply(self, x: Array) -> Array:
+  def __post_init__(self):
     if not 1 <= self.quality <= 100:
       raise ValueError(f"JPEG's quality must lie in [1, 100], got {self.quality}.")
+
+  def apply(self, x: Array) -> Array:
     batch, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
     blocks = padded.reshape(batch, padded.shape[1] // 8, 8, padded.shape[2] // 8, 8, channels)
