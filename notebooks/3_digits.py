@@ -32,13 +32,13 @@ from absl import logging
 
 sys.path.insert(0, "..")  # where configs/ lies
 from configs import quickstart
-from score_sde import checkpoints, data
+from score_sde import checkpoints, curves, data
 from score_sde.batch import example_keys
 from score_sde.config import signature
 from score_sde.experiment import build
 from score_sde.likelihood import bits_per_dim, encoder, interpolate, log_likelihood
 from score_sde.sampling import few_step, make_grid
-from score_sde.training import read_metrics, train
+from score_sde.training import train
 
 logging.set_verbosity(logging.ERROR)  # checkpoints narrate
 plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 11})
@@ -53,7 +53,7 @@ with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
   train(config, workdir)
 
 # %%
-rows = read_metrics(workdir)
+rows = curves.read(workdir)
 figure, axes = plt.subplots(figsize=(6, 3.2))
 axes.plot([r["step"] for r in rows], [r["loss"] for r in rows])
 axes.set(xlabel="step", title="training loss", ylim=(0, None))

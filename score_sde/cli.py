@@ -112,6 +112,19 @@ def run() -> None:
   app.run(lambda _: _call(lambda: MODES[_MODE.value](_CONFIG.value, _WORKDIR.value)), flags_parser=_parse)
 
 
+def run_on(tools: dict[str, Callable[..., None]], what: str) -> None:
+  """Entry point of `python -m score_sde.MODULE TOOL ARGUMENT...`, one argument at least, of the kind `what`."""
+
+  def main(arguments: Sequence[str]) -> None:
+    if len(arguments) < 3:
+      _fail(f"Give one of {', '.join(tools)}, then one {what} or several.")
+    if arguments[1] not in tools:
+      _fail(f"{arguments[1]!r} is unknown; choose one of {', '.join(tools)}.")
+    _call(lambda: tools[arguments[1]](*arguments[2:]))
+
+  app.run(main)
+
+
 def run_tool(
   tools: dict[str, Callable[..., None]], positional: Sequence[str] = (), *, needs_workdir: bool = True
 ) -> None:

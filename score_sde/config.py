@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 import runpy
 from collections.abc import Callable
 from typing import Any
@@ -147,6 +148,8 @@ def default_config() -> ConfigDict:
   training.stratified = False  # spread the times of a batch evenly
   training.reduce_mean = placeholder(bool)  # mean over dimensions, not half their sum; follows the SDE
   training.eps = 1e-5  # smallest time of a continuous model
+  training.fid_samples = 0  # drawn at each snapshot for its FID in eval.features; 0: none
+  training.fid_steps = 50  # of DPM-Solver++, for these
   training.final_report = False  # evaluate and draw samples when training ends
 
   sampling = config.sampling = ConfigDict()
@@ -181,15 +184,21 @@ def default_config() -> ConfigDict:
 
   evaluation = config.eval = ConfigDict()
   evaluation.batch_size = 1024
-  evaluation.begin_ckpt = placeholder(int)  # first and last snapshot; unset: the latest checkpoint alone
+  evaluation.checkpoint = "latest"  # or "best", by the FID while training, or a step; of --mode=sample, too
+  evaluation.begin_ckpt = placeholder(int)  # first and last snapshot, in place of that one checkpoint
   evaluation.end_ckpt = placeholder(int)
+  evaluation.wait_minutes = 0.0  # for each snapshot that a training has yet to write
+  evaluation.report = "report"  # name of the reports; another evaluation of the run keeps another
   evaluation.enable_loss = True
   evaluation.enable_bpd = False
   evaluation.enable_sampling = False
   evaluation.num_samples = 50000
+  evaluation.quantization = "truncate"  # of samples to 256 gray levels: truncate, as the official code, or round
+  evaluation.save_samples = "npz"  # npz, png, array_record, none
   evaluation.features = ""  # of samples' metrics: "inception", or the workdir of a classifier; unset: none
   evaluation.inception_path = ""  # weights of inception; unset: downloaded once
   evaluation.reference = ""  # statistics (.npz) to compare with; unset: those of the training images
+  evaluation.fidelity_engine = "own"  # what measures samples: own, or torch-fidelity (pip install -e '.[fidelity]')
   evaluation.num_features = 10000  # kept of each set, for KID, precision and recall
   evaluation.bpd_dataset = "test"
   evaluation.num_examples = placeholder(int)  # score this many examples; unset: all
@@ -326,6 +335,9 @@ _CHOICES = {
   "optim.decay": ("none", "cosine"),
   "eval.bpd_dataset": ("train", "test"),
   "eval.likelihood": ("ode", "elbo", "chain"),
+  "eval.quantization": ("truncate", "round"),
+  "eval.save_samples": ("npz", "png", "array_record", "none"),
+  "eval.fidelity_engine": ("own", "torch-fidelity"),
 }
 
 NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceNorm++", "ncsnv2": "InstanceNorm++"}
@@ -338,7 +350,7 @@ _POSITIVE = (
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
   "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
   "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
-  "eval.num_probes", "eval.num_features", "eval.num_times", "eval.rtol", "eval.atol",
+  "eval.num_probes", "eval.num_features", "training.fid_steps", "eval.num_times", "eval.rtol", "eval.atol",
   "model.blocks_per_group", "model.channel_multiplier",
   "guidance.num_inputs", "guidance.samples_per_input", "guidance.prior_variance", "guidance.iterations",
 )  # fmt: skip
@@ -452,6 +464,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     value = get(config, key)
     if not value > 0 or not math.isfinite(value):
       raise BadInput(f"{key} must be positive, got {value}.")
+  for key in ("eval.wait_minutes", "training.fid_samples"):
+    if not 0 <= get(config, key) < math.inf:
+      raise BadInput(f"{key} must be 0 or positive, got {get(config, key)}.")
+  if not re.fullmatch(r"report\w*", config.eval.report):
+    raise BadInput(
+      f"eval.report={config.eval.report!r} must be 'report' with letters and digits after, e.g. report_ode."
+    )
   _check_model(config)
   _resolve_guidance(config, sde)
   if config.eval.likelihood == "chain" and t.continuous:

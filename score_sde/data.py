@@ -443,6 +443,11 @@ def inverse(config: ConfigDict, x: Any) -> Any:
   return (x + 1) / 2 if config.data.centered else x
 
 
+def as_uint8(config: ConfigDict, image: np.ndarray) -> np.ndarray:
+  """Raw images of any number of gray levels, on 0 to 255."""
+  return np.round(image * (255 / (config.data.levels - 1))).astype(np.uint8)
+
+
 if __name__ == "__main__":  # python -m score_sde.data suggest-sigmas --config=FILE
   from score_sde import cli
   from score_sde.noise_scales import suggest_sigmas

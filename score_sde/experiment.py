@@ -131,7 +131,9 @@ def build(config: ConfigDict) -> Experiment:
     network = models.create(config, shape)
     apply = lambda params, *args: network.apply({"params": params}, *args)
     if config.training.task == "classifier":
-      classifier = Classifier(sde, apply, config.training.eps, config.training.stratified)
+      choose("training.time_sampling", config.training.time_sampling, ("uniform", "single"))
+      single = config.training.single_sigma if config.training.time_sampling == "single" else None
+      classifier = Classifier(sde, apply, config.training.eps, config.training.stratified, single)
       return Experiment(config, sde, network, classifier, classifier, None, shape)
     potential = None
     choose("model.energy", config.model.energy, ("none", *energy.HEADS))

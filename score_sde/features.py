@@ -11,7 +11,8 @@ import os
 import pathlib
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import data, parallel
+from score_sde import checkpoints, data, parallel
 from score_sde.batch import Array
 from score_sde.checkpoints import torch_file
 from score_sde.config import BadInput, resolve
@@ -37,6 +38,9 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 # sigma / alpha at which a classifier looks at images.
 LEAST_NOISE = 0.01
+
+# Images a device looks at together: Inception needs 10 MiB for each.
+AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,9 +61,29 @@ class Extractor:
     object.__setattr__(self, "_mapped", parallel.map_batch(self.run, (None, 0)))
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(features, logits) of a batch of any size."""
-    out = self._mapped(self.variables, parallel.shard(images))
-    return tuple(np.asarray(a) for a in parallel.unshard(out, len(images)))
+    """(features, logits) of any number of uint8 images (N, H, W, C).
+
+    Raises:
+      BadInput: for images that are none, or of another type than uint8.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+      broken = "" if np.issubdtype(images.dtype, np.integer) or np.isfinite(images).all() else ", some not finite"
+      span = f" from {images.min():.3g} to {images.max():.3g}" if images.size else ""
+      raise BadInput(
+        f"Features are of uint8 images (N, H, W, C), 0 to 255; got {images.dtype} {images.shape}{span}{broken}."
+      )
+    size = AT_ONCE * parallel.device_count()
+    parts = []
+    for i in range(0, len(images), size):
+      part = images[i : i + size]
+      filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])  # one shape, compiled once
+      out = self._mapped(self.variables, parallel.shard(filled))
+      parts.append([np.asarray(a) for a in parallel.unshard(out, len(part))])
+    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+  def dims(self, shape: tuple[int, ...]) -> int:
+    """Length D of the features of images of `shape` (H, W, C), found without computing any."""
+    return jax.eval_shape(self.run, self.variables, jax.ShapeDtypeStruct((1, *shape), np.uint8))[0].shape[1]
 
 
 def inception(path: str = "") -> Extractor:
@@ -68,7 +92,7 @@ def inception(path: str = "") -> Extractor:
   Raises:
     BadInput: for weights that cannot be had, or are not these.
   """
-  file = pathlib.Path(path) if path else _downloaded()
+  file = pathlib.Path(path) if path else downloaded()
   if not file.is_file():
     raise BadInput(f"eval.inception_path={path!r} is no file. Give {WEIGHTS} (from {URL}).")
   try:
@@ -103,8 +127,7 @@ def classifier(workdir: str, config: ConfigDict) -> Extractor:
     x = images.astype(jnp.float32) / 255
     return network.apply(variables, 2 * x - 1 if centered else x, jnp.full(len(x), LEAST_NOISE), with_features=True)
 
-  digest = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in jax.tree.leaves(params))).hexdigest()[:8]
-  return Extractor(f"classifier-{digest}", run, {"params": params})
+  return Extractor(f"classifier-{checkpoints.digest(params)}", run, {"params": params})
 
 
 def make(config: ConfigDict) -> Extractor:
@@ -113,8 +136,12 @@ def make(config: ConfigDict) -> Extractor:
   return inception(e.inception_path) if e.features == "inception" else classifier(e.features, config)
 
 
-def _downloaded() -> pathlib.Path:
-  """The weights in the cache, downloaded there and checked where they were not."""
+def downloaded() -> pathlib.Path:
+  """Inception's weights in the cache, downloaded there and checked where they were not.
+
+  Raises:
+    BadInput: where they cannot be downloaded, or were damaged.
+  """
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "score_sde"
   file = cache / WEIGHTS
   if file.is_file():
@@ -143,47 +170,59 @@ class Reference:
     extractor: the name of what computed them; "" where a file does not say.
     moments: mean and covariance.
     features: (N, D), for KID, precision and recall; None in files of moments alone.
+    shape: (H, W, C) of the images; () where a file does not say.
   """
 
   extractor: str
   moments: Moments
   features: np.ndarray | None = None
+  shape: tuple[int, ...] = ()
 
 
-def collect(extractor: Extractor, batches: Any, keep: int) -> tuple[Reference, np.ndarray]:
-  """(statistics, logits) of batches of uint8 images, one after the other; the features of the first `keep` stay."""
+def collect(name: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], keep: int) -> tuple[Reference, np.ndarray]:
+  """(statistics, logits) of a stream of (features, logits) by the extractor `name`; the first `keep` features stay."""
   moments, kept, logits, count = None, [], [], 0
-  for images in batches:
-    features, classes = extractor(images)
+  for features, classes in parts:
     moments = Moments.of(features) if moments is None else moments + Moments.of(features)
     if count < keep:
       kept.append(features[: keep - count])
-    count += len(images)
+    count += len(features)
     logits.append(classes)
-  return Reference(extractor.name, moments, np.concatenate(kept)), np.concatenate(logits)
+  return Reference(name, moments, np.concatenate(kept)), np.concatenate(logits)
+
+
+def check_count(name: str, count: int, dims: int) -> None:
+  """Raises BadInput where `count` images, that `name` stands for, are too few for a covariance of `dims` features."""
+  if count <= dims:
+    raise BadInput(
+      f"{name} gives {count} images, too few for the covariance of {dims} features: at least {dims + 1} are needed. "
+      "FIDs of papers are of 50,000."
+    )
 
 
 def write(path: pathlib.Path, reference: Reference) -> None:
   """Writes a reference as an NPZ that pytorch-fid reads, too ("mu", "sigma")."""
   m = reference.moments
   arrays = {"mu": m.mean, "sigma": m.covariance, "count": m.count, "extractor": reference.extractor}
+  arrays["shape"] = np.array(reference.shape, np.int64)
   if reference.features is not None:
     arrays["features"] = reference.features
   save_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
-def read(path: str, extractor: Extractor) -> Reference:
+def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Reference:
   """A reference from ours, pytorch-fid's and EDM's files ("mu", "sigma"), or the official code's ("pool_3").
 
   Raises:
-    BadInput: where there is none, or it is of another extractor.
+    BadInput: where there is none, or it is of another extractor, or of images of another `shape`.
   """
   try:
     with np.load(path) as file:
       arrays = {key: file[key] for key in file}
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
     raise BadInput(
-      f"eval.reference={path!r} cannot be read ({error}). Make it: python -m score_sde.metrics."
+      f"eval.reference={path!r} cannot be read as an NPZ ({error}). Make it: python -m score_sde.metrics stats "
+      "OUTPUT.npz --config=FILE."
     ) from error
   if "pool_3" in arrays:
     features = arrays["pool_3"]
@@ -191,34 +230,46 @@ def read(path: str, extractor: Extractor) -> Reference:
   elif {"mu", "sigma"} <= set(arrays):
     count = int(arrays.get("count", 50_000))
     moments = Moments(count, arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64) * (count - 1))
-    found = Reference(str(arrays.get("extractor", "")), moments, arrays.get("features"))
+    its_shape = tuple(int(n) for n in arrays.get("shape", ()))
+    found = Reference(str(arrays.get("extractor", "")), moments, arrays.get("features"), its_shape)
   else:
     raise BadInput(f"eval.reference={path!r} holds {', '.join(arrays)}; expected mu and sigma, or pool_3.")
+  dims = len(found.moments.mean)
+  if found.moments.mean.shape != (dims,) or found.moments.scatter.shape != (dims, dims):
+    raise BadInput(
+      f"eval.reference={path!r} has a mean {found.moments.mean.shape} and a covariance {found.moments.scatter.shape}; "
+      "expected (D,) and (D, D)."
+    )
+  if not (np.isfinite(found.moments.mean).all() and np.isfinite(found.moments.scatter).all()):
+    raise BadInput(f"eval.reference={path!r} holds numbers that are not finite. Compute it anew.")
+  check_count(f"eval.reference={path!r}", found.moments.count, dims)
   name = found.extractor or ("inception-2015-12-05" if len(found.moments.mean) == 2048 else "another network")
   if name != extractor.name:
     raise BadInput(
       f"eval.reference={path!r} was computed with {name}, and eval.features asks for {extractor.name}: features of two "
       "networks cannot be compared. Compute it anew."
     )
+  if shape and found.shape and found.shape != shape:
+    raise BadInput(f"eval.reference={path!r} is of images {found.shape}, and these are {shape}. Compute it anew.")
   return found
 
 
 def of_data(config: ConfigDict, extractor: Extractor, split: str) -> Reference:
   """The reference that the `split` of the config's data is."""
   source = data.load(config, split)
-  scale = lambda images: np.round(images * (255 / (config.data.levels - 1))).astype(np.uint8)
-  batches = (scale(read()["image"]) for read in data.in_order(source, config.eval.batch_size))
-  with Bar(f"features of {data.name(config)}", len(source), " images") as bar:
+  check_count(f"data.dataset={config.data.dataset!r}", len(source), extractor.dims(data.example_shape(config)))
+
+  def parts(bar: Bar) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     done = 0
+    for read in data.in_order(source, config.eval.batch_size):
+      images = data.as_uint8(config, read()["image"])
+      yield extractor(images)
+      done += len(images)
+      bar.step(done, len(source))
 
-    def shown():
-      nonlocal done
-      for images in batches:
-        yield images
-        done += len(images)
-        bar.show(done)
-
-    return collect(extractor, shown(), config.eval.num_features)[0]
+  with Bar(f"features of {data.name(config)}", len(source), " images") as bar:
+    found, _ = collect(extractor.name, parts(bar), config.eval.num_features)
+  return dataclasses.replace(found, shape=data.example_shape(config))
 
 
 def stats(config: ConfigDict, output: str) -> None:

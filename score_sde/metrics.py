@@ -38,7 +38,9 @@ class Moments:
 
   @property
   def covariance(self) -> np.ndarray:
-    """Unbiased, (D, D)."""
+    """Unbiased, (D, D). Raises ValueError for fewer than two vectors."""
+    if self.count < 2:
+      raise ValueError(f"A covariance needs at least 2 vectors, got {self.count}.")
     return self.scatter / (self.count - 1)
 
 

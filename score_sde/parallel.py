@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 AXIS = "batch"
 Tree = Any
@@ -55,10 +56,19 @@ def check_batch_size(key: str, size: int) -> None:
     )
 
 
-def map_batch(fn: Callable, in_axes: tuple[int | None, ...], *, out_axes: Any = 0, donate: tuple[int, ...] = ()):
-  """`fn` on all local devices: arguments with axis 0 come sharded, those with axis None are the same on each device.
+def map_batch(
+  fn: Callable,
+  in_axes: tuple[int | None, ...],
+  *,
+  out_axes: Any = 0,
+  donate: tuple[int, ...] = (),
+  everywhere: bool = False,
+) -> Callable:
+  """`fn` on all devices of this host: arguments with axis 0 come sharded, those with axis None are the same on each.
 
-  `donate` names arguments whose buffers are given up; those with axis None only all together.
+  With `everywhere` the devices of all hosts work together, and `mean` is over all of them: each host calls it at the
+  same time, with its own share of the batch. `donate` names arguments whose buffers are given up; those with axis None
+  only all together.
   """
   shared = [i for i, axis in enumerate(in_axes) if axis is None]
   mapped = [i for i, axis in enumerate(in_axes) if axis is not None]
@@ -69,7 +79,10 @@ def map_batch(fn: Callable, in_axes: tuple[int | None, ...], *, out_axes: Any = 
 
   positions = [1 + mapped.index(i) for i in donate if i in mapped] + [0] * bool(shared and set(shared) <= set(donate))
   axes = (None, *(in_axes[i] for i in mapped))
-  run = jax.pmap(packed, axis_name=AXIS, in_axes=axes, out_axes=out_axes, donate_argnums=tuple(positions))
+  devices = jax.local_devices() if host_count() > 1 and not everywhere else None
+  run = jax.pmap(
+    packed, axis_name=AXIS, in_axes=axes, out_axes=out_axes, donate_argnums=tuple(positions), devices=devices
+  )
 
   def call(*arguments: Tree) -> Tree:
     # pmap loses count of the axes where an argument has no leaves, as a score without parameters: a zero goes ahead.
@@ -82,6 +95,12 @@ def run_once(fn: Callable[..., Tree], *args: Tree) -> Tree:
   """fn(*args), compiled without the passes that only pay off in a second call (a third of the time on CPU)."""
   options = {"xla_backend_optimization_level": 0} if on_cpu() else None
   return jax.jit(fn).lower(*args).compile(compiler_options=options)(*args)
+
+
+def wait_for_all(name: str) -> None:
+  """Returns once every host has come here."""
+  if host_count() > 1:
+    multihost_utils.sync_global_devices(name)
 
 
 def mean(x: Tree) -> Tree:

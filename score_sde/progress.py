@@ -21,6 +21,12 @@ def stop_asked() -> bool:
   return _asked.is_set()
 
 
+def wait(seconds: float) -> None:
+  """Sleeps. Raises Interrupted as soon as a signal asks to stop."""
+  if _asked.wait(seconds):
+    raise Interrupted
+
+
 @contextlib.contextmanager
 def stops_on_signal() -> Iterator[None]:
   """Within, SIGTERM and Ctrl-C only set a flag that long work looks at; a second Ctrl-C interrupts at once."""

@@ -1,7 +1,5 @@
 """Training: the state, one pure step, and the loop around it."""
 
-import csv
-import io
 import logging
 import math
 import pathlib
@@ -14,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
-from score_sde import checkpoints, data, evaluation, parallel, pictures
+from score_sde import checkpoints, curves, data, evaluation, parallel, pictures
 from score_sde.batch import Array, example_keys, fold
 from score_sde.config import BadInput, sde_name, signature
+from score_sde.evaluation.judge import make_judge
 from score_sde.experiment import Experiment, build, make_workdir, write_config
 from score_sde.progress import Bar, Interrupted, stop_asked
 
@@ -149,54 +147,6 @@ def restore_state(opened: Any, experiment: Experiment, workdir: str) -> TrainSta
   return TrainState(saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key)
 
 
-class Metrics:
-  """The curves of a run: TensorBoard, and metrics.csv, which a resumed run cuts back to where it resumes."""
-
-  FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss")
-
-  def __init__(self, workdir: pathlib.Path, step: int):
-    self._path = workdir / "metrics.csv"
-    rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, self.FIELDS)
-    writer.writeheader()
-    writer.writerows({k: v if k == "step" else repr(v) for k, v in row.items()} for row in rows)
-    pictures.save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
-    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
-
-  def write(self, step: int, **values: float) -> None:
-    row = {"step": step} | {k: repr(values.get(k, math.nan)) for k in self.FIELDS[1:]}
-    with self._path.open("a", newline="") as file:
-      csv.DictWriter(file, self.FIELDS).writerow(row)
-    for name, value in values.items():
-      self._tensorboard.add_scalar(name, value, step)
-    self._tensorboard.flush()
-
-  def picture(self, name: str, path: pathlib.Path, step: int) -> None:
-    """Adds a PNG to TensorBoard."""
-    import matplotlib.image
-
-    self._tensorboard.add_image(name, matplotlib.image.imread(path)[..., :3], step, dataformats="HWC")
-    self._tensorboard.flush()
-
-  def close(self) -> None:
-    self._tensorboard.close()
-
-
-def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-  """The rows of metrics.csv; a last line cut short by a kill is left out."""
-  path = pathlib.Path(workdir) / "metrics.csv"
-  if not path.exists():
-    return []
-  rows = []
-  for row in csv.DictReader(path.read_text().splitlines()):
-    try:
-      rows.append({k: int(v) if k == "step" else float(v) for k, v in row.items()})
-    except (TypeError, ValueError):
-      break
-  return rows
-
-
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +192,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   _check_frequencies(config)
   path = make_workdir(workdir)
   source, test_source = data.load(config, "train"), data.load(config, "test")
+  judge = make_judge(experiment)
   with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as opened:
     checkpoints.check(opened, signature(config), workdir)
     if parallel.is_first_host():
@@ -258,27 +209,42 @@ def train(config: ConfigDict, workdir: str) -> None:
       "Resuming" if step else "Starting", total, step, f"{parameters:,}", len(source), experiment.shape,
       parallel.describe(),
     )  # fmt: skip
-    metrics = Metrics(path, step)
+    written = curves.Curves(path, step)
     try:
+      if judge and step % t.snapshot_freq == 0 and 0 < step not in written.measured:
+        _measure(judge, state, step, written)  # the run was killed between saving and measuring
       if step < total:
-        _loop(experiment, state, step, total, source, test_source, opened, metrics, path)
+        _loop(experiment, state, step, total, source, test_source, opened, written, path, judge)
     finally:
-      metrics.close()
-  rows = read_metrics(path)
-  if rows and parallel.is_first_host():
-    series = {
-      name: tuple(np.array([(r["step"], r[name]) for r in rows if math.isfinite(r[name])]).T)
-      for name in ("loss", "eval_loss")
-      if any(math.isfinite(r[name]) for r in rows)
-    }
-    pictures.curves(path / "curves.png", series, f"{sde_name(t.sde)}, {config.model.name}: loss ({t.objective})")
+      written.close()
+  if parallel.is_first_host():
+    _draw_curves(config, path)
   if t.final_report and t.task == "score":
     evaluation.sample(config, workdir, experiment)
   if t.final_report:
     evaluation.evaluate(config, workdir, experiment)
 
 
-def _loop(experiment, state, step, total, source, test_source, opened, metrics, path):
+def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:
+  """curves.png, and fid.png where that was measured."""
+  rows, run = curves.read(path), f"{sde_name(config.training.sde)}, {config.model.name}"
+  of = lambda name: np.array([(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))])
+  loss = {name: tuple(of(name).T) for name in ("loss", "eval_loss") if len(of(name))}
+  if loss:
+    pictures.curves(path / "curves.png", loss, f"{run}: loss ({config.training.objective})")
+  if len(of("fid")):
+    how = f"{config.training.fid_samples} samples, {config.training.fid_steps} steps"
+    pictures.curves(path / "fid.png", {"FID": tuple(of("fid").T)}, f"{run}: FID of {how}")
+
+
+def _measure(judge, state, step, written):
+  """Adds a snapshot's FID to the curves."""
+  found = judge(state.ema_params)
+  log.info("Step %d: %s.", step, ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in found.items()))
+  written.write(step, **found)
+
+
+def _loop(experiment, state, step, total, source, test_source, opened, written, path, judge):
   """From `step` to `total`, saving, logging, evaluating and drawing on the way."""
   config, t = experiment.config, experiment.config.training
   train_steps, eval_loss = make_train_steps(experiment), make_eval_loss(experiment)
@@ -325,15 +291,17 @@ def _loop(experiment, state, step, total, source, test_source, opened, metrics, 
           losses = eval_loss(state.ema_params, jax.random.fold_in(eval_key, step), batch)
           row["eval_loss"] = float(jnp.mean(losses))
         if due["log_freq"] or due["eval_freq"]:
-          metrics.write(step, **row)
+          written.write(step, **row)
       if must_save:
         save()
       if stop:
         opened.wait_until_finished()
         raise Interrupted(f"Stopped by a signal at step {step}, which is saved. The same command resumes there.")
+      if due["snapshot_freq"] and judge:
+        _measure(judge, state, step, written)
       reported = step == total and t.final_report  # which draws samples of its own
       draws = t.snapshot_sampling and t.task == "score"
       if due["snapshot_freq"] and draws and not reported and parallel.is_first_host():
         picture = path / "samples" / f"step_{step:08d}.png"
         evaluation.draw(experiment, state.ema_params, step, picture)
-        metrics.picture("samples", picture, step)
+        written.picture("samples", picture, step)

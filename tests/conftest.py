@@ -31,11 +31,29 @@ def x64():
   jax.config.update("jax_enable_x64", False)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """(workdir, config): checkpoints of steps 20 (a snapshot), 30 and 40 of a small model of digits."""
+  from runs import tiny
+
+  from score_sde import training
+
+  folder = tmp_path_factory.mktemp("trained")
+  config = tiny(
+    training__n_iters=40, training__batch_size=16, training__n_jitted_steps=2, training__snapshot_freq=20,
+    training__snapshot_freq_for_preemption=10, training__log_freq=10, training__eval_freq=20,
+    training__final_report=False, sampling__num_steps=4, sampling__num_samples=9, eval__batch_size=16,
+    eval__num_examples=24,
+  )  # fmt: skip
+  training.train(config, str(folder))
+  return folder, config
+
+
 # Modules of minutes start first, so that the two workers of `pytest -n 2` end together.
 LONGEST = (
   "test_training", "test_models", "test_notebooks", "test_sampling", "test_published", "test_conditional",
-  "test_guidance", "test_likelihood", "test_sde_family", "test_bounds", "test_matching", "test_energy",
-  "test_few_step", "test_errata", "test_cli",
+  "test_guidance", "test_evaluation", "test_likelihood", "test_sde_family", "test_bounds", "test_matching",
+  "test_energy", "test_few_step", "test_errata", "test_cli",
 )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from configs import quickstart
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 TINY = (
@@ -38,3 +40,14 @@ def finish(workdir, *flags, devices=1, **options):
   process = start(workdir, *flags, devices=devices, **options)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
+
+
+def tiny(**values):
+  """The quickstart's config with a small network, and `section__key=value` changed."""
+  config = quickstart.get_config()
+  config.model.nf = 32
+  config.model.num_res_blocks = 1
+  for key, value in values.items():
+    section, name = key.split("__")
+    config[section][name] = value
+  return config

@@ -118,10 +118,10 @@ def test_samples_are_measured_in_features_of_a_classifier(runs, tmp_path, capsys
   assert again["fid"] == pytest.approx(row["fid"], rel=1e-4)
   assert again["kid"] == pytest.approx(row["kid"], rel=1e-4)
   assert "fid" in capsys.readouterr().out
-  extractor, reference = evaluation._reference(resolve(config))
+  extractor, reference = evaluation.compared_with(resolve(config), 70)
   source = data.load(config, "train")
   images = np.round(source.gather(np.arange(len(source)))["image"] * (255 / 16)).astype(np.uint8)
-  assert evaluation.sample_metrics(resolve(config), images, extractor, reference)["fid"] < 1e-3
+  assert evaluation.measure(resolve(config), [extractor(images)], extractor, reference)["fid"] < 1e-3
   config.data.image_size = 16
   with pytest.raises(BadInput, match=r"is a classifier of images with data\.image_size=8, and these have 16"):
     features.make(config)

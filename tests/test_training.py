@@ -11,21 +11,11 @@ import jax
 import numpy as np
 import pytest
 import runs
-from test_config import ROOT, load
+from runs import ROOT, tiny
 
-from score_sde import checkpoints, training
+from score_sde import checkpoints, curves, training
 from score_sde.config import BadInput, signature
 from score_sde.experiment import build
-
-
-def tiny(**values):
-  config = load(ROOT / "configs/quickstart.py")
-  config.model.nf = 32
-  config.model.num_res_blocks = 1
-  for key, value in values.items():
-    section, name = key.split("__")
-    config[section][name] = value
-  return config
 
 
 def test_the_optimizer_is_adam_with_warm_up_clipping_and_decay():
@@ -48,7 +38,7 @@ def final(workdir):
     read = opened.restore(step)
   arrays = {f"{item}{jax.tree_util.keystr(p)}": np.asarray(x) for item in ("state", "ema_params")
             for p, x in jax.tree_util.tree_leaves_with_path(read[item])}  # fmt: skip
-  rows = [{k: v for k, v in row.items() if v == v} for row in training.read_metrics(workdir)]
+  rows = [{k: v for k, v in row.items() if v == v} for row in curves.read(workdir)]
   return arrays, rows
 
 
@@ -102,7 +92,7 @@ def test_sigterm_saves_at_once_and_exits_cleanly(tmp_path):
   process = runs.start(tmp_path, *flags, "--config.training.snapshot_freq=100000")
   while "Starting" not in (line := process.stderr.readline()):
     assert line, "the run ended before it trained"
-  while not training.read_metrics(tmp_path):
+  while not curves.read(tmp_path):
     time.sleep(0.1)
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate(timeout=120)
@@ -186,25 +176,11 @@ def test_a_diverging_run_stops_at_the_first_bad_step(tmp_path):
     assert f"the checkpoint of step {max(steps)} is kept" in message
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  """A workdir with checkpoints of steps 20 (a snapshot), 30 and 40."""
-  folder = tmp_path_factory.mktemp("trained")
-  config = tiny(
-    training__n_iters=40, training__batch_size=16, training__n_jitted_steps=2, training__snapshot_freq=20,
-    training__snapshot_freq_for_preemption=10, training__log_freq=10, training__eval_freq=20,
-    training__final_report=False, sampling__num_steps=4, sampling__num_samples=9, eval__batch_size=16,
-    eval__num_examples=24,
-  )  # fmt: skip
-  training.train(config, str(folder))
-  return folder, config
-
-
 def test_a_run_leaves_curves_checkpoints_and_pictures(trained):
   folder, _ = trained
   with checkpoints.manager(str(folder)) as opened:
     assert sorted(opened.all_steps()) == [20, 30, 40]
-  assert [row["step"] for row in training.read_metrics(folder)] == [10, 20, 30, 40]
+  assert [row["step"] for row in curves.read(folder)] == [10, 20, 30, 40]
   assert (folder / "samples" / "step_00000020.png").stat().st_size > 1000
   assert (folder / "curves.png").stat().st_size > 1000
   resolved = json.loads((folder / "config.json").read_text())
@@ -216,76 +192,6 @@ def test_a_run_leaves_curves_checkpoints_and_pictures(trained):
   assert [e.step for e in events.Scalars("loss")] == [10, 20, 30, 40]
   assert "samples" in events.Tags()["images"]
   assert not [p for p in folder.rglob("*") if "tmp" in p.name]
-
-
-@pytest.mark.slow
-def test_sample_and_eval_modes_write_what_they_promise(trained, capsys):
-  folder, config = trained
-  config.eval.enable_sampling = True
-  config.eval.num_samples = 21
-  training.evaluation.sample(config, str(folder))
-  with np.load(folder / "samples.npz") as file:
-    assert file["samples"].shape == (9, 8, 8, 1)
-    assert file["samples"].dtype == np.uint8
-  assert (folder / "samples.png").exists()
-  assert (folder / "denoising.png").exists()
-  training.evaluation.evaluate(config, str(folder))
-  report = json.loads((folder / "report.json").read_text())
-  (row,) = report["checkpoints"]
-  assert row["step"] == 40
-  assert row["examples"] == 24
-  assert np.isfinite(row["bits_per_dim"])
-  assert "bits/dim on 24 test examples" in capsys.readouterr().out
-  with np.load(row["samples_file"]) as file:
-    assert file["samples"].shape == (21, 8, 8, 1)
-    # The i-th sample belongs to the i-th key, however many are drawn at once.
-    with np.load(folder / "samples.npz") as nine:
-      assert np.max(np.abs(nine["samples"].astype(int) - file["samples"][:9])) <= 1
-
-
-def test_bits_per_dim_go_on_where_they_were_stopped(trained, monkeypatch):
-  """Two of three batches of each of two repeats are on disk when the run dies; the next run does the others alone."""
-  folder, config = trained
-  config = config.copy_and_resolve_references()
-  config.eval.likelihood, config.eval.num_times, config.eval.batch_size, config.eval.num_repeats = "elbo", 4, 8, 2
-  config.eval.enable_loss, config.eval.enable_bpd, written = False, True, []
-  save = training.evaluation.pictures.save_atomically
-
-  def dies(path, write):
-    save(path, write)
-    written.append(path.name)
-    if len(written) == 5:
-      raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(training.evaluation.pictures, "save_atomically", dies)
-    with pytest.raises(KeyboardInterrupt):
-      training.evaluation.evaluate(config, str(folder))
-  left = sorted(p.name for p in (folder / "eval").glob("likelihood_*/*"))
-  assert left == sorted(written)
-  assert len(left) == 5
-  for path in (folder / "eval").glob("likelihood_*/*"):
-    np.save(path, np.load(path) + np.array([64 * np.log(2), 0, 0]))  # to be recognized: a bit/dim less
-  training.evaluation.evaluate(config, str(folder))
-  resumed = json.loads((folder / "report.json").read_text())["checkpoints"][0]
-  assert not list((folder / "eval").glob("likelihood_*"))
-  training.evaluation.evaluate(config, str(folder))
-  whole = json.loads((folder / "report.json").read_text())["checkpoints"][0]
-  assert resumed["bits_per_dim"] == pytest.approx(whole["bits_per_dim"] - 5 / 6, abs=1e-4)
-  assert whole["likelihood"] == "elbo"
-
-
-def test_snapshots_are_evaluated_by_number(trained):
-  folder, config = trained
-  config.eval.enable_bpd = config.eval.enable_sampling = False
-  config.eval.begin_ckpt, config.eval.end_ckpt = 1, 2
-  training.evaluation.evaluate(config, str(folder))
-  report = json.loads((folder / "report.json").read_text())
-  assert [row["step"] for row in report["checkpoints"]] == [20, 40]
-  config.eval.end_ckpt = 3
-  with pytest.raises(BadInput, match=r"ask for steps \[20, 40, 60\], and the workdir has \[20, 30, 40\]"):
-    training.evaluation.evaluate(config, str(folder))
-  config.eval.begin_ckpt = config.eval.end_ckpt = None
 
 
 @pytest.mark.parametrize(
@@ -351,7 +257,7 @@ def test_discrete_models_train_and_sample_on_the_official_grid(sde, predictor, c
     sampling__num_samples=8,
   )  # fmt: skip
   training.train(config, str(tmp_path))
-  losses = [row["loss"] for row in training.read_metrics(tmp_path)]
+  losses = [row["loss"] for row in curves.read(tmp_path)]
   assert losses[-1] < losses[0]
   training.evaluation.sample(config, str(tmp_path))
   with np.load(tmp_path / "samples.npz") as file:

@@ -5,6 +5,7 @@ A checkpoint holds `state` (all that training needs to go on), `ema_params` (all
 """
 
 import contextlib
+import hashlib
 import logging
 import pathlib
 import shutil
@@ -26,11 +27,16 @@ Tree = Any
 
 
 @contextlib.contextmanager
-def manager(workdir: str, keep_every: int | None = None) -> Iterator[ocp.CheckpointManager]:
-  """Opens `workdir`/checkpoints. Of the checkpoints written, the last two and the multiples of `keep_every` stay."""
+def manager(workdir: str, keep_every: int | None = None, create: bool = False) -> Iterator[ocp.CheckpointManager]:
+  """Opens `workdir`/checkpoints. Of the checkpoints written, the last two and the multiples of `keep_every` stay.
+
+  Without `keep_every` it only reads; with `create` from a folder that a training may yet fill.
+  """
   folder = (pathlib.Path(workdir) / "checkpoints").absolute()
   if keep_every is not None and parallel.is_first_host():
     _remove_unfinished(folder)
+  if create:
+    folder.mkdir(parents=True, exist_ok=True)
   keep = [policy.LatestN(2)] + ([policy.EveryNSteps(keep_every)] if keep_every else [])
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy.AnyPreservationPolicy(keep),
@@ -59,6 +65,14 @@ def _describe(tree: Tree) -> dict[str, Any]:
     jax.tree_util.keystr(path): [list(np.shape(x)), str(np.asarray(x).dtype), zlib.crc32(np.ascontiguousarray(x))]
     for path, x in leaves
   }
+
+
+def digest(tree: Tree) -> str:
+  """Eight hexadecimal digits that tell the values of one tree of arrays from another's."""
+  found = hashlib.sha256()
+  for x in jax.tree.leaves(jax.device_get(tree)):
+    found.update(np.ascontiguousarray(x))
+  return found.hexdigest()[:8]
 
 
 def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree, signature: dict[str, Any]) -> None:
@@ -142,6 +156,11 @@ def restore(
       damage = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if damage is None:
       return candidate, {name: read[name] for name in targets}
+    if step is not None and not (pathlib.Path(opened.directory) / str(step)).exists():
+      raise BadInput(
+        f"The checkpoint of step {step} of workdir {workdir!r} vanished before it was read: the training that writes "
+        "there keeps its last two and the multiples of training.snapshot_freq."
+      )
     log.warning("Checkpoint %d of %s cannot be used: %s.", candidate, workdir, damage)
   if steps:
     raise BadInput(

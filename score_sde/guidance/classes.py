@@ -28,12 +28,15 @@ class Classifier:
     network: (params, x, ratio (B,)) -> logits (B, classes).
     eps: smallest time of training.
     stratified: spread the times of a batch evenly.
+    single_sigma: sigma / alpha of the only noise level it is trained at, in place of all: no guide then, but the better
+      judge of images of little noise.
   """
 
   sde: LinearSDE
   network: Callable[..., Array]
   eps: float = 1e-5
   stratified: bool = False
+  single_sigma: float | None = None
 
   def __post_init__(self):
     if not isinstance(self.sde, LinearSDE):
@@ -53,11 +56,18 @@ class Classifier:
   def __call__(
     self, params: Any, keys: Array, x0: Array, index: Array, batch_size: int, train: bool = True, y: Array | None = None
   ) -> Array:
-    """The training loss: -log p_t(y | x_t) (B,) in nats, times uniform in [eps, T]; arguments as of `ScoreMatching`."""
+    """The training loss: -log p_t(y | x_t) (B,) in nats, times uniform in [eps, T] or that of `single_sigma`.
+
+    Arguments are those of `ScoreMatching`.
+    """
     u = uniform(fold(keys, TIME), jnp.zeros_like(x0, shape=x0.shape[:1]))
     if self.stratified:
       u = (u + index) / batch_size
-    logits = self.at_time(params, keys, x0, uniform_times(self.sde, u, self.eps))
+    if self.single_sigma is None:
+      t = uniform_times(self.sde, u, self.eps)
+    else:
+      t = self.sde.time_of_log_snr(jnp.full_like(u, -2 * math.log(self.single_sigma)))
+    logits = self.at_time(params, keys, x0, t)
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 

@@ -1,0 +1,14 @@
+"""A classifier of clean garments, for the features that samples are measured in (eval.features): ten minutes on two CPU
+cores."""
+
+from configs.classifier import fashion_mnist
+
+
+def get_config():
+  config = fashion_mnist.get_config()
+  config.training.time_sampling = "single"
+  config.training.single_sigma = 0.01
+  config.training.n_iters = 2000
+  config.optim.decay = "cosine"
+  config.eval.num_examples = 10000
+  return config
