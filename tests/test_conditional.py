@@ -6,10 +6,11 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import quickstart
 from configs.classifier import digits
-from score_sde import conditional, data, evaluation, features
+from score_sde import conditional, curves, data, evaluation, features
 from score_sde.config import CONSTRAINTS, SCORE_METHODS, BadInput, resolve
 from score_sde.training import train
 
@@ -150,3 +151,32 @@ def test_what_does_not_fit_is_refused(runs, tmp_path):
     draw(runs["model"], task="inpaint", input=str(tmp_path))
   with pytest.raises(BadInput, match="needs two inputs or more"):
     draw(runs["model"], task="interpolate", num_inputs=1)
+
+
+def test_snapshots_are_measured_while_training_and_the_best_is_known(runs, tmp_path):
+  config = small(quickstart.get_config())
+  config.training.update({"n_iters": 40, "fid_samples": 70, "fid_steps": 3})
+  with pytest.raises(BadInput, match=r"training.fid_samples=70 needs eval.features"):
+    train(config, str(tmp_path))
+  config.eval.features = runs["classifier"]
+  train(config, str(tmp_path))
+  measured = {row["step"]: row["fid"] for row in curves.read(tmp_path) if np.isfinite(row["fid"])}
+  assert sorted(measured) == [20, 40]
+  assert curves.best_step(tmp_path) == min(measured, key=measured.get)
+  assert (tmp_path / "fid.png").stat().st_size > 1000
+  events = EventAccumulator(str(tmp_path / "tensorboard"))
+  events.Reload()
+  assert [e.step for e in events.Scalars("fid")] == [20, 40]
+  assert [e.step for e in events.Scalars("recall")] == [20, 40]
+  # As if killed after the last snapshot was saved and before it was measured.
+  lines = (tmp_path / "metrics.csv").read_text().splitlines()
+  (tmp_path / "metrics.csv").write_text("\n".join(lines[:-1]) + "\n")
+  assert curves.best_step(tmp_path) == 20
+  train(config, str(tmp_path))
+  again = {row["step"]: row["fid"] for row in curves.read(tmp_path) if np.isfinite(row["fid"])}
+  assert again == pytest.approx(measured, rel=1e-3)
+  config.eval.checkpoint = "best"
+  config.eval.update({"enable_bpd": False})
+  conditional.evaluate(config, str(tmp_path))
+  row = json.loads((tmp_path / "report.json").read_text())["checkpoints"][0]
+  assert row["step"] == curves.best_step(tmp_path)

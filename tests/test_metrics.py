@@ -102,14 +102,14 @@ def test_inception_without_its_weights_says_where_they_are(monkeypatch, tmp_path
 
 def test_statistics_of_other_programs_are_read_and_those_of_other_networks_refused(tmp_path):
   inception = features.Extractor("inception-2015-12-05", lambda variables, images: (images, images), None)
-  x = np.random.default_rng(0).standard_normal((50, 2048)).astype(np.float32)
+  x = np.random.default_rng(0).standard_normal((2100, 2048)).astype(np.float32)
   np.savez(tmp_path / "official.npz", pool_3=x)
   np.savez(tmp_path / "pytorch_fid.npz", mu=x.mean(0), sigma=np.cov(x.T))
   for name in ("official", "pytorch_fid"):
     found = features.read(str(tmp_path / f"{name}.npz"), inception).moments
     np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-6)
     np.testing.assert_allclose(found.covariance, np.cov(x.T), atol=1e-6)
-  ours = features.Reference("classifier-0", metrics.Moments.of(A), A[:5])
+  ours = features.Reference("classifier-0", metrics.Moments.of(A), A[:5], (8, 8, 1))
   features.write(tmp_path / "ours.npz", ours)
   other = features.Extractor("classifier-0", inception.run, None)
   np.testing.assert_allclose(
@@ -118,6 +118,22 @@ def test_statistics_of_other_programs_are_read_and_those_of_other_networks_refus
   for name, extractor in (("ours", inception), ("official", other), ("pytorch_fid", other)):
     with pytest.raises(BadInput, match="features of two networks cannot be compared"):
       features.read(str(tmp_path / f"{name}.npz"), extractor)
+  with pytest.raises(BadInput, match=r"is of images \(8, 8, 1\), and these are \(16, 16, 1\)"):
+    features.read(str(tmp_path / "ours.npz"), other, (16, 16, 1))
+  np.savez(tmp_path / "few.npz", pool_3=x[:2048])
+  with pytest.raises(BadInput, match="gives 2048 images, too few for the covariance of 2048 features: at least 2049"):
+    features.read(str(tmp_path / "few.npz"), inception)
+  np.savez(tmp_path / "broken.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
+  with pytest.raises(BadInput, match="numbers that are not finite"):
+    features.read(str(tmp_path / "broken.npz"), inception)
+  np.savez(tmp_path / "shapes.npz", mu=np.zeros((2048, 1)), sigma=np.eye(2048))
+  with pytest.raises(BadInput, match=r"a mean \(2048, 1\)"):
+    features.read(str(tmp_path / "shapes.npz"), inception)
+  (tmp_path / "cut.npz").write_bytes((tmp_path / "ours.npz").read_bytes()[:500])
+  (tmp_path / "text.npz").write_text("nothing of the kind")
+  for name in ("cut", "text", "missing"):
+    with pytest.raises(BadInput, match="cannot be read as an NPZ"):
+      features.read(str(tmp_path / f"{name}.npz"), inception)
   np.savez(tmp_path / "wrong.npz", images=x)
   with pytest.raises(BadInput, match="holds images; expected mu and sigma, or pool_3"):
     features.read(str(tmp_path / "wrong.npz"), inception)

@@ -17,5 +17,6 @@ def of(config: ConfigDict, num_classes: int) -> ConfigDict:
   config.model = model
   config.training.task = "classifier"
   config.training.stratified = True
+  config.training.time_sampling = "uniform"
   config.eval.enable_bpd = False
   return config

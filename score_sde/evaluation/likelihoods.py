@@ -46,12 +46,16 @@ def accuracy(
 ) -> dict[str, float]:
   """The share of `source` that a classifier names rightly at ten noise levels, from little noise to the most.
 
+  One that was trained at a single level is asked at that one.
+
   Returns:
     "accuracy" at the least noise, and "accuracies" {sigma / alpha: share}; `picture` gets their curve.
   """
   config, sde = experiment.config, experiment.sde
   last, first = (float(sde.log_snr(jnp.asarray(t))) for t in (config.training.eps, sde.T))
   ratios = np.geomspace(max(np.exp(-last / 2), 0.01), np.exp(-first / 2), 10)
+  if config.training.time_sampling == "single":
+    ratios = np.array([config.training.single_sigma])
   times = np.asarray(sde.time_of_log_snr(jnp.asarray(-2 * np.log(ratios), jnp.float32)))
 
   def right(params, key, t, batch):
@@ -63,7 +67,7 @@ def accuracy(
   run = parallel.map_batch(right, (None, None, None, 0))
   at = lambda t: _over_batches("accuracy", config, source, lambda b, _: run(params, key, t, parallel.shard(b)), None)
   shares = [float(at(t).mean()) for t in times]
-  if parallel.is_first_host():
+  if parallel.is_first_host() and len(shares) > 1:
     title = f"{data.name(config)} · classifier under {sde_name(config.training.sde)} · step {step:,}"
     pictures.curves(picture, {"accuracy": (ratios, np.array(shares))}, title, xlabel="sigma / alpha", log=True)
   return {"accuracy": shares[0], "accuracies": {f"{r:.3g}": s for r, s in zip(ratios, shares, strict=True)}}
