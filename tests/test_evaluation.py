@@ -1,5 +1,6 @@
 """Evaluation: of which checkpoints, resumed where it was stopped, reported, compared."""
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -138,6 +139,7 @@ def test_what_is_waited_for_in_vain_is_named(trained, tmp_path):
     evaluation.evaluate(config, str(copy))
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_draws_no_finished_batch_again(trained, tmp_path):
   """SIGKILL after two batches of five; the first is marked, and must come through to the end."""
   folder, _ = trained
@@ -249,3 +251,16 @@ def test_reports_side_by_side_with_the_papers(trained, tmp_path, capsys):
   (tmp_path / "report.json").write_text('{"checkpoints": 3}')
   with pytest.raises(BadInput, match="is no report of --mode=eval"):
     compare.compare(str(tmp_path))
+
+
+def test_torch_fidelity_is_an_option_that_says_what_it_needs(trained):
+  folder, config = trained
+  config = config.copy_and_resolve_references()
+  config.eval.enable_bpd, config.eval.enable_sampling = False, True
+  config.eval.fidelity_engine, config.eval.features = "torch-fidelity", "inception"
+  if importlib.util.find_spec("torch_fidelity") is None:
+    with pytest.raises(BadInput, match=r"needs .*torch_fidelity, not installed here: pip install -e '.\[fidelity\]'"):
+      evaluation.evaluate(config, str(folder))
+  config.eval.fidelity_engine = "torch_fidelity"
+  with pytest.raises(BadInput, match="Did you mean 'torch-fidelity'"):
+    evaluation.evaluate(config, str(folder))

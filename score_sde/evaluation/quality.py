@@ -132,6 +132,8 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
       input1=Images(len(samples), samples.__getitem__),
       input2=Images(len(source), real),
       isc=True, fid=True, kid=True, prc=True, verbose=False, cuda=torch.cuda.is_available(),
+      save_cpu_ram=True,  # reads in this process: JAX does not survive a fork
+      feature_extractor="inception-v3-compat",  # also for precision and recall, whose own default is another network
       batch_size=features.AT_ONCE, kid_subset_size=min(1000, len(samples), len(source)),
       feature_extractor_weights_path=e.inception_path or str(features.downloaded()),
     )  # fmt: skip
