@@ -4,6 +4,7 @@ Whatever the user gave that cannot work ends in one line on stderr and exit code
 """
 
 import logging
+import os
 import pathlib
 import re
 import runpy
@@ -16,14 +17,23 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from score_sde import conditional, training
+from score_sde import conditional, parallel, training
 from score_sde.config import BadInput, unknown_key
-from score_sde.progress import Interrupted, stops_on_signal
+from score_sde.progress import Interrupted, be_silent, stops_on_signal
 
 MODES = {"train": training.train, "sample": conditional.sample, "eval": conditional.evaluate}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, curves, pictures, reports.")
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Several hosts work together, as a TPU pod, SLURM, Open MPI or Kubernetes tells."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of the first of several hosts, given to all of them."
+)
+_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator: how many processes work together.")
+_HOST_INDEX = flags.DEFINE_integer("host_index", None, "With --coordinator: which of them this is, from 0.")
+_HOST_TIMEOUT = flags.DEFINE_integer("host_timeout", 300, "Seconds after which a silent host counts as lost.")
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 
 
@@ -34,7 +44,35 @@ def _fail(message: str) -> NoReturn:
   elif "score_sde" in pathlib.Path(program).parts:
     program = f"python -m score_sde.{pathlib.Path(program).stem}"
   print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
-  sys.exit(2)
+  _leave(2)
+
+
+def _leave(code: int) -> NoReturn:
+  """Ends the program; of several hosts without waiting for the others, who may be waiting for this one."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if parallel.is_connected():
+    os._exit(code)
+  sys.exit(code)
+
+
+def _connect() -> None:
+  """Joins the other hosts, where flags say that there are any."""
+  listed = {"coordinator": _COORDINATOR.value, "num_hosts": _NUM_HOSTS.value, "host_index": _HOST_INDEX.value}
+  missing = [f"--{name}" for name, value in listed.items() if value is None]
+  if len(missing) not in (0, 3):
+    _fail(f"{' and '.join(missing)} must be given, too: --coordinator=HOST:PORT --num_hosts=N --host_index=I.")
+  if not missing and not 0 <= _HOST_INDEX.value < _NUM_HOSTS.value:
+    _fail(
+      f"--host_index={_HOST_INDEX.value} must lie in 0 to {_NUM_HOSTS.value - 1}, for --num_hosts={_NUM_HOSTS.value}."
+    )
+  if _HOST_TIMEOUT.value < 1:
+    _fail(f"--host_timeout={_HOST_TIMEOUT.value} must be positive.")
+  if not missing or _DISTRIBUTED.value:
+    parallel.connect(*listed.values(), _HOST_TIMEOUT.value)
+    if not parallel.is_first_host():
+      be_silent()
+      logging.getLogger("score_sde").setLevel(logging.WARNING)
 
 
 def _read_config(path: str) -> ConfigDict:
@@ -97,12 +135,14 @@ def _call(action: Callable[[], None]) -> None:
   logging.getLogger("score_sde").setLevel(logging.INFO)
   with stops_on_signal():
     try:
-      action()
+      _connect()
+      with parallel.hosts_lost():
+        action()
     except BadInput as error:
       _fail(str(error))
-    except training.Diverged as error:
+    except (training.Diverged, parallel.HostsError) as error:
       print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-      sys.exit(1)
+      _leave(1)
     except Interrupted as error:
       print(str(error) or "Stopped by a signal. The same command goes on.", file=sys.stderr)
 

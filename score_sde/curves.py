@@ -13,16 +13,19 @@ FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss", "fid")
 
 
 class Curves:
-  """Writes the curves; a resumed run cuts them back to where it resumes.
+  """Writes the curves; a resumed run cuts them back to where it resumes. Of several hosts, one `writes`.
 
   Attributes:
     measured: steps of the snapshots whose FID is there already.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(self, workdir: pathlib.Path, step: int, writes: bool = True):
     self._path = workdir / "metrics.csv"
     rows = [row for row in read(workdir) if row["step"] <= step]
     self.measured = {row["step"] for row in rows if _has_fid(row)}
+    self._tensorboard = None
+    if not writes:
+      return
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS)
     writer.writeheader()
@@ -32,6 +35,8 @@ class Curves:
 
   def write(self, step: int, **values: float) -> None:
     """Adds a row; values that are no field of metrics.csv go to TensorBoard alone."""
+    if not self._tensorboard:
+      return
     with self._path.open("a", newline="") as file:
       csv.DictWriter(file, FIELDS).writerow(_written({"step": step} | values))
     for name, value in values.items():
@@ -40,13 +45,16 @@ class Curves:
 
   def picture(self, name: str, path: pathlib.Path, step: int) -> None:
     """Adds a PNG to TensorBoard."""
+    if not self._tensorboard:
+      return
     import matplotlib.image
 
     self._tensorboard.add_image(name, matplotlib.image.imread(path)[..., :3], step, dataformats="HWC")
     self._tensorboard.flush()
 
   def close(self) -> None:
-    self._tensorboard.close()
+    if self._tensorboard:
+      self._tensorboard.close()
 
 
 def _written(row: dict[str, float]) -> dict[str, str]:

@@ -1,12 +1,16 @@
 """What a config describes, made: the SDE, the network as a model of its score, and the loss; and the files of a run."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +40,8 @@ from score_sde.parameterization import ScoreModel
 from score_sde.pictures import save_atomically
 from score_sde.sampling import make_grid, make_sampler, split_to_fit
 from score_sde.sde import SDE, Score, as_argument, simulate
+
+log = logging.getLogger(__name__)
 
 Params = Any
 
@@ -231,7 +237,7 @@ def load_classifier(workdir: str) -> tuple[Experiment, Params]:
   with checkpoints.manager(workdir) as opened:
     targets = {"ema_params": classifier.abstract_params()}
     _, items = checkpoints.restore(opened, targets, signature(classifier.config), workdir)
-  return classifier, items["ema_params"]
+  return classifier, parallel.local(items["ema_params"])
 
 
 def make_workdir(workdir: str) -> pathlib.Path:
@@ -239,12 +245,43 @@ def make_workdir(workdir: str) -> pathlib.Path:
   path = pathlib.Path(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / f".write_test_{os.getpid()}"
+    probe = path / f".write_test_{socket.gethostname()}_{os.getpid()}"
     probe.touch()
     probe.unlink()
   except OSError as error:
     raise BadInput(f"--workdir={workdir!r} cannot be written to ({error.strerror}). Give another.") from error
   return path
+
+
+@contextlib.contextmanager
+def claimed(path: pathlib.Path) -> Iterator[None]:
+  """Within, no other job trains in the workdir `path`. The claim is a lock that ends with the process, however it ends.
+
+  Raises:
+    BadInput: where another job holds it.
+  """
+  if not parallel.is_first_host():
+    yield
+    return
+  file = path / ".claimed"
+  with file.open("a+") as handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      handle.seek(0)
+      raise BadInput(
+        f"--workdir={str(path)!r} is another job's, which trains there now ({handle.read().strip()}). Stop it, or give "
+        "another."
+      ) from error
+    except OSError as error:  # a file system without locks
+      log.warning("%s cannot be locked (%s): nothing keeps another job from writing there.", path, error.strerror)
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+    handle.flush()
+    try:
+      yield
+    finally:
+      file.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

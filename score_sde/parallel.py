@@ -1,19 +1,69 @@
 """Devices and hosts: the only file that knows there is more than one.
 
-A function of the library works on a batch (B, ...). `map_batch` runs it on all local devices, each on its share of the
-batch in the form (devices, B / devices, ...) that `shard` makes; `mean` averages over the whole batch from within.
+A function of the library works on a batch (B, ...). `map_batch` runs it on all devices of this host, or of all hosts,
+each on its share of the batch in the form (devices, B / devices, ...) that `shard` makes; `mean` averages over the
+whole batch from within. Between hosts it is JAX's own runtime that works (`jax.distributed`); arrays that all of them
+hold are global ones: `replicate` makes them, `local` takes this host's copy.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 AXIS = "batch"
 Tree = Any
+
+
+class HostsError(RuntimeError):
+  """The hosts of a run do not come together, or one of them is gone."""
+
+
+def connect(coordinator: str | None, hosts: int | None, index: int | None, timeout: int) -> None:
+  """Joins this process to a run of several hosts, before anything else of JAX is used.
+
+  Args:
+    coordinator: HOST:PORT of the first host, where it listens; None finds all three on a TPU pod, under SLURM, Open MPI
+      or Kubernetes.
+    hosts: processes in all.
+    index: of this one, from 0.
+    timeout: seconds after which a host that does not come, or answers no more, counts as lost.
+
+  Raises:
+    HostsError: where the others do not come in time, or nothing tells who they are.
+  """
+  try:
+    jax.distributed.initialize(
+      coordinator, hosts, index, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout
+    )
+  except (RuntimeError, ValueError) as error:
+    who = f"{hosts} hosts at {coordinator}, this one {index}" if coordinator else "hosts that JAX was to find by itself"
+    raise HostsError(f"Cannot join {who}, within {timeout} s: {str(error).splitlines()[0]}") from error
+
+
+def is_connected() -> bool:
+  """Whether this process has joined others."""
+  return jax.distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def hosts_lost() -> Iterator[None]:
+  """Turns what JAX raises where another host has died into HostsError."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if host_count() == 1:
+      raise
+    raise HostsError(
+      f"Host {host_index()} of {host_count()} has lost another one: {str(error).splitlines()[0]}. The same commands on "
+      "all hosts resume at the newest checkpoint."
+    ) from error
 
 
 def device_count() -> int:
@@ -79,7 +129,9 @@ def map_batch(
 
   positions = [1 + mapped.index(i) for i in donate if i in mapped] + [0] * bool(shared and set(shared) <= set(donate))
   axes = (None, *(in_axes[i] for i in mapped))
-  devices = jax.local_devices() if host_count() > 1 and not everywhere else None
+  if everywhere and host_count() > 1:
+    return _map_over_hosts(packed, shared, mapped, out_axes, tuple(positions))
+  devices = jax.local_devices() if host_count() > 1 else None
   run = jax.pmap(
     packed, axis_name=AXIS, in_axes=axes, out_axes=out_axes, donate_argnums=tuple(positions), devices=devices
   )
@@ -89,6 +141,54 @@ def map_batch(
     return run((np.zeros(()), *(arguments[i] for i in shared)), *(arguments[i] for i in mapped))
 
   return call
+
+
+def _map_over_hosts(packed: Callable, shared: list[int], mapped: list[int], out_axes: Any, donated: tuple[int, ...]):
+  """`map_batch` over the devices of all hosts: pmap's own form of it does not keep donated arguments alive."""
+  mesh = _mesh()
+
+  def on_device(first: tuple, *rest: Tree) -> Tree:
+    out = packed(first, *jax.tree.map(lambda x: x[0], rest))
+    return out if out_axes is None else jax.tree.map(lambda x: x[None], out)
+
+  specs = (P(), *(P(AXIS) for _ in mapped))
+  out_specs = P() if out_axes is None else P(AXIS)
+  over_mesh = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+  run = jax.jit(over_mesh, donate_argnums=donated)
+  share = lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), np.asarray(x))
+
+  def call(*arguments: Tree) -> Tree:
+    first = replicate((np.zeros(()), *(arguments[i] for i in shared)))
+    return run(first, *(jax.tree.map(share, arguments[i]) for i in mapped))
+
+  return call
+
+
+def _mesh() -> Mesh:
+  """All devices of all hosts in a row."""
+  return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def replicate(tree: Tree) -> Tree:
+  """The same arrays on all devices of all hosts, as global ones; on a single host, `tree` itself."""
+  if host_count() == 1:
+    return tree
+  everywhere = NamedSharding(_mesh(), P())
+
+  def one(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.jit(jax.random.wrap_key_data, out_shardings=everywhere)(one(jax.random.key_data(x)))
+    return jax.make_array_from_process_local_data(everywhere, np.asarray(x))
+
+  return jax.tree.map(one, tree)
+
+
+def local(tree: Tree) -> Tree:
+  """This host's copy of arrays that all hosts hold; arrays of this host alone as they are."""
+  mine = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and not x.is_fully_addressable else x
+  return jax.tree.map(mine, tree)
 
 
 def run_once(fn: Callable[..., Tree], *args: Tree) -> Tree:
@@ -101,6 +201,13 @@ def wait_for_all(name: str) -> None:
   """Returns once every host has come here."""
   if host_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def any_host(flag: bool) -> bool:
+  """Whether `flag` is set on any host; all call it together."""
+  if host_count() == 1:
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def mean(x: Tree) -> Tree:
@@ -131,9 +238,13 @@ def shard(tree: Tree, axis: int = 0) -> Tree:
   return jax.tree.map(split, tree)
 
 
-def on_this_host(abstract: Tree) -> Tree:
-  """Abstract arrays, placed on this host's first device: what a checkpoint is restored to, whoever wrote it."""
-  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def placed(abstract: Tree) -> Tree:
+  """Abstract arrays with the place that a checkpoint is restored to, whoever wrote it.
+
+  That is this host's first device, or all devices of all hosts.
+  """
+  single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  place = single if host_count() == 1 else NamedSharding(_mesh(), P())
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
 
 

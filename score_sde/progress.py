@@ -14,6 +14,13 @@ class Interrupted(Exception):
 
 
 _asked = threading.Event()
+_silent = False
+
+
+def be_silent() -> None:
+  """No bars from here on: the first host's are enough."""
+  global _silent
+  _silent = True
 
 
 def stop_asked() -> bool:
@@ -60,6 +67,7 @@ class Bar:
       dynamic_ncols=terminal,
       ncols=None if terminal else 110,
       leave=True,
+      disable=_silent,
     )
 
   def __enter__(self) -> "Bar":

@@ -17,7 +17,7 @@ from score_sde import checkpoints, curves, data, evaluation, parallel, pictures
 from score_sde.batch import Array, example_keys, fold
 from score_sde.config import BadInput, sde_name, signature
 from score_sde.evaluation.judge import make_judge
-from score_sde.experiment import Experiment, build, make_workdir, write_config
+from score_sde.experiment import Experiment, build, claimed, make_workdir, write_config
 from score_sde.progress import Bar, Interrupted, stop_asked
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,9 @@ def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tup
   # XLA's CPU backend runs the gradient of a convolution 20 to 40 times slower inside a loop than outside.
   convolves = any(x.ndim == 4 for x in jax.tree.leaves(experiment.abstract_params()))
   if not (convolves and parallel.on_cpu()):
-    return parallel.map_batch(lambda *args: jax.lax.scan(step, *args), (None, 0), out_axes=None, donate=(0,))
+    return parallel.map_batch(
+      lambda *args: jax.lax.scan(step, *args), (None, 0), out_axes=None, donate=(0,), everywhere=True
+    )
 
   def block(state, batches):
     metrics = []
@@ -109,7 +111,7 @@ def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tup
       metrics.append(values)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *metrics)
 
-  return parallel.map_batch(block, (None, 0), out_axes=None, donate=(0,))
+  return parallel.map_batch(block, (None, 0), out_axes=None, donate=(0,), everywhere=True)
 
 
 def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:
@@ -188,9 +190,14 @@ def train(config: ConfigDict, workdir: str) -> None:
   """
   experiment = build(config)
   config = experiment.config
-  t = config.training
   _check_frequencies(config)
   path = make_workdir(workdir)
+  with claimed(path):
+    _train(experiment, path, workdir)
+
+
+def _train(experiment: Experiment, path: pathlib.Path, workdir: str) -> None:
+  config, t = experiment.config, experiment.config.training
   source, test_source = data.load(config, "train"), data.load(config, "test")
   judge = make_judge(experiment)
   with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as opened:
@@ -200,6 +207,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     state = restore_state(opened, experiment, workdir)
     if state is None:
       state = parallel.run_once(lambda: init_state(experiment))
+    state = parallel.replicate(state)
     step = int(state.step)
     checkpoints.remove_newer(opened, step)
     total = -(-t.n_iters // t.n_jitted_steps) * t.n_jitted_steps
@@ -209,7 +217,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       "Resuming" if step else "Starting", total, step, f"{parameters:,}", len(source), experiment.shape,
       parallel.describe(),
     )  # fmt: skip
-    written = curves.Curves(path, step)
+    written = curves.Curves(path, step, writes=parallel.is_first_host())
     try:
       if judge and step % t.snapshot_freq == 0 and 0 < step not in written.measured:
         _measure(judge, state, step, written)  # the run was killed between saving and measuring
@@ -239,7 +247,7 @@ def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:
 
 def _measure(judge, state, step, written):
   """Adds a snapshot's FID to the curves."""
-  found = judge(state.ema_params)
+  found = judge(parallel.local(state.ema_params))
   log.info("Step %d: %s.", step, ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in found.items()))
   written.write(step, **found)
 
@@ -281,14 +289,16 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
       bar.show(step, loss=last_loss)
 
       due = {name: step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}
-      stop = stop_asked()
+      # Hosts stop together. Asking the others waits for them, so that is done where the run waits anyway.
+      asks = parallel.host_count() == 1 or any(due.values()) or step % t.snapshot_freq_for_preemption == 0
+      stop = asks and parallel.any_host(stop_asked())
       must_save = step == total or due["snapshot_freq"] or step % t.snapshot_freq_for_preemption == 0 or stop
       if must_save or due["log_freq"] or due["eval_freq"]:
         row = receive(*pending)
         pending, last_loss = None, row["loss"]
         if due["eval_freq"]:
           batch = _eval_batch(config, test_source, step)
-          losses = eval_loss(state.ema_params, jax.random.fold_in(eval_key, step), batch)
+          losses = eval_loss(parallel.local(state.ema_params), jax.random.fold_in(eval_key, step), batch)
           row["eval_loss"] = float(jnp.mean(losses))
         if due["log_freq"] or due["eval_freq"]:
           written.write(step, **row)
@@ -301,7 +311,7 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
         _measure(judge, state, step, written)
       reported = step == total and t.final_report  # which draws samples of its own
       draws = t.snapshot_sampling and t.task == "score"
-      if due["snapshot_freq"] and draws and not reported and parallel.is_first_host():
+      if due["snapshot_freq"] and draws and not reported:
         picture = path / "samples" / f"step_{step:08d}.png"
-        evaluation.draw(experiment, state.ema_params, step, picture)
+        evaluation.draw(experiment, parallel.local(state.ema_params), step, picture)
         written.picture("samples", picture, step)

@@ -35,6 +35,7 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
   folder = (pathlib.Path(workdir) / "checkpoints").absolute()
   if keep_every is not None and parallel.is_first_host():
     _remove_unfinished(folder)
+  parallel.wait_for_all(f"checkpoints in {folder}")
   if create:
     folder.mkdir(parents=True, exist_ok=True)
   keep = [policy.LatestN(2)] + ([policy.EveryNSteps(keep_every)] if keep_every else [])
@@ -144,7 +145,7 @@ def restore(
       raise BadInput(f"workdir {workdir!r} has no checkpoint of step {step}; it has {sorted(steps) or 'none'}.")
     steps = [step]
   for candidate in steps:
-    items = {name: ocp.args.StandardRestore(parallel.on_this_host(target)) for name, target in targets.items()}
+    items = {name: ocp.args.StandardRestore(parallel.placed(target)) for name, target in targets.items()}
     try:
       manifest = _manifest(opened, candidate)
       check_signature(manifest["signature"], signature, workdir)

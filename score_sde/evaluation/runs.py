@@ -43,7 +43,7 @@ def restore(opened: Any, experiment: Experiment, workdir: str, step: int | None 
   """(step, EMA parameters) of the newest sound checkpoint, or that of `step`."""
   targets = {"ema_params": experiment.abstract_params()}
   step, items = checkpoints.restore(opened, targets, signature(experiment.config), workdir, step)
-  return step, items["ema_params"]
+  return step, parallel.local(items["ema_params"])
 
 
 def _chosen_step(config: ConfigDict, workdir: str) -> int | None:

@@ -103,7 +103,8 @@ def draw_samples(experiment: Experiment, params: Params, total: int, frames: int
 def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> None:
   """Writes the grid of sampling.num_samples samples to `path`."""
   samples, nfe, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
-  pictures.sample_grid(path, samples[:SHOWN], title(experiment, step, nfe))
+  if parallel.is_first_host():
+    pictures.sample_grid(path, samples[:SHOWN], title(experiment, step, nfe))
 
 
 def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
