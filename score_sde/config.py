@@ -124,6 +124,9 @@ def default_config() -> ConfigDict:
   training.batch_size = 128
   training.n_iters = 1300001
   training.n_jitted_steps = 5
+  training.accumulation = 1  # parts that a device's share of the batch is worked through in, to save memory
+  training.parallelism = "pmap"  # a copy of the state on each device; or fsdp: state and gradients split among them
+  training.fsdp_devices = 0  # that share one copy under fsdp; 0: all
   training.log_freq = 50
   training.eval_freq = 100
   training.snapshot_freq = 50000
@@ -335,6 +338,7 @@ _CHOICES = {
   "optim.decay": ("none", "cosine"),
   "eval.bpd_dataset": ("train", "test"),
   "eval.likelihood": ("ode", "elbo", "chain"),
+  "training.parallelism": ("pmap", "fsdp"),
   "eval.quantization": ("truncate", "round"),
   "eval.save_samples": ("npz", "png", "array_record", "none"),
   "eval.fidelity_engine": ("own", "torch-fidelity"),
@@ -350,7 +354,8 @@ _POSITIVE = (
   "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
   "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
   "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
-  "eval.num_probes", "eval.num_features", "training.fid_steps", "eval.num_times", "eval.rtol", "eval.atol",
+  "eval.num_probes", "eval.num_features", "eval.num_times", "eval.rtol", "eval.atol", "training.fid_steps",
+  "training.accumulation",
   "model.blocks_per_group", "model.channel_multiplier",
   "guidance.num_inputs", "guidance.samples_per_input", "guidance.prior_variance", "guidance.iterations",
 )  # fmt: skip
@@ -464,7 +469,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     value = get(config, key)
     if not value > 0 or not math.isfinite(value):
       raise BadInput(f"{key} must be positive, got {value}.")
-  for key in ("eval.wait_minutes", "training.fid_samples"):
+  for key in ("eval.wait_minutes", "training.fid_samples", "training.fsdp_devices"):
     if not 0 <= get(config, key) < math.inf:
       raise BadInput(f"{key} must be 0 or positive, got {get(config, key)}.")
   if not re.fullmatch(r"report\w*", config.eval.report):

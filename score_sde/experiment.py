@@ -132,7 +132,9 @@ def build(config: ConfigDict) -> Experiment:
   config = resolve(config)
   shape = data.example_shape(config)
   with as_bad_input():
-    parallel.check_batch_size("training.batch_size", config.training.batch_size)
+    parallel.check_batch_size("training.batch_size", config.training.batch_size, config.training.accumulation)
+    if config.training.parallelism == "fsdp":
+      parallel.fsdp_mesh(config.training.fsdp_devices)
     sde = make_sde(config)
     network = models.create(config, shape)
     apply = lambda params, *args: network.apply({"params": params}, *args)

@@ -7,6 +7,7 @@ hold are global ones: `replicate` makes them, `local` takes this host's copy.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "batch"
+# The two axes of a mesh with sharded parameters: both split the batch, the second also the parameters.
+DATA, FSDP = "data", "fsdp"
+# Arrays below this size are not worth a collective: every device has all of them.
+SMALLEST_SHARDED = 2**12
 Tree = Any
 
 
@@ -57,7 +62,7 @@ def hosts_lost() -> Iterator[None]:
   """Turns what JAX raises where another host has died into HostsError."""
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
+  except RuntimeError as error:  # JAX's, or orbax's around it
     if host_count() == 1:
       raise
     raise HostsError(
@@ -95,13 +100,14 @@ def describe() -> str:
   return f"{total} {devices[0].platform} device{'s' * (total > 1)} on {hosts} host{'s' * (hosts > 1)}"
 
 
-def check_batch_size(key: str, size: int) -> None:
-  """Raises ValueError unless the global batch `size`, set by the config's `key`, divides among all devices."""
-  total = jax.device_count()
+def check_batch_size(key: str, size: int, parts: int = 1) -> None:
+  """Raises ValueError unless the global batch `size`, the config's `key`, divides into `parts` on each device."""
+  total = jax.device_count() * parts
   if size < 1 or size % total:
     nearest = max(total, round(size / total) * total)
+    accumulated = f" in training.accumulation={parts} parts" if parts > 1 else ""
     raise ValueError(
-      f"{key}={size} does not divide among {describe()}: it must be a positive multiple of {total}. "
+      f"{key}={size} does not divide among {describe()}{accumulated}: it must be a positive multiple of {total}. "
       f"Try --config.{key}={nearest}."
     )
 
@@ -186,9 +192,16 @@ def replicate(tree: Tree) -> Tree:
 
 
 def local(tree: Tree) -> Tree:
-  """This host's copy of arrays that all hosts hold; arrays of this host alone as they are."""
-  mine = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and not x.is_fully_addressable else x
-  return jax.tree.map(mine, tree)
+  """This host's copy, on its first device, of arrays that are spread over devices or hosts; others as they are."""
+
+  def one(x):
+    if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
+      return x
+    if not x.is_fully_replicated:
+      x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
+    return x.addressable_data(0)
+
+  return jax.tree.map(one, tree)
 
 
 def run_once(fn: Callable[..., Tree], *args: Tree) -> Tree:
@@ -201,6 +214,83 @@ def wait_for_all(name: str) -> None:
   """Returns once every host has come here."""
   if host_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+# --- sharded parameters -----------------------------------------------------------------------------------------------
+
+
+def fsdp_mesh(size: int) -> Mesh:
+  """All devices of all hosts, as (data, fsdp): parameters are split among `size` devices next to each other.
+
+  Raises:
+    ValueError: where `size` does not divide the number of devices.
+  """
+  total = jax.device_count()
+  size = size or total
+  if total % size:
+    raise ValueError(f"training.fsdp_devices={size} does not divide {describe()}. Give a divisor of {total}.")
+  return Mesh(np.array(jax.devices()).reshape(total // size, size), (DATA, FSDP))
+
+
+def _spec(x: Any, size: int) -> P:
+  """How an array is split among `size` devices: along its longest axis that they divide."""
+  axes = [i for i, n in enumerate(x.shape) if n % size == 0]
+  if not axes or math.prod(x.shape) < SMALLEST_SHARDED or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return P()
+  longest = max(axes, key=lambda i: x.shape[i])
+  return P(*(FSDP if i == longest else None for i in range(longest + 1)))
+
+
+def shardings(abstract: Tree, mesh: Mesh) -> Tree:
+  """Where each array of a tree, such as a training state, lives on an `fsdp_mesh`."""
+  return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x, mesh.shape[FSDP])), abstract)
+
+
+def over_shards(value_and_grad: Callable[..., tuple[jax.Array, Tree]], mesh: Mesh):
+  """(params, batch, *same) -> (value, gradient) where parameters and gradient are split as `shardings` says.
+
+  `value_and_grad(params, batch, *same)` is of a device's share of the batch, with whole parameters: these are gathered
+  before it, and its gradients are averaged by a reduce-scatter. Zhao et al. 2023 (FSDP).
+  """
+  size = mesh.shape[FSDP]
+
+  def whole(x: jax.Array, spec: P) -> jax.Array:
+    return jax.lax.all_gather(x, FSDP, axis=spec.index(FSDP), tiled=True) if FSDP in spec else x
+
+  def share(g: jax.Array, spec: P) -> jax.Array:
+    if FSDP not in spec:
+      return jax.lax.pmean(g, (DATA, FSDP))
+    return jax.lax.pmean(jax.lax.psum_scatter(g, FSDP, scatter_dimension=spec.index(FSDP), tiled=True) / size, DATA)
+
+  def call(params: Tree, batch: Tree, *same: Any) -> tuple[jax.Array, Tree]:
+    specs = jax.tree.map(lambda x: _spec(x, size), params)
+
+    def on_device(params: Tree, batch: Tree, *same: Any) -> tuple[jax.Array, Tree]:
+      value, gradient = value_and_grad(jax.tree.map(whole, params, specs), batch, *same)
+      return jax.lax.pmean(value, (DATA, FSDP)), jax.tree.map(share, gradient, specs)
+
+    run = jax.shard_map(
+      on_device, mesh=mesh, in_specs=(specs, P((DATA, FSDP)), *(P() for _ in same)), out_specs=(P(), specs),
+      check_vma=False,
+    )  # fmt: skip
+    return run(params, batch, *same)
+
+  return call
+
+
+def on_mesh(fn: Callable, mesh: Mesh, state: Tree) -> Callable[[Tree, Tree], tuple[Tree, Tree]]:
+  """`fn(state, batches) -> (state, metrics)`, compiled for a state that stays split as `shardings` of `state` says.
+
+  `batches` are this host's share, (steps, b, ...); the state's buffers are given up for the new one's.
+  """
+  place, everywhere = shardings(state, mesh), NamedSharding(mesh, P())
+  split = NamedSharding(mesh, P(None, (DATA, FSDP)))
+  run = jax.jit(fn, in_shardings=(place, split), out_shardings=(place, everywhere), donate_argnums=0)
+  share = lambda x: jax.make_array_from_process_local_data(split, np.asarray(x))
+  return lambda state, batches: run(state, jax.tree.map(share, batches))
+
+
+# --- collectives ------------------------------------------------------------------------------------------------------
 
 
 def any_host(flag: bool) -> bool:
@@ -238,11 +328,14 @@ def shard(tree: Tree, axis: int = 0) -> Tree:
   return jax.tree.map(split, tree)
 
 
-def placed(abstract: Tree) -> Tree:
+def placed(abstract: Tree, mesh: Mesh | None = None) -> Tree:
   """Abstract arrays with the place that a checkpoint is restored to, whoever wrote it.
 
-  That is this host's first device, or all devices of all hosts.
+  That is split over an `fsdp_mesh`, where one is given; else this host's first device, or all devices of all hosts.
   """
+  if mesh is not None:
+    split = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(split, abstract, shardings(abstract, mesh))
   single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   place = single if host_count() == 1 else NamedSharding(_mesh(), P())
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)

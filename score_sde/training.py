@@ -1,5 +1,6 @@
 """Training: the state, one pure step, and the loop around it."""
 
+import functools
 import logging
 import math
 import pathlib
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_sde import checkpoints, curves, data, evaluation, parallel, pictures
@@ -69,19 +71,20 @@ def init_state(experiment: Experiment) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, jax.random.fold_in(key, TRAIN))
 
 
-def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """One step on this device's share of a batch: (state, batch) -> (state, {"loss", "grad_norm", "update_norm"})."""
-  config, loss, optimizer = experiment.config, experiment.loss, make_optimizer(experiment.config)
+def make_train_step(
+  experiment: Experiment, mesh: Mesh | None = None
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """One step: (state, batch) -> (state, {"loss", "grad_norm", "update_norm"}).
+
+  Without a `mesh` it is of a device's share of the batch, inside `parallel.map_batch`; with one of the whole batch, and
+  of a state split over the mesh.
+  """
+  config, optimizer = experiment.config, make_optimizer(experiment.config)
+  of_share = _value_and_grad(experiment)
+  value_and_grad = parallel.over_shards(of_share, mesh) if mesh else lambda *args: parallel.mean(of_share(*args))
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    keys = example_keys(jax.random.fold_in(state.key, state.step), batch["index"])
-    x = data.prepare(config, fold(keys, DATA), batch["image"], train=True)
-
-    def objective(params):
-      y = experiment.classes(batch["label"])
-      return jnp.mean(loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size, y=y))
-
-    value, gradient = parallel.mean(jax.value_and_grad(objective)(state.params))
+    value, gradient = value_and_grad(state.params, batch, jax.random.fold_in(state.key, state.step))
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     rate = config.model.ema_rate
@@ -94,24 +97,75 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
   return step
 
 
-def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """`n_jitted_steps` steps in one dispatch on all devices: batches are sharded (devices, steps, b, ...)."""
-  step, n = make_train_step(experiment), experiment.config.training.n_jitted_steps
-  # XLA's CPU backend runs the gradient of a convolution 20 to 40 times slower inside a loop than outside.
-  convolves = any(x.ndim == 4 for x in jax.tree.leaves(experiment.abstract_params()))
-  if not (convolves and parallel.on_cpu()):
-    return parallel.map_batch(
-      lambda *args: jax.lax.scan(step, *args), (None, 0), out_axes=None, donate=(0,), everywhere=True
-    )
+def _value_and_grad(experiment: Experiment) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
+  """(params, batch, key) -> the mean loss of a device's share of the batch and its gradient.
 
-  def block(state, batches):
+  The share is worked through in training.accumulation parts, one after the other.
+  """
+  config, loss, parts = experiment.config, experiment.loss, experiment.config.training.accumulation
+
+  def objective(params: Any, batch: dict, key: Array) -> Array:
+    keys = example_keys(key, batch["index"])
+    x, y = data.prepare(config, fold(keys, DATA), batch["image"], train=True), experiment.classes(batch["label"])
+    return jnp.mean(loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size, y=y))
+
+  one = jax.value_and_grad(objective)
+  if parts == 1:
+    return one
+
+  def accumulated(params: Any, batch: dict, key: Array) -> tuple[Array, Any]:
+    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    add = lambda total, part: jax.tree.map(jnp.add, total, one(params, part, key))
+    first, *others = (jax.tree.map(lambda x, i=i: x[i], split) for i in range(parts))
+    if _unrolls(experiment):
+      total = functools.reduce(add, others, one(params, first, key))
+    else:
+      zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+      total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zeros, split)
+    return jax.tree.map(lambda x: x / parts, total)
+
+  return accumulated
+
+
+def _unrolls(experiment: Experiment) -> bool:
+  """XLA's CPU backend runs the gradient of a convolution 20 to 40 times slower inside a loop than outside."""
+  return parallel.on_cpu() and any(x.ndim == 4 for x in jax.tree.leaves(experiment.abstract_params()))
+
+
+def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """`n_jitted_steps` steps in one dispatch on all devices: (state, this host's batches (steps, b, ...)) -> the same.
+
+  The state is that of `place`; its buffers are given up.
+  """
+  mesh = make_mesh(experiment.config)
+  step, n = make_train_step(experiment, mesh), experiment.config.training.n_jitted_steps
+
+  def unrolled(state, batches):
     metrics = []
     for i in range(n):
       state, values = step(state, jax.tree.map(lambda x: x[i], batches))
       metrics.append(values)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *metrics)
 
-  return parallel.map_batch(block, (None, 0), out_axes=None, donate=(0,), everywhere=True)
+  steps = unrolled if _unrolls(experiment) else lambda *args: jax.lax.scan(step, *args)
+  if mesh is not None:
+    return parallel.on_mesh(steps, mesh, jax.eval_shape(lambda: init_state(experiment)))
+  run = parallel.map_batch(steps, (None, 0), out_axes=None, donate=(0,), everywhere=True)
+  return lambda state, batches: run(state, parallel.shard(batches, axis=1))
+
+
+def make_mesh(config: ConfigDict) -> Mesh | None:
+  """The mesh that training.parallelism="fsdp" splits the state over; None for "pmap"."""
+  return parallel.fsdp_mesh(config.training.fsdp_devices) if config.training.parallelism == "fsdp" else None
+
+
+def start_state(experiment: Experiment) -> TrainState:
+  """The state before the first step, where `make_train_steps` wants it."""
+  mesh = make_mesh(experiment.config)
+  if mesh is None:
+    return parallel.replicate(parallel.run_once(lambda: init_state(experiment)))
+  place = parallel.shardings(jax.eval_shape(lambda: init_state(experiment)), mesh)
+  return jax.jit(lambda: init_state(experiment), out_shardings=place)()
 
 
 def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:
@@ -137,10 +191,10 @@ def saved_form(state: TrainState) -> dict[str, Any]:
 
 
 def restore_state(opened: Any, experiment: Experiment, workdir: str) -> TrainState | None:
-  """The newest sound state in `workdir`, None where there is none."""
+  """The newest sound state in `workdir`, where `make_train_steps` wants it; None where there is none."""
   abstract = jax.eval_shape(lambda: init_state(experiment))
   targets = {"state": jax.eval_shape(saved_form, abstract), "ema_params": abstract.ema_params}
-  found = checkpoints.restore(opened, targets, signature(experiment.config), workdir)
+  found = checkpoints.restore(opened, targets, signature(experiment.config), workdir, mesh=make_mesh(experiment.config))
   if found is None:
     return None
   _, items = found
@@ -164,10 +218,10 @@ def _check_frequencies(config: ConfigDict) -> None:
 
 
 def _blocks(config: ConfigDict, batches: Iterator[dict]) -> Iterator[dict]:
-  """Batches of `n_jitted_steps` steps together, sharded."""
+  """Batches of `n_jitted_steps` steps together."""
   while True:
     block = [next(batches) for _ in range(config.training.n_jitted_steps)]
-    yield parallel.shard(jax.tree.map(lambda *x: np.stack(x), *block), axis=1)
+    yield jax.tree.map(lambda *x: np.stack(x), *block)
 
 
 def _eval_batch(config: ConfigDict, source: data.Source, step: int) -> dict:
@@ -206,8 +260,7 @@ def _train(experiment: Experiment, path: pathlib.Path, workdir: str) -> None:
       write_config(config, path)
     state = restore_state(opened, experiment, workdir)
     if state is None:
-      state = parallel.run_once(lambda: init_state(experiment))
-    state = parallel.replicate(state)
+      state = start_state(experiment)
     step = int(state.step)
     checkpoints.remove_newer(opened, step)
     total = -(-t.n_iters // t.n_jitted_steps) * t.n_jitted_steps

@@ -1,7 +1,7 @@
 """Checkpoints: orbax, asynchronous and atomic, each with a manifest that says what it belongs to and its checksums.
 
 A checkpoint holds `state` (all that training needs to go on), `ema_params` (all that sampling needs) and `manifest`
-(the config's signature, and shape, dtype and CRC-32 of every array).
+(the config's signature, and shape, dtype and checksum of every array).
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
@@ -59,12 +60,35 @@ def exists(workdir: str) -> bool:
   return any(p.name.isdigit() for p in (pathlib.Path(workdir) / "checkpoints").glob("*"))
 
 
+def _weighted_sum(x: Any, xp: Any = np) -> Any:
+  """Sum of an array's words, each times an odd number of its own, modulo 2³²: any single word that changes changes it.
+
+  The order of summation does not matter, so devices that hold a part each find the same sum.
+  """
+  bits = x.view(f"uint{8 * min(x.dtype.itemsize, 4)}") if x.ndim else x.reshape(1).view(f"uint{8 * x.dtype.itemsize}")
+  place = xp.zeros((), xp.uint32)
+  for n, axis in zip(bits.shape, range(bits.ndim), strict=True):
+    along = xp.arange(n, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(bits.ndim)])
+    place = place * xp.uint32(n % 2**32) + along
+  return xp.sum(bits.astype(xp.uint32) * (2 * place + 1), dtype=xp.uint32)
+
+
+def _checksums(tree: Tree) -> list[int]:
+  """Of every array; what is spread over hosts is summed where it lies."""
+  leaves = jax.tree.leaves(tree)
+  if all(not isinstance(x, jax.Array) or x.is_fully_addressable for x in leaves):
+    with np.errstate(over="ignore"):
+      return [int(_weighted_sum(np.asarray(x))) for x in jax.device_get(leaves)]
+  return [int(x) for x in jax.jit(lambda leaves: [_weighted_sum(x, jnp) for x in leaves])(leaves)]
+
+
 def _describe(tree: Tree) -> dict[str, Any]:
-  """{path: [shape, dtype, CRC-32]} of every array."""
-  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+  """{path: [shape, dtype, checksum]} of every array."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  sums = _checksums(tree)
   return {
-    jax.tree_util.keystr(path): [list(np.shape(x)), str(np.asarray(x).dtype), zlib.crc32(np.ascontiguousarray(x))]
-    for path, x in leaves
+    jax.tree_util.keystr(path): [list(np.shape(x)), str(x.dtype), total]
+    for (path, x), total in zip(leaves, sums, strict=True)
   }
 
 
@@ -80,7 +104,8 @@ def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree
   """Writes a checkpoint in the background; a step that is there already is left as it is."""
   if step in opened.all_steps():
     return
-  manifest = {"signature": signature, "state": _describe(state), "ema_params": _describe(ema_params)}
+  manifest = {"signature": signature, "checksum": "weighted sum"}
+  manifest |= {"state": _describe(state), "ema_params": _describe(ema_params)}
   items = ocp.args.Composite(
     state=ocp.args.StandardSave(state),
     ema_params=ocp.args.StandardSave(ema_params),
@@ -89,9 +114,14 @@ def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree
   opened.save(step, args=items)
 
 
-def _damage(tree: Tree, expected: dict[str, Any]) -> str | None:
-  """The first array of `tree` that is not as its manifest says."""
-  found = _describe(tree)
+def _damage(tree: Tree, manifest: dict[str, Any], item: str) -> str | None:
+  """The first array of `tree`, the `item` of a checkpoint, that is not as its manifest says."""
+  found, expected = _describe(tree), manifest[item]
+  if "checksum" not in manifest:  # of before there were several hosts: CRC-32 of the whole
+    whole = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    found = {
+      k: [*v[:2], zlib.crc32(np.ascontiguousarray(x))] for (k, v), (_, x) in zip(found.items(), whole, strict=True)
+    }
   return next((f"{path} is damaged" for path, entry in expected.items() if found.get(path) != entry), None)
 
 
@@ -127,11 +157,13 @@ def restore(
   signature: dict[str, Any],
   workdir: str,
   step: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[int, dict[str, Tree]] | None:
   """The newest sound checkpoint, or that of `step`: (step, {item: tree}).
 
   Args:
     targets: abstract trees (shapes and dtypes) of the items to read, "state" or "ema_params".
+    mesh: split what is read over it, see `parallel.placed`.
 
   Returns:
     None where there is no checkpoint. A damaged one is named, and the one before is taken.
@@ -145,12 +177,12 @@ def restore(
       raise BadInput(f"workdir {workdir!r} has no checkpoint of step {step}; it has {sorted(steps) or 'none'}.")
     steps = [step]
   for candidate in steps:
-    items = {name: ocp.args.StandardRestore(parallel.placed(target)) for name, target in targets.items()}
+    items = {name: ocp.args.StandardRestore(parallel.placed(target, mesh)) for name, target in targets.items()}
     try:
       manifest = _manifest(opened, candidate)
       check_signature(manifest["signature"], signature, workdir)
       read = opened.restore(candidate, args=ocp.args.Composite(**items))
-      damage = next(filter(None, (_damage(read[name], manifest[name]) for name in targets)), None)
+      damage = next(filter(None, (_damage(read[name], manifest, name) for name in targets)), None)
     except BadInput:
       raise
     except Exception as error:  # orbax raises many kinds for a damaged file
