@@ -1,6 +1,7 @@
 """The command lines: flags are read and checked, then one call goes into the library.
 
-Whatever the user gave that cannot work ends in one line on stderr and exit code 2; a diverged run in exit code 1.
+Whatever the user gave that cannot work ends in one line on stderr and exit code 2; what goes wrong on the way (a run
+that diverges, a lost host, a full disk) in one line and exit code 1.
 """
 
 import logging
@@ -18,7 +19,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from score_sde import conditional, parallel, training
+from score_sde.checkpoints import DiskFull
 from score_sde.config import BadInput, unknown_key
+from score_sde.data import Stalled
 from score_sde.progress import Interrupted, be_silent, stops_on_signal
 
 MODES = {"train": training.train, "sample": conditional.sample, "eval": conditional.evaluate}
@@ -140,9 +143,12 @@ def _call(action: Callable[[], None]) -> None:
         action()
     except BadInput as error:
       _fail(str(error))
-    except (training.Diverged, parallel.HostsError) as error:
+    except (training.Diverged, parallel.HostsError, DiskFull) as error:
       print(f"{sys.argv[0]}: {error}", file=sys.stderr)
       _leave(1)
+    except Stalled as error:
+      print(f"{sys.argv[0]}: {error}", file=sys.stderr, flush=True)
+      os._exit(1)  # the thread that hangs would keep the process
     except Interrupted as error:
       print(str(error) or "Stopped by a signal. The same command goes on.", file=sys.stderr)
 

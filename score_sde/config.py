@@ -127,6 +127,7 @@ def default_config() -> ConfigDict:
   training.accumulation = 1  # parts that a device's share of the batch is worked through in, to save memory
   training.parallelism = "pmap"  # a copy of the state on each device; or fsdp: state and gradients split among them
   training.fsdp_devices = 0  # that share one copy under fsdp; 0: all
+  training.data_timeout = 600.0  # seconds without a batch after which the run ends
   training.log_freq = 50
   training.eval_freq = 100
   training.snapshot_freq = 50000
@@ -355,7 +356,7 @@ _POSITIVE = (
   "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
   "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
   "eval.num_probes", "eval.num_features", "eval.num_times", "eval.rtol", "eval.atol", "training.fid_steps",
-  "training.accumulation",
+  "training.accumulation", "training.data_timeout",
   "model.blocks_per_group", "model.channel_multiplier",
   "guidance.num_inputs", "guidance.samples_per_input", "guidance.prior_variance", "guidance.iterations",
 )  # fmt: skip

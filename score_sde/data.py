@@ -11,8 +11,10 @@ import gzip
 import logging
 import os
 import pathlib
+import queue
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -401,6 +403,35 @@ def batches(config: ConfigDict, source: Source, start: int) -> Iterator[dict[str
   steps = grain.MapDataset.range(start, sys.maxsize // 2).map(batch)
   threads = 1 if isinstance(source, Arrays) else 2 * (os.cpu_count() or 1)
   return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads + 2)))
+
+
+class Stalled(Exception):
+  """What reads the data hangs."""
+
+
+def within(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
+  """The same batches. Raises Stalled where the next does not come within `seconds`."""
+  ready: queue.Queue = queue.Queue(maxsize=1)
+
+  def read() -> None:
+    try:
+      for batch in batches:
+        ready.put((batch, None))
+    except BaseException as error:  # raised where the batch is asked for
+      ready.put((None, error))
+
+  threading.Thread(target=read, daemon=True).start()
+  while True:
+    try:
+      batch, error = ready.get(timeout=seconds)
+    except queue.Empty as nothing:
+      raise Stalled(
+        f"No batch came within training.data_timeout={seconds:g} s: what reads the data hangs, as on a network disk "
+        "that is gone. Mend that, and the same command goes on from the newest checkpoint."
+      ) from nothing
+    if error is not None:
+      raise error
+    yield batch
 
 
 def in_order(

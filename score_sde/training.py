@@ -239,6 +239,8 @@ def train(config: ConfigDict, workdir: str) -> None:
 
   Raises:
     BadInput: for whatever cannot work, before anything is compiled.
+    DiskFull: where a checkpoint finds no room; the one before stays.
+    data.Stalled: where no batch comes for training.data_timeout seconds.
     Diverged: at the first loss or gradient that is not finite; the last good checkpoint stays.
     Interrupted: after a signal to stop, once the state is saved.
   """
@@ -254,6 +256,9 @@ def _train(experiment: Experiment, path: pathlib.Path, workdir: str) -> None:
   config, t = experiment.config, experiment.config.training
   source, test_source = data.load(config, "train"), data.load(config, "test")
   judge = make_judge(experiment)
+  checkpoints.check_space(
+    path, jax.eval_shape(lambda: saved_form(init_state(experiment))), experiment.abstract_params()
+  )
   with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as opened:
     checkpoints.check(opened, signature(config), workdir)
     if parallel.is_first_host():
@@ -310,7 +315,7 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
   config, t = experiment.config, experiment.config.training
   train_steps, eval_loss = make_train_steps(experiment), make_eval_loss(experiment)
   eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
-  blocks = _blocks(config, data.batches(config, source, step))
+  blocks = _blocks(config, data.within(data.batches(config, source, step), t.data_timeout))
   sig = signature(config)
   pending = None  # metrics of the newest block: waiting for them one block later keeps the host one ahead at most
   last_loss = math.nan

@@ -100,10 +100,30 @@ def digest(tree: Tree) -> str:
   return found.hexdigest()[:8]
 
 
+class DiskFull(OSError):
+  """There is no room for a checkpoint."""
+
+
+def check_space(folder: pathlib.Path, *trees: Tree) -> None:
+  """Raises DiskFull where the disk of `folder` has no room for another checkpoint of the trees."""
+  needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees))
+  free = shutil.disk_usage(folder).free
+  if free < 1.1 * needed:
+    raise DiskFull(
+      f"The disk of {str(folder)!r} has {free / 2**20:.1f} MiB left, and a checkpoint takes {needed / 2**20:.1f}. The "
+      "newest one there is whole: make room, and the same command goes on from it."
+    )
+
+
 def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree, signature: dict[str, Any]) -> None:
-  """Writes a checkpoint in the background; a step that is there already is left as it is."""
+  """Writes a checkpoint in the background; a step that is there already is left as it is.
+
+  Raises:
+    DiskFull: where there is no room for it.
+  """
   if step in opened.all_steps():
     return
+  check_space(pathlib.Path(opened.directory), state, ema_params)
   manifest = {"signature": signature, "checksum": "weighted sum"}
   manifest |= {"state": _describe(state), "ema_params": _describe(ema_params)}
   items = ocp.args.Composite(

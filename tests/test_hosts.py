@@ -1,0 +1,170 @@
+"""Real processes that train together on loopback, and what becomes of them when something goes wrong."""
+
+import os
+import shutil
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+import runs
+from test_training import assert_identical, final
+
+from score_sde import checkpoints, curves, data, training
+from score_sde.config import BadInput
+from score_sde.experiment import build, claimed
+
+WIDE = ("--config.model.nf=128", "--config.optim.decay=none")  # wide enough for fsdp to split; any length the same rate
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def start_hosts(workdir, hosts, devices, *flags, timeout=60):
+  """One process a host, each with simulated devices."""
+  together = (f"--coordinator=127.0.0.1:{free_port()}", f"--num_hosts={hosts}", f"--host_timeout={timeout}")
+  return [
+    runs.start(workdir, *WIDE, *flags, *together, f"--host_index={i}", devices=devices) for i in range(hosts)
+  ]  # fmt: skip
+
+
+def train(workdir, hosts, devices, *flags):
+  """Trains to the end; returns the losses {step: loss}."""
+  if hosts == 1:
+    code, _, err = runs.finish(workdir, *WIDE, *flags, devices=devices)
+    assert code == 0, err
+  else:
+    for process in start_hosts(workdir, hosts, devices, *flags):
+      _, err = process.communicate(timeout=300)
+      assert process.returncode == 0, err
+  return losses(workdir)
+
+
+def losses(workdir):
+  return {row["step"]: row["loss"] for row in curves.read(workdir)}
+
+
+FSDP = "--config.training.parallelism=fsdp"
+
+
+@pytest.mark.slow
+def test_hosts_train_as_one_process_does(tmp_path):
+  flags = ("--config.training.n_iters=20",)
+  alone = train(tmp_path / "alone", 1, 1, *flags)
+  assert len(alone) == 10
+  for name, hosts, more in (("two", 2, ()), ("four", 4, (FSDP,))):
+    together = train(tmp_path / name, hosts, 2, *flags, *more)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert not list((tmp_path / name).glob(".*"))  # neither a claim nor half a file
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_other_devices(tmp_path):
+  """A checkpoint of 8 devices, on 1, and on 4 and 16 with split parameters: losses are those of the run that went on."""
+  train(tmp_path / "first", 1, 8, "--config.training.n_iters=20")
+  whole = train(shutil.copytree(tmp_path / "first", tmp_path / "whole"), 1, 8, "--config.training.n_iters=40")
+  for devices, more in ((1, ()), (4, (FSDP,)), (16, (FSDP, "--config.training.fsdp_devices=4"))):
+    moved = shutil.copytree(tmp_path / "first", tmp_path / f"on_{devices}")
+    assert train(moved, 1, devices, "--config.training.n_iters=40", *more) == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_host_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path):
+  often = ("--config.training.snapshot_freq_for_preemption=20",)
+  first, second = start_hosts(tmp_path / "killed", 2, 1, "--config.training.n_iters=100000", *often)
+  deadline = time.monotonic() + 200
+  while max(losses(tmp_path / "killed"), default=0) < 50 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  second.send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  _, err = first.communicate(timeout=100)
+  assert time.monotonic() - killed < 60
+  assert first.returncode == 1
+  assert "Host 0 of 2 has lost another one" in err
+  assert "resume at the newest checkpoint" in err
+  assert "Traceback" not in err
+  with checkpoints.manager(str(tmp_path / "killed")) as opened:
+    newest = max(opened.all_steps())
+  flags = (f"--config.training.n_iters={newest + 20}", *often)
+  train(tmp_path / "killed", 2, 1, *flags)
+  train(tmp_path / "whole", 2, 1, *flags)
+  assert_identical(final(tmp_path / "killed"), final(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_host_that_does_not_come_is_waited_for_so_long_and_no_longer(tmp_path):
+  (process, late) = start_hosts(tmp_path, 2, 1, timeout=5)
+  late.kill()
+  late.communicate()
+  _, err = process.communicate(timeout=100)
+  assert process.returncode != 0
+  assert "DEADLINE_EXCEEDED" in err or "lost another one" in err or "Cannot join 2 hosts" in err
+
+
+def test_hosts_are_given_whole_or_not_at_all(tmp_path):
+  for flags, message in (
+    (("--coordinator=127.0.0.1:1",), "--num_hosts and --host_index must be given, too"),
+    (("--coordinator=127.0.0.1:1", "--num_hosts=2", "--host_index=2"), "--host_index=2 must lie in 0 to 1"),
+    (("--host_timeout=0",), "--host_timeout=0 must be positive"),
+  ):
+    code, _, err = runs.finish(tmp_path, *flags)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_two_jobs_do_not_share_a_workdir(trained, tmp_path):
+  _, config = trained
+
+  with claimed(tmp_path), pytest.raises(BadInput, match=rf"is another job's.*process {os.getpid()}"):
+    training.train(config, str(tmp_path))
+  with claimed(tmp_path):  # given up again
+    assert (tmp_path / ".claimed").exists()
+  assert not (tmp_path / ".claimed").exists()
+
+
+def test_a_full_disk_is_named_before_a_checkpoint_is_begun(trained, tmp_path, monkeypatch):
+  _, config = trained
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+  with pytest.raises(checkpoints.DiskFull, match=r"has 0.0 MiB left, and a checkpoint takes 0\.\d"):
+    training.train(config, str(tmp_path))
+  assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_reader_that_hangs_ends_the_run(monkeypatch):
+  config = build(runs.tiny()).config
+  monkeypatch.setattr(data.Arrays, "gather", lambda self, indices: time.sleep(3))
+  with pytest.raises(data.Stalled, match=r"No batch came within training.data_timeout=0.2 s"):
+    next(data.within(data.batches(config, data.Arrays(np.zeros((9, 8, 8, 1)), np.zeros(9)), 0), 0.2))
+
+
+def test_what_a_reader_raises_comes_through():
+  def batches():
+    yield 1
+    raise OSError("gone")
+
+  found = data.within(batches(), 5)
+  assert next(found) == 1
+  with pytest.raises(OSError, match="gone"):
+    next(found)
+
+
+def test_checksums_are_the_same_on_the_host_and_on_devices():
+  rng = np.random.default_rng(0)
+  half = jax.numpy.bfloat16
+  for x in (rng.normal(size=(3, 4, 5)).astype(np.float32), np.int32(7), rng.normal(size=3).astype(half), np.arange(6)):
+    x = np.asarray(x)
+    with np.errstate(over="ignore"):
+      total = checkpoints._weighted_sum(x)
+      if x.dtype.itemsize <= 4:
+        assert total == jax.jit(lambda v: checkpoints._weighted_sum(v, jax.numpy))(x)
+      for place in range(x.size):  # every bit counts
+        words = x.copy().reshape(-1).view(np.uint8)
+        words[place * x.dtype.itemsize + rng.integers(x.dtype.itemsize)] ^= 1 << rng.integers(8)
+        assert checkpoints._weighted_sum(words.view(x.dtype).reshape(x.shape)) != total
