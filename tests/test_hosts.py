@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import runs
-from test_training import assert_identical, final
 
 from score_sde import checkpoints, curves, data, training
 from score_sde.config import BadInput
@@ -49,6 +48,13 @@ def losses(workdir):
   return {row["step"]: row["loss"] for row in curves.read(workdir)}
 
 
+def state_of(workdir):
+  """What the newest checkpoint holds, on this process's device."""
+  experiment = build(runs.tiny(model__nf=128))
+  with checkpoints.manager(str(workdir)) as opened:
+    return training.saved_form(training.restore_state(opened, experiment, str(workdir)))
+
+
 FSDP = "--config.training.parallelism=fsdp"
 
 
@@ -65,10 +71,10 @@ def test_hosts_train_as_one_process_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_other_devices(tmp_path):
-  """A checkpoint of 8 devices, on 1, and on 4 and 16 with split parameters: losses are those of the run that went on."""
+  """A checkpoint of 8 devices, on 1, and on 16 with split parameters: losses are those of the run that went on."""
   train(tmp_path / "first", 1, 8, "--config.training.n_iters=20")
   whole = train(shutil.copytree(tmp_path / "first", tmp_path / "whole"), 1, 8, "--config.training.n_iters=40")
-  for devices, more in ((1, ()), (4, (FSDP,)), (16, (FSDP, "--config.training.fsdp_devices=4"))):
+  for devices, more in ((1, ()), (16, (FSDP, "--config.training.fsdp_devices=4"))):
     moved = shutil.copytree(tmp_path / "first", tmp_path / f"on_{devices}")
     assert train(moved, 1, devices, "--config.training.n_iters=40", *more) == pytest.approx(whole, abs=1e-5)
 
@@ -93,7 +99,9 @@ def test_a_killed_host_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path)
   flags = (f"--config.training.n_iters={newest + 20}", *often)
   train(tmp_path / "killed", 2, 1, *flags)
   train(tmp_path / "whole", 2, 1, *flags)
-  assert_identical(final(tmp_path / "killed"), final(tmp_path / "whole"))
+  resumed, whole = state_of(tmp_path / "killed"), state_of(tmp_path / "whole")
+  assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 @pytest.mark.slow

@@ -216,7 +216,9 @@ def computation(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [pytest.param("ve", marks=pytest.mark.longest), "vp", "subvp", "edm", "diffusers"])
+@pytest.mark.parametrize(
+  "folder", [*(pytest.param(f, marks=pytest.mark.longest) for f in ("ve", "edm")), "vp", "subvp", "diffusers"]
+)
 def test_every_config_of_the_papers_trains_and_samples_in_small(folder):
   """In a process of its own, whose compiler does not optimize: there is nothing to run twice."""
   distinct = {computation(n): n for n in FILES if n.startswith(f"{folder}/") and "fashion" not in n}

@@ -137,7 +137,7 @@ def losses_of_twenty_steps(network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["mlp", "ncsnpp"])
+@pytest.mark.parametrize("network", ["mlp", pytest.param("ncsnpp", marks=pytest.mark.longest)])
 def test_eight_devices_train_as_one(network):
   """The same global batch over 20 steps, dropout, flips and dequantization included: losses within 1e-5."""
   curves = {}
