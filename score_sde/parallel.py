@@ -8,6 +8,9 @@ hold are global ones: `replicate` makes them, `local` takes this host's copy.
 
 import contextlib
 import math
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,13 +46,25 @@ def connect(coordinator: str | None, hosts: int | None, index: int | None, timeo
   Raises:
     HostsError: where the others do not come in time, or nothing tells who they are.
   """
+  who = (
+    f"{hosts} hosts at {coordinator}, this one {index}" if coordinator else "the hosts that JAX was to find by itself"
+  )
+
+  def give_up() -> None:
+    print(f"Cannot join {who}: not all came within --host_timeout={timeout} s. Start all of them.", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+  watch = threading.Timer(timeout, give_up)  # JAX's own end of waiting is an abort with a dump of its stack
+  watch.start()
   try:
     jax.distributed.initialize(
-      coordinator, hosts, index, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout
+      coordinator, hosts, index, initialization_timeout=timeout + 60, heartbeat_timeout_seconds=timeout
     )
   except (RuntimeError, ValueError) as error:
-    who = f"{hosts} hosts at {coordinator}, this one {index}" if coordinator else "hosts that JAX was to find by itself"
-    raise HostsError(f"Cannot join {who}, within {timeout} s: {str(error).splitlines()[0]}") from error
+    raise HostsError(f"Cannot join {who}: {str(error).splitlines()[0]}") from error
+  finally:
+    watch.cancel()
 
 
 def is_connected() -> bool:
@@ -234,7 +249,7 @@ def fsdp_mesh(size: int) -> Mesh:
 
 def _spec(x: Any, size: int) -> P:
   """How an array is split among `size` devices: along its longest axis that they divide."""
-  axes = [i for i, n in enumerate(x.shape) if n % size == 0]
+  axes = [i for i, n in enumerate(x.shape) if n % size == 0 and size > 1]
   if not axes or math.prod(x.shape) < SMALLEST_SHARDED or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return P()
   longest = max(axes, key=lambda i: x.shape[i])
