@@ -1,5 +1,6 @@
 """Numbers of a trained model over a data set: its loss, a classifier's accuracy, bits/dim."""
 
+import functools
 import logging
 import math
 import pathlib
@@ -25,8 +26,13 @@ log = logging.getLogger(__name__)
 DATA, PROBE = range(2)
 
 
-def mean_loss(experiment: Experiment, params: Params, source: data.Source, key: jax.Array) -> dict[str, float]:
-  """The training loss on all of `source`, one noise and time an example, with its standard error."""
+def mean_loss(
+  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
+) -> dict[str, float]:
+  """The training loss on all of `source`, one noise and time an example, with its standard error.
+
+  The folder `cache` keeps the batches that are done, and shares them among hosts.
+  """
   config = experiment.config
   total = min(len(source), config.eval.num_examples or len(source))
 
@@ -37,12 +43,18 @@ def mean_loss(experiment: Experiment, params: Params, source: data.Source, key: 
     return experiment.loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
 
   run = parallel.map_batch(losses, (None, None, 0))
-  values = _over_batches("loss", config, source, lambda batch, _: run(params, key, parallel.shard(batch)), None)
+  values = _over_batches("loss", config, source, lambda batch: run(params, key, parallel.shard(batch)), cache)
   return _mean_and_error("loss", values)
 
 
 def accuracy(
-  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, picture: pathlib.Path, step: int
+  experiment: Experiment,
+  params: Params,
+  source: data.Source,
+  key: jax.Array,
+  picture: pathlib.Path,
+  step: int,
+  cache: pathlib.Path | None = None,
 ) -> dict[str, float]:
   """The share of `source` that a classifier names rightly at ten noise levels, from little noise to the most.
 
@@ -65,8 +77,12 @@ def accuracy(
     return jnp.argmax(logits, axis=1) == batch["label"]
 
   run = parallel.map_batch(right, (None, None, None, 0))
-  at = lambda t: _over_batches("accuracy", config, source, lambda b, _: run(params, key, t, parallel.shard(b)), None)
-  shares = [float(at(t).mean()) for t in times]
+
+  def share(i, t):
+    at_t = lambda batch: run(params, key, t, parallel.shard(batch))
+    return float(_over_batches("accuracy", config, source, at_t, cache, f"level_{i}_").mean())
+
+  shares = [share(i, t) for i, t in enumerate(times)]
   if parallel.is_first_host() and len(shares) > 1:
     title = f"{data.name(config)} · classifier under {sde_name(config.training.sde)} · step {step:,}"
     pictures.curves(picture, {"accuracy": (ratios, np.array(shares))}, title, xlabel="sigma / alpha", log=True)
@@ -79,7 +95,7 @@ def mean_bits_per_dim(
   """Bits/dim of `source` (nats of points) over eval.num_repeats dequantizations, as eval.likelihood says.
 
   "ode" is the likelihood of the probability-flow ODE; "elbo" and "chain" bound that of the reverse-time SDE and of the
-  discrete chain, from above. With a folder `cache` the batches that are done are kept there, and not done again.
+  discrete chain, from above. The folder `cache` keeps the batches that are done, and shares them among hosts.
 
   Returns:
     "bits_per_dim" and its standard error over examples, the mean number of evaluations, and how many solves failed.
@@ -92,13 +108,16 @@ def mean_bits_per_dim(
   dequantized.data.uniform_dequantization = e.likelihood != "chain"
   prepare = jax.jit(lambda keys, image: data.prepare(dequantized, fold(keys, DATA), image, train=False))
 
-  def run(batch, repeat):
+  def run(repeat, batch):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
     y = experiment.condition(batch["label"])
     return jnp.stack(log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y), axis=1)[None]
 
   name = f"bits/dim ({e.likelihood})"
-  repeats = [_over_batches(name, config, source, run, repeat, cache) for repeat in range(e.num_repeats)]
+  repeats = [
+    _over_batches(name, config, source, functools.partial(run, repeat), cache, f"repeat_{repeat}_")
+    for repeat in range(e.num_repeats)
+  ]
   log_density = np.mean([r[:, 0] for r in repeats], axis=0)
   nfe, reached = np.concatenate(repeats)[:, 1].mean(), np.concatenate(repeats)[:, 2]
   if not data.is_image(config):
@@ -146,32 +165,42 @@ def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Ar
   return by_bound
 
 
-def _over_batches(name, config, source, run, repeat, cache=None):
+def _over_batches(
+  name: str,
+  config: ConfigDict,
+  source: data.Source,
+  run: Callable[[dict], Any],
+  cache: pathlib.Path | None,
+  prefix: str = "",
+) -> np.ndarray:
   """Concatenated results of `run` on all batches of `source`, each filled up to the same size.
 
-  A batch whose results are in the folder `cache` is read from there, and every other written to it.
+  With a folder `cache`, hosts take the batches in turn; each one's results are written there, and read where they are
+  there already. Without, this host does them all.
   """
   readers = data.in_order(source, config.eval.batch_size, config.eval.num_examples)
   total = min(len(source), config.eval.num_examples or len(source))
   size = min(config.eval.batch_size, -(-total // parallel.device_count()) * parallel.device_count())
-  results = []
+  files = [cache and cache / f"{prefix}batch_{i:06d}.npy" for i in range(len(readers))]
+  results = {}
   with Bar(name, total, " examples") as bar:
     for i, read in enumerate(readers):
-      file = cache and cache / f"repeat_{repeat}_batch_{i:06d}.npy"
-      if file and file.exists():
-        results.append(np.load(file))
+      others = cache and i % parallel.host_count() != parallel.host_index()
+      if others or (cache and files[i].exists()):
         bar.show(min((i + 1) * config.eval.batch_size, total))
         continue
       batch = read()
       n = len(batch["label"])
       batch["index"] = np.arange(n, dtype=np.int32) + i * config.eval.batch_size
       batch = {k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()}
-      out = np.asarray(run(batch, repeat))
-      results.append(out.reshape(-1, *out.shape[2:])[:n])
-      if file and parallel.is_first_host():
-        pictures.save_atomically(file, lambda handle, done=results[-1]: np.save(handle, done))
+      out = np.asarray(run(batch))
+      results[i] = out.reshape(-1, *out.shape[2:])[:n]
+      if cache:
+        pictures.save_atomically(files[i], lambda handle, done=results[i]: np.save(handle, done))
       bar.step(min((i + 1) * config.eval.batch_size, total), total)
-  return np.concatenate(results)
+  if cache:
+    parallel.wait_for_all(f"{name} in {cache}")
+  return np.concatenate([results[i] if i in results else np.load(file) for i, file in enumerate(files)])
 
 
 def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:

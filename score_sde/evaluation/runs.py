@@ -208,10 +208,11 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> di
   row: dict[str, Any] = {"step": step}
   start = time.monotonic()
   if e.enable_loss:
-    row |= mean_loss(experiment, params, plan.source, jax.random.fold_in(key, LOSS))
+    row |= mean_loss(experiment, params, plan.source, jax.random.fold_in(key, LOSS), unfinished / "loss")
   if config.training.task == "classifier":
     picture = plan.path / "accuracy.png"
-    row |= accuracy(experiment, params, plan.source, jax.random.fold_in(key, LOSS), picture, step)
+    cache = unfinished / "accuracy"
+    row |= accuracy(experiment, params, plan.source, jax.random.fold_in(key, LOSS), picture, step, cache)
   if e.enable_bpd:
     cache = unfinished / "likelihood"
     row |= mean_bits_per_dim(experiment, params, plan.source, jax.random.fold_in(key, LIKELIHOOD), cache)
