@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import runs
 import safetensors.numpy
-from test_training import tiny
+from runs import tiny
 
+from configs.fashion_mnist import ddpmpp
 from score_sde import checkpoints, parallel, training
 from score_sde.checkpoints import __main__ as tool
 from score_sde.checkpoints import published, torch_file
@@ -111,6 +112,19 @@ def test_the_command_imports_exports_and_imports_again(tmp_path):
   assert all(np.array_equal(a, b) for a, b in zip(*map(_leaves, (one, two)), strict=True))
   with pytest.raises(BadInput, match="already holds checkpoints"):
     tool.import_weights(config, str(tmp_path / "a"), str(source))
+
+
+def test_the_shipped_garments_are_of_their_config(tmp_path):
+  source = runs.ROOT / "configs/fashion_mnist/ddpmpp_vpsde.safetensors"
+  assert source.stat().st_size < 4e6
+  config = ddpmpp.get_config()
+  tool.import_weights(config, str(tmp_path / "garments"), str(source))
+  with checkpoints.manager(str(tmp_path / "garments")) as opened:
+    state = training.restore_state(opened, build(config), str(tmp_path / "garments"))
+  assert int(state.step) == 2400
+  assert all(np.array_equal(a, b) for a, b in zip(_leaves(state.params), _leaves(state.ema_params), strict=True))
+  tool.export_weights(config, str(tmp_path / "garments"), str(tmp_path / "again.safetensors"), ema_only=True)
+  assert (tmp_path / "again.safetensors").read_bytes() == source.read_bytes()
 
 
 def _leaves(tree):

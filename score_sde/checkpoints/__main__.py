@@ -2,9 +2,11 @@
 
 SOURCE is a `checkpoint_N` of the official JAX code, a `.pth` of the official PyTorch code, of NCSN or of NCSNv2, a
 folder of a diffusers model (google/ddpm-*, google/ncsnpp-*) or its name on the Hugging Face hub, or a `.safetensors`
-file that `export OUTPUT.safetensors` wrote. The workdir is then ready for sampling, evaluation and further training.
+file that `export OUTPUT.safetensors` wrote (`export-ema` writes the average alone: all that sampling needs). The
+workdir is then ready for sampling, evaluation and further training.
 """
 
+import functools
 import json
 import logging
 import pathlib
@@ -73,8 +75,8 @@ def _check_settings(config: ConfigDict, settings: dict, source: str) -> None:
     raise BadInput(f"{source!r} is not the model of the config ({given}). Add {flags}, or give its own config.")
 
 
-def export_weights(config: ConfigDict, workdir: str, output: str) -> None:
-  """Writes parameters and EMA of the newest checkpoint in `workdir` to the safetensors file `output`.
+def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool = False) -> None:
+  """Writes parameters and EMA (or it alone) of the newest checkpoint in `workdir` to the safetensors file `output`.
 
   Raises:
     BadInput: where there is no checkpoint, or one of another model, or `output` is no .safetensors file.
@@ -89,9 +91,17 @@ def export_weights(config: ConfigDict, workdir: str, output: str) -> None:
   flat = lambda tree: {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
   metadata = {"step": str(int(state.step)), "signature": json.dumps(signature(experiment.config))}
   path = make_workdir(str(pathlib.Path(output).parent)) / pathlib.Path(output).name
-  published.export_safetensors(path, flat(state.params), flat(state.ema_params), metadata)
-  log.info("Wrote %s: parameters and their average at step %d.", output, int(state.step))
+  params = {} if ema_only else flat(state.params)
+  published.export_safetensors(path, params, flat(state.ema_params), metadata)
+  log.info(
+    "Wrote %s: parameters%s at step %d.", output, "' average" if ema_only else " and their average", int(state.step)
+  )
 
 
 if __name__ == "__main__":
-  cli.run_tool({"import": import_weights, "export": export_weights}, ("SOURCE or OUTPUT",))
+  tools = {
+    "import": import_weights,
+    "export": export_weights,
+    "export-ema": functools.partial(export_weights, ema_only=True),
+  }
+  cli.run_tool(tools, ("SOURCE or OUTPUT",))

@@ -387,7 +387,10 @@ def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
 
 
 def export_safetensors(path: pathlib.Path, params: Flat, ema: Flat, metadata: dict[str, str]) -> None:
-  """Writes both sets of weights to one safetensors file, as params/... and ema_params/..., atomically."""
+  """Writes both sets of weights to one safetensors file, as params/... and ema_params/..., atomically.
+
+  Without `params` ({}) the file has the half that sampling needs.
+  """
   arrays = {
     f"{item}/{k}": np.ascontiguousarray(v)
     for item, w in (("params", params), ("ema_params", ema))
@@ -402,11 +405,11 @@ def _read_safetensors(path: pathlib.Path) -> Weights:
   arrays = safetensors.numpy.load_file(path)
   part = lambda item: {k.removeprefix(f"{item}/"): v for k, v in arrays.items() if k.startswith(f"{item}/")}
   params, ema = part("params"), part("ema_params")
-  if not params:
+  if not params and not ema:
     raise BadInput(f"{str(path)!r} has no arrays named params/...: it was not exported by this package.")
   with safetensors.safe_open(path, "np") as file:
     step = int((file.metadata() or {}).get("step", 0))
-  return Weights(params, ema or params, None, step, "weights exported by this package")
+  return Weights(params or ema, ema or params, None, step, "weights exported by this package")
 
 
 def read(source: pathlib.Path, target: Iterable[str]) -> Weights:
