@@ -231,9 +231,8 @@ def default_config() -> ConfigDict:
   guidance.num_inputs = 4
   guidance.samples_per_input = 4
   guidance.noise = 0.0  # standard deviation of the measurement's, for images in [0, 1]
-  guidance.mask = (
-    "right"  # of inpaint, what is missing: left, right, top, bottom, center, random, or a black and white PNG
-  )
+  # what inpaint lacks: left, right, top, bottom, center, random, or a black and white PNG
+  guidance.mask = "right"
   guidance.fraction = 0.3  # measured, of a random mask, fourier, projections
   guidance.factor = 4  # super_resolution
   guidance.kernel = "average"  # super_resolution: average or bicubic

@@ -78,7 +78,8 @@ def hosts_lost() -> Iterator[None]:
   try:
     yield
   except RuntimeError as error:  # JAX's, or orbax's around it
-    if host_count() == 1:
+    of_hosts = isinstance(error, jax.errors.JaxRuntimeError) or "barrier" in str(error).lower()
+    if host_count() == 1 or not of_hosts or "RESOURCE_EXHAUSTED" in str(error):  # as of a device's memory
       raise
     raise HostsError(
       f"Host {host_index()} of {host_count()} has lost another one: {str(error).splitlines()[0]}. The same commands on "
@@ -207,10 +208,10 @@ def replicate(tree: Tree) -> Tree:
 
 
 def local(tree: Tree) -> Tree:
-  """This host's copy, on its first device, of arrays that are spread over devices or hosts; others as they are."""
+  """This host's copy of arrays that are spread over devices or hosts; those that each of its devices has as they are."""
 
   def one(x):
-    if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
+    if not isinstance(x, jax.Array) or (x.is_fully_addressable and x.is_fully_replicated):
       return x
     if not x.is_fully_replicated:
       x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)

@@ -13,7 +13,7 @@ import runs
 
 from score_sde import checkpoints, curves, data, training
 from score_sde.config import BadInput
-from score_sde.experiment import build, claimed
+from score_sde.experiment import build, claimed, make_workdir
 
 WIDE = ("--config.model.nf=128", "--config.optim.decay=none")  # wide enough for fsdp to split; any length the same rate
 
@@ -177,3 +177,9 @@ def test_checksums_are_the_same_on_the_host_and_on_devices():
         words = x.copy().reshape(-1).view(np.uint8)
         words[place * x.dtype.itemsize + rng.integers(x.dtype.itemsize)] ^= 1 << rng.integers(8)
         assert checkpoints._weighted_sum(words.view(x.dtype).reshape(x.shape)) != total
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(BadInput, match=r"--workdir='.*file/run' cannot be written to \(Not a directory\)"):
+    make_workdir(str(tmp_path / "file" / "run"))
