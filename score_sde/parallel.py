@@ -208,7 +208,7 @@ def replicate(tree: Tree) -> Tree:
 
 
 def local(tree: Tree) -> Tree:
-  """This host's copy of arrays that are spread over devices or hosts; those that each of its devices has as they are."""
+  """This host's copy of arrays that are spread over devices or hosts; what each of its devices has stays as it is."""
 
   def one(x):
     if not isinstance(x, jax.Array) or (x.is_fully_addressable and x.is_fully_replicated):
