@@ -59,14 +59,17 @@ FSDP = "--config.training.parallelism=fsdp"
 
 
 @pytest.mark.slow
-def test_hosts_train_as_one_process_does(tmp_path):
+@pytest.mark.parametrize(
+  ("hosts", "more"),
+  [(2, (FSDP,)), *(pytest.param(*c, marks=pytest.mark.longest) for c in ((2, ()), (4, ()), (4, (FSDP,))))],
+)
+def test_hosts_train_as_one_process_does(hosts, more, tmp_path):
   flags = ("--config.training.n_iters=20",)
   alone = train(tmp_path / "alone", 1, 1, *flags)
   assert len(alone) == 10
-  for name, hosts, more in (("two", 2, ()), ("four", 4, (FSDP,))):
-    together = train(tmp_path / name, hosts, 2, *flags, *more)
-    assert together == pytest.approx(alone, abs=1e-5)
-    assert not list((tmp_path / name).glob(".*"))  # neither a claim nor half a file
+  together = train(tmp_path / "together", hosts, 2, *flags, *more)
+  assert together == pytest.approx(alone, abs=1e-5)
+  assert not list((tmp_path / "together").glob(".*"))  # neither a claim nor half a file
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(s, marks=pytest.mark.longest) for s in range(3, 10))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.longest) for s in range(1, 10))])
 def test_a_killed_run_resumes_bit_identically(tmp_path, uninterrupted, seed):
   assert_identical(kill_and_resume(tmp_path / "killed", seed), uninterrupted)
 
