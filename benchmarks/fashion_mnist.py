@@ -1,0 +1,110 @@
+"""The table of Fashion-MNIST in the README: three SDEs, five samplers each, two seeds.
+
+`python benchmarks/fashion_mnist.py --runs=FOLDER --features=CLASSIFIER [--samples=128] [--seeds=0,1]`
+
+FOLDER has a trained workdir for each SDE (`python run.py --config=configs/fashion_mnist/ddpmpp.py
+--workdir=FOLDER/vpsde --config.training.sde=vpsde`, and so on), and CLASSIFIER is the workdir of
+`configs/classifier/fashion_mnist_features.py`. Every row is an evaluation by run.py, whose command is printed; one
+whose report is there is not made again, and one that was killed goes on. Seeds are those of sampling. The last row is
+real test images in place of samples: what a perfect model of as many samples gets.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+
+from configs.fashion_mnist import ddpmpp
+from score_sde import data, evaluation, features
+from score_sde.config import resolve, sde_name
+from score_sde.evaluation.reports import table
+
+CONFIG = "configs/fashion_mnist/ddpmpp.py"
+SDES = ("vesde", "vpsde", "subvpsde")
+FEW = {"sampling.method": "unipc", "sampling.grid": "log_snr"}
+ODE = {"sampling.method": "ode"}
+# The papers' samplers: predictor and corrector follow the SDE, but that small configs leave Langevin steps out.
+OFFICIAL = {"sampling.num_steps": 1000}
+PAPERS = {"vesde": OFFICIAL | {"sampling.corrector": "langevin"}, "vpsde": OFFICIAL, "subvpsde": OFFICIAL}
+SAMPLERS = {
+  "official": PAPERS,
+  "ode": dict.fromkeys(SDES, ODE),
+  **{f"unipc_{n}": dict.fromkeys(SDES, FEW | {"sampling.num_steps": n - 1}) for n in (10, 20, 50)},
+}
+
+
+def command(workdir: pathlib.Path, sde: str, report: str, seed: int, settings: dict) -> list[str]:
+  given = {"training.sde": sde, "seed": seed, "eval.report": report, "eval.enable_loss": False} | settings
+  flags = [f"--config.{k}={v}" for k, v in given.items()]
+  return [sys.executable, "run.py", "--mode=eval", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+
+
+def evaluated(workdir: pathlib.Path, sde: str, report: str, seed: int, settings: dict) -> dict:
+  """The row of a report, which is made where it is not there."""
+  file = workdir / f"{report}.json"
+  call = command(workdir, sde, report, seed, settings)
+  if not file.exists():
+    print(shlex.join(["python", *call[1:]]), file=sys.stderr, flush=True)
+    subprocess.run(call, env=os.environ, check=True, stdout=subprocess.DEVNULL)
+  return json.loads(file.read_text())["checkpoints"][-1]
+
+
+def spread(values: list[float], digits: str) -> str:
+  """Mean and half the range."""
+  return f"{np.mean(values):{digits}} ± {np.ptp(values) / 2:{digits}}"
+
+
+def real_rows(args: argparse.Namespace, reference: pathlib.Path) -> list[list[str]]:
+  """Real test images, as many as samples, measured like these."""
+  config = ddpmpp.get_config()
+  config.eval.features, config.eval.reference = args.features, str(reference)
+  extractor, real = evaluation.compared_with(config, args.samples)
+  config = resolve(config)
+  images = data.as_uint8(config, data.load(config, "test").image)
+  rows = []
+  for seed in args.seeds:
+    chosen = np.random.default_rng(seed).permutation(len(images))[: args.samples]
+    rows.append(evaluation.measure(config, [extractor(images[chosen])], extractor, real))
+  cells = [spread([r[k] for r in rows], d) for k, d in (("fid", ".2f"), ("precision", ".3f"), ("recall", ".3f"))]
+  return [["real test images", "", "", *cells, "", ""]]
+
+
+def main(args: argparse.Namespace) -> None:
+  runs = pathlib.Path(args.runs)
+  reference = runs / "reference.npz"
+  if not reference.exists():
+    config = ddpmpp.get_config()
+    config.eval.features = args.features
+    features.stats(config, str(reference))
+  drawn = {
+    "eval.enable_bpd": False, "eval.enable_sampling": True, "eval.num_samples": args.samples, "eval.batch_size": 64,
+    "eval.features": args.features, "eval.reference": reference, "eval.save_samples": "none",
+  }  # fmt: skip
+  rows = []
+  for sde in SDES:
+    # bits/dim are the model's, whatever the sampler.
+    bits = evaluated(runs / sde, sde, "report_bpd", args.seeds[0], {"eval.enable_bpd": True})
+    for name, settings in SAMPLERS.items():
+      found = [evaluated(runs / sde, sde, f"report_{name}_{s}", s, drawn | settings[sde]) for s in args.seeds]
+      of = lambda key, digits, found=found: spread([f[key] for f in found], digits)
+      rows.append([
+        sde_name(sde), name.replace("_", ", "), f"{np.mean([f['sampling_nfe'] for f in found]):.0f}",
+        of("fid", ".2f"), of("precision", ".3f"), of("recall", ".3f"),
+        f"{bits['bits_per_dim']:.3f} ± {bits['bits_per_dim_error']:.3f}", of("seconds_per_image", ".3g"),
+      ])  # fmt: skip
+  head = ["SDE", "sampler", "NFE", "FID", "precision", "recall", "bits/dim", "s / image"]
+  print(table(head, rows + real_rows(args, reference)))
+
+
+if __name__ == "__main__":
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--runs", required=True)
+  parser.add_argument("--features", required=True)
+  parser.add_argument("--samples", type=int, default=128)
+  parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1])
+  main(parser.parse_args())
