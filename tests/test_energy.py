@@ -76,7 +76,7 @@ def _config(**options):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("head", ["none", "inner"])
+@pytest.mark.parametrize("head", [pytest.param("none", marks=[pytest.mark.slow, pytest.mark.longest]), "inner"])
 def test_networks_and_energies_have_a_gradient_under_every_objective(name, head):
   """A fresh network has zero output and still learns: no head starts where its gradient vanishes."""
   experiment = build(_config(model__energy=head, training__objective=name))

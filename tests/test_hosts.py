@@ -118,6 +118,7 @@ def test_a_host_that_does_not_come_is_waited_for_so_long_and_no_longer(tmp_path)
   assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_hosts_are_given_whole_or_not_at_all(tmp_path):
   for flags, message in (
     (("--coordinator=127.0.0.1:1",), "--num_hosts and --host_index must be given, too"),

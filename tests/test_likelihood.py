@@ -27,7 +27,9 @@ MIXTURE = analytic.GaussianMixture(
 
 
 @pytest.mark.parametrize(
-  "sde", [*SDES[:2], pytest.param(SDES[2], marks=pytest.mark.slow)], ids=lambda s: type(s).__name__
+  "sde",
+  [SDES[0], *(pytest.param(s, marks=[pytest.mark.slow, pytest.mark.longest]) for s in SDES[1:])],
+  ids=lambda s: type(s).__name__,
 )
 def test_the_exact_trace_gives_the_exact_density(sde):
   """log p_eps of the ODE plus what the normal prior gets wrong at T: log prior(x_T) - log p_T(x_T)."""
