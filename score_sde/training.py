@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_sde import checkpoints, curves, data, evaluation, parallel, pictures
@@ -20,6 +19,7 @@ from score_sde.batch import Array, example_keys, fold
 from score_sde.config import BadInput, sde_name, signature
 from score_sde.evaluation.judge import make_judge
 from score_sde.experiment import Experiment, build, claimed, make_workdir, write_config
+from score_sde.parallel import Mesh
 from score_sde.progress import Bar, Interrupted, stop_asked
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _unrolls(experiment: Experiment) -> bool:
 def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """`n_jitted_steps` steps in one dispatch on all devices: (state, this host's batches (steps, b, ...)) -> the same.
 
-  The state is that of `place`; its buffers are given up.
+  The state is that of `start_state`; its buffers are given up.
   """
   mesh = make_mesh(experiment.config)
   step, n = make_train_step(experiment, mesh), experiment.config.training.n_jitted_steps

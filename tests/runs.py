@@ -47,6 +47,11 @@ def tiny(**values):
   config = quickstart.get_config()
   config.model.nf = 32
   config.model.num_res_blocks = 1
+  return changed(config, **values)
+
+
+def changed(config, **values):
+  """`config`, with `section__key=value` set."""
   for key, value in values.items():
     section, name = key.split("__")
     config[section][name] = value

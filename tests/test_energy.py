@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from fitting import fit
 
 from score_sde import analytic, config
@@ -69,10 +70,7 @@ def _config(**options):
   c = eight_gaussians.get_config()
   c.model.nf = 16
   c.model.num_res_blocks = 1
-  for key, value in options.items():
-    section, name = key.split("__")
-    c[section][name] = value
-  return c
+  return runs.changed(c, **options)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -177,7 +177,7 @@ def restore(
   signature: dict[str, Any],
   workdir: str,
   step: int | None = None,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: parallel.Mesh | None = None,
 ) -> tuple[int, dict[str, Tree]] | None:
   """The newest sound checkpoint, or that of `step`: (step, {item: tree}).
 

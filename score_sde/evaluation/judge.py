@@ -1,9 +1,8 @@
 """A cheap measure of sample quality, for snapshots while training."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde.config import BadInput
@@ -43,11 +42,7 @@ def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] |
   def judge(params: Params) -> dict[str, float]:
     drawn, _, _ = draw_samples(drawing, params, total)
     images = to_uint8(drawn, config.eval.quantization)
-
-    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-      yield extractor(images)
-
-    row = quality.measure(config, parts(), extractor, reference)
+    row = quality.measure(config, [extractor(images)], extractor, reference)
     return {k: row[k] for k in ("fid", "kid", "inception_score", "precision", "recall") if k in row}
 
   return judge
