@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     config.eval.features = args.features
     features.stats(config, str(reference))
   drawn = {
-    "eval.enable_bpd": False, "eval.enable_sampling": True, "eval.num_samples": args.samples, "eval.batch_size": 64,
+    "eval.enable_bpd": False, "eval.enable_sampling": True, "eval.num_samples": args.samples, "eval.batch_size": 32,
     "eval.features": args.features, "eval.reference": reference, "eval.save_samples": "none",
   }  # fmt: skip
   rows = []
