@@ -1,6 +1,6 @@
 """The table of Fashion-MNIST in the README: three SDEs, five samplers each, two seeds.
 
-`python benchmarks/fashion_mnist.py --runs=FOLDER --features=CLASSIFIER [--samples=128] [--seeds=0,1]`
+`python -m benchmarks.fashion_mnist --runs=FOLDER --features=CLASSIFIER [--samples=128] [--seeds=0,1]`
 
 FOLDER has a trained workdir for each SDE (`python run.py --config=configs/fashion_mnist/ddpmpp.py
 --workdir=FOLDER/vpsde --config.training.sde=vpsde`, and so on), and CLASSIFIER is the workdir of

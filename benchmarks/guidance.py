@@ -1,7 +1,7 @@
 """Every method of posterior sampling against posteriors in closed form, and guidance to a class against its cost.
 
-    python benchmarks/guidance.py posteriors
-    python benchmarks/guidance.py classes --config=configs/quickstart.py --workdir=runs/quickstart \\
+    python -m benchmarks.guidance posteriors
+    python -m benchmarks.guidance classes --config=configs/quickstart.py --workdir=runs/quickstart \\
       --classifier=runs/digits_classifier
 
 `posteriors` prints the tables of docs/guidance.md: how far mean, covariance and mode weights of the samples are from
@@ -12,9 +12,7 @@ and recall, at several scales. `--conditional=WORKDIR` adds the class-conditiona
 
 import argparse
 import dataclasses
-import pathlib
 import runpy
-import sys
 import time
 
 import jax
@@ -28,8 +26,6 @@ from score_sde.guidance import Measurement, condition_on, ddrm, dps, operators, 
 from score_sde.guidance import analytic as exactly
 from score_sde.sampling import few_step, make_grid, predictor_corrector
 from score_sde.sde import VE, VP, SubVP
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # where configs/ lies
 
 D, M, NOISE, SAMPLES = 8, 3, 0.1, 4000
 EVALUATIONS = (20, 50, 200, 1000)

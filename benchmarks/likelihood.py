@@ -1,4 +1,4 @@
-"""Likelihoods, counted and pictured: `python benchmarks/likelihood.py [--out=docs/images]`.
+"""Likelihoods, counted and pictured: `python -m benchmarks.likelihood [--out=docs/images]`.
 
 Cost: drift and divergence of the probability-flow ODE by one `jax.jvp`, against one forward pass of the same network
 and against two separate calls as in the official code, in FLOPs by XLA's count and in time.

@@ -1,6 +1,6 @@
 """Every objective of score matching, trained on one 2-D mixture at one noise level: how exact, how noisy, how slow.
 
-    python benchmarks/matching.py [--steps=3000] [--picture=docs/images/matching.png]
+    python -m benchmarks.matching [--steps=3000] [--picture=docs/images/matching.png]
 
 The error is that of the learned score against the exact one, ‖s - grad log p‖ / ‖grad log p‖ in the mean square over
 the densest 90% of fresh noisy data. The standard deviation is that of the objective over examples at the exact score,

@@ -1,4 +1,4 @@
-"""What a network costs, counted and measured: `python benchmarks/models.py [--batch=16] [--repeats=5] [--devices=1]`.
+"""What a network costs, counted and measured: `python -m benchmarks.models [--batch=16] [--repeats=5] [--devices=1]`.
 
 For CIFAR-10 NCSN++ at reduced width (nf 32, ch_mult (1, 2, 2), one residual block, 32 x 32) and variants, one
 forward pass and one whole train step: XLA's count of FLOPs and of memory, compile time and run time. The floor is a

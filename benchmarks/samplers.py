@@ -1,4 +1,4 @@
-"""Work against precision: `python benchmarks/samplers.py [--workdir=RUN] [--samples=4096] [--out=docs/images]`.
+"""Work against precision: `python -m benchmarks.samplers [--workdir=RUN] [--samples=4096] [--out=docs/images]`.
 
 Every sampler at several numbers of score evaluations (NFE), on data whose score is known exactly: a mixture of eight
 correlated Gaussians in 64 dimensions, under VP and VE; and with `--workdir`, on the model trained there by
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
+from configs import quickstart
 from score_sde import checkpoints, data
 from score_sde.analytic import GaussianMixture
 from score_sde.config import signature
@@ -166,8 +167,6 @@ def table(rows: list[tuple]) -> str:
 
 def trained(workdir: str) -> tuple[SDE, float, Callable, np.ndarray, np.ndarray]:
   """The model of a quickstart's workdir, and all digits, dequantized, in two random halves."""
-  from configs import quickstart  # the repository's, where this is run
-
   experiment = build(quickstart.get_config())
   with checkpoints.manager(workdir) as opened:
     targets = {"ema_params": experiment.abstract_params()}

@@ -1,4 +1,4 @@
-"""Hours of a run in which everything that can happen does: `python benchmarks/soak.py --minutes=60 --folder=FOLDER`.
+"""Hours of a run in which everything that can happen does: `python -m benchmarks.soak --minutes=60 --folder=FOLDER`.
 
 Two trainings of the quickstart with snapshots, samples and evaluations, side by side, for as many steps as the machine
 takes in that time: one is left alone, the other gets SIGKILL or SIGTERM every now and then and is started again by the

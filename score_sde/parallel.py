@@ -262,28 +262,39 @@ def shardings(abstract: Tree, mesh: Mesh) -> Tree:
   return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x, mesh.shape[FSDP])), abstract)
 
 
-def over_shards(value_and_grad: Callable[..., tuple[jax.Array, Tree]], mesh: Mesh):
+def over_shards(value_and_grad: Callable[[Callable], Callable[..., tuple[jax.Array, Tree]]], mesh: Mesh):
   """(params, batch, *same) -> (value, gradient) where parameters and gradient are split as `shardings` says.
 
-  `value_and_grad(params, batch, *same)` is of a device's share of the batch, with whole parameters: these are gathered
-  before it, and its gradients are averaged by a reduce-scatter. Zhao et al. 2023 (FSDP).
+  `value_and_grad(change)` is the function of a device's share of the batch: (params, batch, *same) -> the value and
+  gradient of its objective as `change` makes it. The changed objective takes split parameters, gathers each where it
+  is used, keeps none of them for the backward pass but gathers again, and has a gradient that a reduce-scatter splits.
+  Zhao et al. 2023 (FSDP).
   """
   size = mesh.shape[FSDP]
 
   def whole(x: jax.Array, spec: P) -> jax.Array:
     return jax.lax.all_gather(x, FSDP, axis=spec.index(FSDP), tiled=True) if FSDP in spec else x
 
-  def share(g: jax.Array, spec: P) -> jax.Array:
-    if FSDP not in spec:
-      return jax.lax.pmean(g, (DATA, FSDP))
-    return jax.lax.pmean(jax.lax.psum_scatter(g, FSDP, scatter_dimension=spec.index(FSDP), tiled=True) / size, DATA)
+  def averaged(g: jax.Array, spec: P) -> jax.Array:
+    # The gradient of a gathered array is summed over the devices that it is split among.
+    return jax.lax.pmean(g / size, DATA) if FSDP in spec else jax.lax.pmean(g, (DATA, FSDP))
 
   def call(params: Tree, batch: Tree, *same: Any) -> tuple[jax.Array, Tree]:
     specs = jax.tree.map(lambda x: _spec(x, size), params)
+    shapes = {x.shape for x in jax.tree.leaves(params)}
+
+    def kept(primitive: Any, *inputs: Any, **_: Any) -> bool:
+      """Whether the backward pass has it: not what is gathered, and not the copy of that in half precision."""
+      copy = primitive.name == "convert_element_type" and inputs[0].shape in shapes
+      return not (copy or primitive.name.startswith("all_gather"))
+
+    def gathering(objective: Callable) -> Callable:
+      gathered = lambda params, *args: objective(jax.tree.map(whole, params, specs), *args)
+      return jax.checkpoint(gathered, policy=kept)
 
     def on_device(params: Tree, batch: Tree, *same: Any) -> tuple[jax.Array, Tree]:
-      value, gradient = value_and_grad(jax.tree.map(whole, params, specs), batch, *same)
-      return jax.lax.pmean(value, (DATA, FSDP)), jax.tree.map(share, gradient, specs)
+      value, gradient = value_and_grad(gathering)(params, batch, *same)
+      return jax.lax.pmean(value, (DATA, FSDP)), jax.tree.map(averaged, gradient, specs)
 
     run = jax.shard_map(
       on_device, mesh=mesh, in_specs=(specs, P((DATA, FSDP)), *(P() for _ in same)), out_specs=(P(), specs),

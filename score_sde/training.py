@@ -80,8 +80,11 @@ def make_train_step(
   of a state split over the mesh.
   """
   config, optimizer = experiment.config, make_optimizer(experiment.config)
-  of_share = _value_and_grad(experiment)
-  value_and_grad = parallel.over_shards(of_share, mesh) if mesh else lambda *args: parallel.mean(of_share(*args))
+  if mesh:
+    value_and_grad = parallel.over_shards(functools.partial(_value_and_grad, experiment), mesh)
+  else:
+    of_share = _value_and_grad(experiment)
+    value_and_grad = lambda *args: parallel.mean(of_share(*args))
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     value, gradient = value_and_grad(state.params, batch, jax.random.fold_in(state.key, state.step))
@@ -97,8 +100,10 @@ def make_train_step(
   return step
 
 
-def _value_and_grad(experiment: Experiment) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
-  """(params, batch, key) -> the mean loss of a device's share of the batch and its gradient.
+def _value_and_grad(
+  experiment: Experiment, change: Callable = lambda objective: objective
+) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
+  """(params, batch, key) -> the mean loss of a device's share of the batch, as `change` makes it, and its gradient.
 
   The share is worked through in training.accumulation parts, one after the other.
   """
@@ -109,7 +114,7 @@ def _value_and_grad(experiment: Experiment) -> Callable[[Any, dict, Array], tupl
     x, y = data.prepare(config, fold(keys, DATA), batch["image"], train=True), experiment.classes(batch["label"])
     return jnp.mean(loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size, y=y))
 
-  one = jax.value_and_grad(objective)
+  one = jax.value_and_grad(change(objective))
   if parts == 1:
     return one
 

@@ -24,7 +24,7 @@ def command(workdir, *flags, config="configs/quickstart.py", tiny=True):
 
 
 def environment(devices=1):
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   return os.environ | {"PJRT_NPROC": "16", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
