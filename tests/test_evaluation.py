@@ -209,6 +209,12 @@ def test_samples_that_are_not_finite_are_counted_and_named(trained, tmp_path, ca
   assert not found["finite"].any()
   assert (found["samples"] == 0).all()
   assert "10 of 10 samples are not finite" in caplog.text
+  file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(BadInput, match=r"batch_000000\.npz' is damaged .* draws it again, and no other"):
+    samples.read_batch(file)
+  (again,) = samples.draw_batches(experiment, broken, 10, tmp_path)
+  assert "is damaged" in caplog.text
+  np.testing.assert_array_equal(samples.read_batch(again)["samples"], found["samples"])
 
 
 def test_what_features_cannot_be_made_of_is_refused(tmp_path):

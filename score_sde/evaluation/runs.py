@@ -201,7 +201,7 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
 def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> dict[str, Any]:
   """Everything that config.eval asks of one checkpoint; `unfinished` keeps what is done of it."""
   experiment, config, e = plan.experiment, plan.experiment.config, plan.experiment.config.eval
-  kept = unfinished / "row.json"
+  kept = unfinished / f"row_{e.report}_{e.save_samples}.json"  # it names the files that were written
   if kept.exists():
     return json.loads(kept.read_text())
   key = jax.random.key(config.seed + 1)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from score_sde import data, parallel, pictures
 from score_sde.batch import Array
-from score_sde.config import sde_name
+from score_sde.config import BadInput, sde_name
 from score_sde.experiment import Experiment, Params
 from score_sde.likelihood import normalize
 from score_sde.progress import Bar
@@ -80,6 +80,22 @@ def _warn_of_failures(first: int, info: dict, keep: int) -> np.ndarray:
   return finite
 
 
+def _batch(
+  experiment: Experiment, params: Params, first: int, total: int, bar: Bar, **options: Any
+) -> tuple[dict[str, np.ndarray], dict]:
+  """The batch of `total` samples that begins at `first`: {"samples", "finite" (n,), "nfe" (n,)}, the sampler's `info`.
+
+  The last batch is as long as others while it is drawn, so that nothing is compiled for it alone.
+  """
+  size = min(experiment.config.eval.batch_size, total)
+  keep = min(size, total - first)
+  progress = lambda done, steps: bar.step(first + keep * done // steps, total)
+  x, info = _sample(experiment, params, first, size, progress=progress, **options)
+  finite = _warn_of_failures(first, info, keep)
+  nfe = np.broadcast_to(np.asarray(info["nfe"], np.float32), size)[:keep]
+  return {"samples": np.asarray(x)[:keep], "finite": finite, "nfe": nfe}, info
+
+
 def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
   """Exactly `total` samples, in batches of eval.batch_size, the i-th from the i-th key whatever the batches.
 
@@ -90,14 +106,11 @@ def draw_samples(experiment: Experiment, params: Params, total: int, frames: int
   collected, nfe, trajectory = [], [], []
   with Bar("samples", total, " images") as bar:
     for first in range(0, total, size):
-      keep = min(size, total - first)
-      progress = lambda done, steps, first=first, keep=keep: bar.step(first + keep * done // steps, total)
-      x, info = _sample(experiment, params, first, size, frames=0 if first else frames, progress=progress)
+      batch, info = _batch(experiment, params, first, total, bar, frames=0 if first else frames)
       trajectory = info.get("trajectory", trajectory)
-      _warn_of_failures(first, info, keep)
-      collected.append(np.asarray(x)[:keep])
-      nfe.append(np.mean(np.broadcast_to(info["nfe"], size)[:keep]))
-  return np.concatenate(collected), float(np.mean(nfe)), trajectory
+      collected.append(batch["samples"])
+      nfe.append(batch["nfe"])
+  return np.concatenate(collected), float(np.mean(np.concatenate(nfe))), trajectory
 
 
 def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> None:
@@ -183,33 +196,36 @@ def draw_batches(
   files = [folder / f"batch_{i:06d}.npz" for i in range(-(-total // size))]
   with Bar("samples", total, " images") as bar:
     for i in range(parallel.host_index(), len(files), parallel.host_count()):
-      first, keep = i * size, min(size, total - i * size)
-      if files[i].exists() and read_batch(files[i]) is not None:
-        bar.show(first + keep)
+      if _is_whole(files[i]):
+        bar.show(min((i + 1) * size, total))
         continue
       start = time.monotonic()
-      progress = lambda done, steps, first=first, keep=keep: bar.step(first + keep * done // steps, total)
-      x, info = _sample(experiment, params, first, size, progress=progress)
-      finite = _warn_of_failures(first, info, keep)
-      samples = np.asarray(x)[:keep]
-      seconds = time.monotonic() - start
+      batch, _ = _batch(experiment, params, i * size, total, bar)
+      batch["seconds"] = time.monotonic() - start
       if data.is_image(config):
-        samples = to_uint8(samples, config.eval.quantization)
-      nfe = np.broadcast_to(np.asarray(info["nfe"], np.float32), size)[:keep]
-      arrays = {"samples": samples, "finite": finite, "nfe": nfe, "seconds": seconds} | describe(samples)
+        batch["samples"] = to_uint8(batch["samples"], config.eval.quantization)
+      arrays = batch | describe(batch["samples"])
       pictures.save_atomically(files[i], lambda file, arrays=arrays: np.savez(file, **arrays))
   parallel.wait_for_all(f"samples in {folder}")
   return files
 
 
-def read_batch(file: pathlib.Path) -> dict[str, np.ndarray] | None:
-  """What `draw_batches` wrote; None, and a warning, where the file is damaged."""
+def read_batch(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """What `draw_batches` wrote. Raises BadInput where the file is damaged."""
   try:
     with np.load(file) as arrays:
       return dict(arrays)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    log.warning("%s is damaged (%s) and is drawn again.", file, error)
-    return None
+    raise BadInput(f"{str(file)!r} is damaged ({error}). The same command draws it again, and no other.") from error
+
+
+def _is_whole(file: pathlib.Path) -> bool:
+  """Whether a batch is there and can be read; a warning names one that cannot."""
+  try:
+    return file.exists() and bool(read_batch(file))
+  except BadInput as error:
+    log.warning("%s", error)
+    return False
 
 
 def save_samples(images: Iterator[np.ndarray], total: int, path: pathlib.Path, kind: str) -> pathlib.Path:
