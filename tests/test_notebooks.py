@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, is what its paired script says, and shows what it was committed with."""
 
+import os
 import pathlib
 
 import jupytext
@@ -39,4 +40,5 @@ def test_a_notebook_runs_from_top_to_bottom(path):
   from nbclient import NotebookClient
 
   notebook = jupytext.read(path.with_suffix(".py"))
-  NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(pathlib.Path(path).parent)}}).execute()
+  client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(pathlib.Path(path).parent)}})
+  client.execute(env=os.environ | {"XLA_FLAGS": ""})  # they train for minutes: programs are worth optimizing
