@@ -282,8 +282,11 @@ def _train(experiment: Experiment, path: pathlib.Path, workdir: str) -> None:
     )  # fmt: skip
     written = curves.Curves(path, step, writes=parallel.is_first_host())
     try:
-      if judge and step % t.snapshot_freq == 0 and 0 < step not in written.measured:
-        _measure(judge, state, step, written)  # the run was killed between saving and measuring
+      if step and step % t.snapshot_freq == 0:  # the run may have ended between saving and what comes after
+        if judge and step not in written.measured:
+          _measure(judge, state, step, written)
+        if parallel.any_host(not _samples_of(path, step).exists()):
+          _draw_samples(experiment, state, step, total, written, path)
       if step < total:
         _loop(experiment, state, step, total, source, test_source, opened, written, path, judge)
     finally:
@@ -313,6 +316,21 @@ def _measure(judge, state, step, written):
   found = judge(parallel.local(state.ema_params))
   log.info("Step %d: %s.", step, ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in found.items()))
   written.write(step, **found)
+
+
+def _samples_of(path, step):
+  """The picture of a snapshot's samples."""
+  return path / "samples" / f"step_{step:08d}.png"
+
+
+def _draw_samples(experiment, state, step, total, written, path):
+  """Draws a snapshot's samples, unless the report that follows does."""
+  t = experiment.config.training
+  reported = step == total and t.final_report
+  if t.snapshot_sampling and t.task == "score" and not reported:
+    picture = _samples_of(path, step)
+    evaluation.draw(experiment, parallel.local(state.ema_params), step, picture)
+    written.picture("samples", picture, step)
 
 
 def _loop(experiment, state, step, total, source, test_source, opened, written, path, judge):
@@ -372,9 +390,5 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
         raise Interrupted(f"Stopped by a signal at step {step}, which is saved. The same command resumes there.")
       if due["snapshot_freq"] and judge:
         _measure(judge, state, step, written)
-      reported = step == total and t.final_report  # which draws samples of its own
-      draws = t.snapshot_sampling and t.task == "score"
-      if due["snapshot_freq"] and draws and not reported:
-        picture = path / "samples" / f"step_{step:08d}.png"
-        evaluation.draw(experiment, parallel.local(state.ema_params), step, picture)
-        written.picture("samples", picture, step)
+      if due["snapshot_freq"]:
+        _draw_samples(experiment, state, step, total, written, path)

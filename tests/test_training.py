@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,17 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_taken(trained, tmp_pat
   assert step == 30
   assert "Checkpoint 40" in caplog.text
   assert "cannot be used" in caplog.text
+
+
+def test_a_snapshot_that_was_saved_but_not_shown_is_shown_on_resuming(trained, tmp_path):
+  """As when a run is killed, or stopped by a signal, right after it saved one."""
+  folder, config = trained
+  copy = shutil.copytree(folder, tmp_path / "run")
+  lost = copy / "samples" / "step_00000040.png"
+  expected = lost.read_bytes()
+  lost.unlink()
+  training.train(config, str(copy))
+  assert lost.read_bytes() == expected
 
 
 def test_frequencies_must_fit_the_dispatches():
