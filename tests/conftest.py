@@ -10,11 +10,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Most of the suite's time is compiling programs that run for a moment: they are not optimized, and XLA's older code
-# generator, which JAX 0.10 still has, is twice as fast at it.
+# generator, which JAX 0.10 still has, is twice as fast at it. `XLA_FLAGS= pytest` compiles as users do.
 _QUICK = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   _QUICK += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}"
+os.environ.setdefault("XLA_FLAGS", _QUICK)
 
 # Many tests compile the same: workers and the runs they start share a cache.
 _MADE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
