@@ -81,7 +81,7 @@ def run(minutes: float, folder: pathlib.Path, steps: int, seed: int) -> tuple[li
   alone, troubled = start("alone"), start("troubled")
   memory, signals, next_signal = [], [], rng.uniform(*BETWEEN)
   while (now := time.monotonic() - began) < 60 * minutes:
-    time.sleep(2)
+    time.sleep(0.5)
     if alone.poll() is not None:
       sys.exit(f"The run that was left alone ended with code {alone.returncode}: see {folder / 'log.txt'}.")
     memory.append((now, resident(alone.pid)))

@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from score_sde import conditional, parallel, training
+from score_sde import conditional, heap, parallel, training
 from score_sde.checkpoints import DiskFull
 from score_sde.config import BadInput, unknown_key
 from score_sde.data import Stalled
@@ -136,6 +136,7 @@ def _call(action: Callable[[], None]) -> None:
   absl_logging.set_verbosity(absl_logging.ERROR)  # orbax narrates every step of a save there
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("score_sde").setLevel(logging.INFO)
+  heap.limit()
   with stops_on_signal():
     try:
       _connect()

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from score_sde import checkpoints, curves, data, evaluation, parallel, pictures
+from score_sde import checkpoints, curves, data, evaluation, heap, parallel, pictures
 from score_sde.batch import Array, example_keys, fold
 from score_sde.config import BadInput, sde_name, signature
 from score_sde.evaluation.judge import make_judge
@@ -384,6 +384,7 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
         if due["log_freq"] or due["eval_freq"]:
           written.write(step, **row)
       if must_save:
+        heap.give_back()  # what the save before has left
         save()
       if stop:
         opened.wait_until_finished()

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from score_sde import models, parallel
-from score_sde.batch import example_keys
+from score_sde.batch import example_keys, fold
 from score_sde.config import default_config, resolve
 from score_sde.models import layers
 from score_sde.models.mlp import MLP
@@ -258,6 +258,46 @@ def test_bfloat16_keeps_parameters_and_output_in_float32():
   low, high = jax.jit(network.apply)(params, x, jnp.ones(2)), jax.jit(exact.apply)(params, x, jnp.ones(2))
   assert low.dtype == jnp.float32
   assert 1e-5 < golden_cases.relative_error(low, np.asarray(high)) < 0.05
+
+
+def test_swish_has_its_closed_form_derivatives(x64):
+  """The derivative is written out by hand, and differentiated again for scores of scores."""
+  x = jnp.linspace(-30.0, 30.0, 601)
+  s = 1 / (1 + np.exp(-np.asarray(x)))
+  first = s * (1 + x * (1 - s))
+  second = s * (1 - s) * (2 + x * (1 - 2 * s))
+  np.testing.assert_allclose(layers.swish(x), x * s, atol=1e-14)
+  np.testing.assert_allclose(jax.vmap(jax.grad(layers.swish))(x), first, atol=1e-14)
+  np.testing.assert_allclose(jax.vmap(jax.grad(jax.grad(layers.swish)))(x), second, atol=1e-14)
+
+
+def test_cheap_bits_are_fair_and_independent():
+  """Every bit, pairs of neighbours, of examples and of layers, and bytes: within five standard errors."""
+  keys = example_keys(jax.random.key(0), jnp.arange(64))
+  bits = np.asarray(layers.cheap_bits(keys, (64, 64)))
+  other = np.asarray(layers.cheap_bits(fold(keys, 1), (64, 64)))  # another layer's
+  signs = 2.0 * ((bits[..., None] >> np.arange(32, dtype=np.uint32)) & 1) - 1
+  standard_error = bits.size**-0.5
+  assert np.abs(signs.mean(axis=(0, 1, 2))).max() < 5 * standard_error
+  correlation = lambda a, b: np.abs((a * b).mean(axis=(0, 1, 2))).max()
+  for axis in range(3):
+    for distance in (1, 2, 8):
+      assert correlation(signs, np.roll(signs, distance, axis)) < 5 * standard_error
+  assert correlation(signs, np.roll(signs, 1, axis=-1)) < 5 * standard_error
+  assert correlation(signs, 2.0 * ((other[..., None] >> np.arange(32, dtype=np.uint32)) & 1) - 1) < 5 * standard_error
+  for byte in range(4):
+    counts = np.bincount((bits >> np.uint32(8 * byte)).astype(np.uint8).ravel(), minlength=256)
+    chi_squared = np.sum((counts - bits.size / 256) ** 2 / (bits.size / 256))
+    assert abs(chi_squared - 255) < 5 * np.sqrt(2 * 255)
+
+
+def test_dropout_keeps_the_mean_and_its_rate():
+  keys = example_keys(jax.random.key(3), jnp.arange(16))
+  for rate in (0.1, 0.5):
+    dropped = np.asarray(layers.Dropout(rate).apply({}, jnp.ones((16, 64, 64)), keys))
+    share, error = np.mean(dropped == 0), np.sqrt(rate * (1 - rate) / dropped.size)
+    assert abs(share - rate) < 5 * error
+    np.testing.assert_allclose(dropped[dropped > 0], 1 / (1 - rate), rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from score_sde.models.layers import (
   attend,
   positional_embedding,
   rematerialized,
+  swish,
 )
 
 _xavier = nn.initializers.xavier_uniform()
@@ -44,7 +45,7 @@ class DiTBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, c: Array, keys: Array | None) -> Array:
     b, tokens, width = x.shape
-    modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=_zeros, name="modulation")(nn.silu(c))
+    modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=_zeros, name="modulation")(swish(c))
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, axis=-1)
 
     h = _modulate(_norm(x), shift, scale)
@@ -98,7 +99,7 @@ class DiT(nn.Module):
     else:
       c = positional_embedding(labels, 256)
     normal = nn.initializers.normal(0.02)
-    c = nn.silu(nn.Dense(self.nf, dtype=self.dtype, kernel_init=normal, name="time_1")(c))
+    c = swish(nn.Dense(self.nf, dtype=self.dtype, kernel_init=normal, name="time_1")(c))
     c = nn.Dense(self.nf, dtype=self.dtype, kernel_init=normal, name="time_2")(c)
     if self.num_classes:
       c = c + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(y, b, keys)
@@ -107,7 +108,7 @@ class DiT(nn.Module):
     for _ in range(self.num_res_blocks):
       h = block(self.num_heads, dropout=self.dropout, dtype=self.dtype)(h, c, keys)
 
-    last = nn.Dense(2 * self.nf, dtype=self.dtype, kernel_init=_zeros, name="last_modulation")(nn.silu(c))
+    last = nn.Dense(2 * self.nf, dtype=self.dtype, kernel_init=_zeros, name="last_modulation")(swish(c))
     h = _modulate(_norm(h), *jnp.split(last, 2, axis=-1))
     h = nn.Dense(p * p * channels, dtype=self.dtype, kernel_init=_zeros, name="pixels")(h)
     h = h.reshape(b, rows, columns, p, p, channels).transpose(0, 1, 3, 2, 4, 5)
