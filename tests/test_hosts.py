@@ -97,14 +97,40 @@ def test_hosts_train_as_one_process_does(hosts, more, tmp_path):
   assert not list((tmp_path / "together").glob(".*"))  # neither a claim nor half a file
 
 
+@pytest.fixture(scope="module", params=["8 devices", pytest.param("2 hosts", marks=pytest.mark.longest)])
+def written(request, tmp_path_factory):
+  """(a run of 20 steps, the losses of the same run when it goes on to step 40), under pmap, where `param` says."""
+  folder = tmp_path_factory.mktemp("written")
+  hosts, devices = (1, 8) if request.param == "8 devices" else (2, 2)
+  train(folder / "first", hosts, devices, "--config.training.n_iters=20")
+  whole = shutil.copytree(folder / "first", folder / "whole")
+  return folder / "first", train(whole, hosts, devices, "--config.training.n_iters=40")
+
+
+def on(hosts, devices, *more, longest=False):
+  return pytest.param(hosts, devices, more, marks=[pytest.mark.longest] * longest, id=f"{hosts}x{devices}{more[:1]}")
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_on_other_devices(tmp_path):
-  """A checkpoint of 8 devices, on 1, and on 16 with split parameters: losses are those of the run that went on."""
-  train(tmp_path / "first", 1, 8, "--config.training.n_iters=20")
-  whole = train(shutil.copytree(tmp_path / "first", tmp_path / "whole"), 1, 8, "--config.training.n_iters=40")
-  for devices, more in ((1, ()), (16, (FSDP, "--config.training.fsdp_devices=4"))):
-    moved = shutil.copytree(tmp_path / "first", tmp_path / f"on_{devices}")
-    assert train(moved, 1, devices, "--config.training.n_iters=40", *more) == pytest.approx(whole, abs=1e-5)
+@pytest.mark.parametrize(
+  ("hosts", "devices", "more"),
+  [
+    on(1, 1),
+    on(1, 16, FSDP, "--config.training.fsdp_devices=4"),
+    on(1, 4, longest=True),
+    on(1, 16, longest=True),
+    on(1, 4, FSDP, longest=True),
+    on(1, 8, FSDP, longest=True),
+    on(2, 2, FSDP, longest=True),
+    on(4, 1, longest=True),
+  ],
+)
+def test_a_run_goes_on_on_other_devices(written, hosts, devices, more, tmp_path):
+  """At the same place of the data stream: losses are those of the run that went on where it was."""
+  first, whole = written
+  moved = shutil.copytree(first, tmp_path / "moved")
+  assert train(moved, hosts, devices, "--config.training.n_iters=40", *more) == pytest.approx(whole, abs=1e-5)
+  assert len(whole) == 20
 
 
 @pytest.mark.slow
