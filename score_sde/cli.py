@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from score_sde import conditional, heap, parallel, training
 from score_sde.checkpoints import DiskFull
-from score_sde.config import BadInput, unknown_key
+from score_sde.config import BadInput, resolve, unknown_key, why_unread
 from score_sde.data import Stalled
 from score_sde.progress import Interrupted, be_silent, stops_on_signal
 
@@ -89,7 +89,7 @@ def _read_config(path: str) -> ConfigDict:
     unknown = re.search(r'Key \\?"(\w+)', str(error))
     if isinstance(error, AttributeError | KeyError) and unknown:
       near = re.search(r'Did you mean \\?"(\w+)', str(error))
-      hint = f" Did you mean {near[1]!r}?" if near else " score_sde/config.py has all keys."
+      hint = f" Did you mean {near[1]!r}?" if near else " score_sde/config/keys.py has all keys."
       _fail(f"--config={path} sets a key that no config has: {unknown[1]!r}.{hint}")
     _fail(f"--config={path} cannot be read: {type(error).__name__}: {error}")
   if not isinstance(config, ConfigDict):
@@ -97,17 +97,28 @@ def _read_config(path: str) -> ConfigDict:
   return config
 
 
+def _overridden(argv: Sequence[str]) -> list[str]:
+  """The dotted keys that flags set."""
+  return [m[1] for m in (re.match(r"--?(?:no)?config\.([\w.]+)", argument) for argument in argv[1:]) if m]
+
+
 def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
   """Ends the program at the first override of a key that `config` does not have."""
-  for argument in argv[1:]:
-    override = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-    if not override:
-      continue
+  for key in _overridden(argv):
     value = config
-    for name in override[1].split("."):
+    for name in key.split("."):
       if not isinstance(value, ConfigDict) or name not in value:
-        _fail(unknown_key(config, override[1]))
+        _fail(unknown_key(config, key))
       value = value[name]
+
+
+def _check_effects(config: ConfigDict, argv: Sequence[str]) -> None:
+  """Raises BadInput at the first override that nothing reads. (A config file may hold what only another SDE reads.)"""
+  complete = resolve(config)
+  for key in _overridden(argv):
+    reader = why_unread(complete, key)
+    if reader:
+      raise BadInput(f"--config.{key} has no effect here: only {reader} reads it. Leave it out, or set that, too.")
 
 
 def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
@@ -156,7 +167,12 @@ def _call(action: Callable[[], None]) -> None:
 
 def run() -> None:
   """Entry point of run.py."""
-  app.run(lambda _: _call(lambda: MODES[_MODE.value](_CONFIG.value, _WORKDIR.value)), flags_parser=_parse)
+
+  def action() -> None:
+    _check_effects(_CONFIG.value, sys.argv)
+    MODES[_MODE.value](_CONFIG.value, _WORKDIR.value)
+
+  app.run(lambda _: _call(action), flags_parser=_parse)
 
 
 def run_on(tools: dict[str, Callable[..., None]], what: str) -> None:

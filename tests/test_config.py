@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from score_sde.config import BadInput, default_config, get, resolve, unknown_key
+from score_sde.config import BadInput, default_config, get, reads, resolve, unknown_key, why_unread
 from score_sde.experiment import build
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -119,3 +119,37 @@ def test_official_key_names_and_types_are_kept():
     get(config, key)
   config.model.sigma_max = 90.5
   config.data.centered = True
+
+
+@pytest.mark.parametrize(
+  ("key", "unread", "read"),
+  [
+    ("model.sigma_max", {"training.sde": "vpsde"}, {}),
+    ("model.beta_max", {}, {"training.sde": "subvpsde"}),
+    ("sampling.snr", {"training.sde": "vpsde"}, {}),
+    ("sampling.snr", {"sampling.corrector": "none"}, {"sampling.method": "ncsn", "training.continuous": False}),
+    ("sampling.num_steps", {"sampling.method": "ode"}, {"sampling.method": "heun"}),
+    ("sampling.solver", {}, {"sampling.method": "ode"}),
+    ("training.snr_gamma", {}, {"training.weighting": "min_snr"}),
+    ("training.path_steps", {}, {"training.sde": str(ROOT / "configs/toy/double_well.py:double_well")}),
+    ("guidance.eta", {}, {"guidance.task": "inpaint", "guidance.method": "ddrm"}),
+    ("guidance.prior_variance", {"guidance.task": "class", "model.num_classes": 10}, {"guidance.task": "deblur"}),
+  ],
+)
+def test_what_reads_a_key_follows_from_the_others(key, unread, read):
+  def told(values):
+    config = default_config()
+    for name, value in values.items():
+      section, _, name = name.partition(".")
+      config[section][name] = value
+    return why_unread(resolve(config), key)
+
+  assert told(unread)
+  assert told(read) is None
+
+
+def test_readers_are_of_keys_that_there_are():
+  listed = [key for keys, *_ in reads._READERS for key in keys]
+  assert len(listed) == len(set(listed))
+  for key in listed:
+    get(default_config(), key)
