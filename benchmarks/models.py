@@ -115,11 +115,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", options.devices)
 
   rows = []
-  for name, model in {
-    "NCSN++": {},
-    "NCSN++, bfloat16": {"dtype": "bfloat16"},
-    "NCSN++, remat": {"remat": True},
-  }.items():
+  for name, model in VARIANTS.items():
     config = reduced_config(options.batch, **model)
     for program, (fn, args) in programs(config).items():
       rows.append((name, program, measure(fn, args, options.repeats)))

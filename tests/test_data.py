@@ -82,10 +82,10 @@ def test_hosts_share_a_batch_without_overlap(monkeypatch):
   config = digits(training__batch_size=64)
   source = data.load(config, "train")
   whole = next(data.batches(config, source, 33))
-  monkeypatch.setattr(data.parallel, "host_count", lambda: 4)
+  monkeypatch.setattr(data.stream.parallel, "host_count", lambda: 4)
   parts = []
   for host in range(4):
-    monkeypatch.setattr(data.parallel, "host_index", lambda host=host: host)
+    monkeypatch.setattr(data.stream.parallel, "host_index", lambda host=host: host)
     parts.append(next(data.batches(config, source, 33)))
   for key, value in whole.items():
     np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), value)
@@ -222,3 +222,51 @@ def test_unknown_and_unprepared_names_are_explained(tmp_path):
     data.load(config_of("cifar11"), "train")
   with pytest.raises(BadInput, match=r"'CIFAR10' is not prepared .*download_and_prepare"):
     data.load(config_of("CIFAR10", data__path=str(tmp_path)), "train")
+
+
+def tfrecord(image):
+  """A record as the scripts of progressive GANs write it: (C, H, W), framed by its length and two checksums."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  example = tf_example_pb2.Example()
+  example.features.feature["shape"].int64_list.value.extend(image.transpose(2, 0, 1).shape)
+  example.features.feature["data"].bytes_list.value.append(image.transpose(2, 0, 1).tobytes())
+  content = example.SerializeToString()
+  return struct.pack("<QI", len(content), 0) + content + struct.pack("<I", 0)
+
+
+def test_tfrecords_are_read_as_the_official_code_reads_them(tmp_path):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (40, 16, 16, 3)).astype(np.uint8)
+  (tmp_path / "ffhq-r04.tfrecords").write_bytes(b"".join(map(tfrecord, images)))
+  (tmp_path / "ffhq-r03.tfrecords").write_bytes(b"".join(map(tfrecord, images[:, ::2, ::2])))
+  for dataset in ("FFHQ", "tfrecords"):
+    for path in (tmp_path, tmp_path / "ffhq-r04.tfrecords"):
+      config = config_of(dataset, data__path=str(path), data__image_size=16)
+      train, test = data.load(config, "train"), data.load(config, "test")
+      assert (len(train), len(test)) == (36, 4)
+      read = np.concatenate([s.gather(np.arange(len(s)))["image"] for s in (train, test)])
+      assert {x.tobytes() for x in read} == {x.tobytes() for x in images}
+  fitted = data.load(config_of("FFHQ", data__path=str(path), data__image_size=8), "train").gather(np.arange(3))
+  assert fitted["image"].shape == (3, 8, 8, 3)
+
+
+def test_tfrecords_that_are_none_are_named(tmp_path):
+  whole = b"".join(map(tfrecord, np.zeros((20, 16, 16, 3), np.uint8)))
+  config = config_of("FFHQ", data__path=str(tmp_path), data__image_size=16)
+  with pytest.raises(BadInput, match="'tfrecords' found no"):
+    data.load(config_of("tfrecords", data__path=str(tmp_path)), "train")
+  (tmp_path / "ffhq-r04.tfrecords").write_bytes(whole[:-5])
+  with pytest.raises(BadInput, match=r"r04.tfrecords is no file of TFRecords, or cut short after 19"):
+    data.load(config, "train")
+  (tmp_path / "ffhq-r04.tfrecords").write_bytes(b"nothing of the kind, but longer than a header")
+  with pytest.raises(BadInput, match=r"cut short after 0"):
+    data.load(config, "train")
+  (tmp_path / "ffhq-r04.tfrecords").write_bytes(struct.pack("<QI", 3, 0) + b"abc" + struct.pack("<I", 0))
+  with pytest.raises(BadInput, match=r"no image of a progressive GAN's TFRecords"):
+    data.load(config, "train")
+  (tmp_path / "ffhq-r05.tfrecords").write_bytes(whole)
+  with pytest.raises(BadInput, match=r"has TFRecords of 16, 32 pixels, none of data.image_size=64"):
+    data.load(config_of("FFHQ", data__path=str(tmp_path), data__image_size=64), "train")
+  with pytest.raises(BadInput, match=r"a folder of images or a file of TFRecords; got '/nowhere/r10.tfrecords'"):
+    data.load(config_of("FFHQ", data__path="/nowhere/r10.tfrecords"), "train")

@@ -72,7 +72,7 @@ NOT_READ = {
   "ncsnv2": {"model.dropout", "model.embedding_type"},
 }
 WRONG = {
-  "data.tfrecords_path": "a path of the authors",
+  "data.tfrecords_path": "a path of the authors; data.path names a user's TFRecords",
   "model.sigma_begin": "read by nothing",
   "training.loss": "means training.sde",
   "training.continuouse": "means training.continuous",

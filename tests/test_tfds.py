@@ -72,3 +72,34 @@ def test_fashion_mnist_through_its_real_builder(served, tmp_path, monkeypatch):
   sums = lambda batch: sorted(zip(batch["image"].reshape(-1, 784).sum(axis=1), batch["label"], strict=True))
   everything = np.arange(60_000)
   assert sums(prepared.gather(everything)) == sums(direct.gather(everything))
+
+
+READ_RECORDS = """
+import sys
+sys.path[:0] = ["tests", "."]
+import numpy as np
+from test_data import config_of
+from score_sde import data
+source = data.load(config_of("CelebAHQ", data__path=sys.argv[1], data__image_size=16), "train")
+print(len(source), int(source.gather(np.arange(len(source)))["image"].astype(int).sum()), "tensorflow" in sys.modules)
+"""
+
+
+def test_tfrecords_that_tensorflow_wrote_are_read_without_it(tmp_path):
+  tf = pytest.importorskip("tensorflow", reason="writing them needs the extra 'prepare'")
+  images = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16)).astype(np.uint8)
+  feature = lambda image: {
+    "shape": tf.train.Feature(int64_list=tf.train.Int64List(value=image.shape)),
+    "data": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),
+  }
+  path = str(tmp_path / "celebahq-r04.tfrecords")
+  with tf.io.TFRecordWriter(path) as writer:
+    for image in images:
+      writer.write(tf.train.Example(features=tf.train.Features(feature=feature(image))).SerializeToString())
+  python = os.environ.get("PYTHON_WITHOUT_TENSORFLOW", sys.executable)
+  done = subprocess.run(
+    [python, "-c", READ_RECORDS, path], cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True,
+    timeout=280, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ["9", str(images.astype(int).sum()), "False"]

@@ -1,6 +1,6 @@
 """NCSN++ cont. with the VE SDE on CelebA-HQ, 1024 px (Song et al. 2021, Figure 12).
 
-Set --config.data.path to the folder of the images (the official file has a path of its authors to TFRecords).
+Set --config.data.path to the TFRecords (the official file has a path of its authors), or to a folder of images.
 It also lacks n_jitted_steps, the likelihood's settings and betas; here they have the default values.
 """
 

@@ -1,6 +1,6 @@
 """NCSN++ cont. with the VE SDE on FFHQ, 1024 px.
 
-Set --config.data.path to the folder of the images (the official file has a path of its authors to TFRecords).
+Set --config.data.path to the TFRecords (the official file has a path of its authors), or to a folder of images.
 """
 
 from configs.ve import celebahq_ncsnpp_continuous

@@ -29,8 +29,8 @@ def default_config() -> ConfigDict:
   config.seed = 42
 
   data = config.data = ConfigDict()
-  data.dataset = "digits"  # digits, a toy, idx, folder, or a tensorflow-datasets name (official ones included)
-  data.path = ""  # of an image folder or of IDX files; for tensorflow-datasets its data_dir, "" its default
+  data.dataset = "digits"  # digits, a toy, idx, folder, tfrecords, or a name of tensorflow-datasets or the official
+  data.path = ""  # of images, IDX files or TFRecords; for tensorflow-datasets its data_dir, "" its default
   data.category = ""  # of LSUN: "bedroom", "church_outdoor", ...
   data.image_size = 32
   data.num_channels = 3

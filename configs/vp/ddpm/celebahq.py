@@ -1,6 +1,6 @@
 """DDPM on CelebA-HQ, 256 px (Ho et al. 2020).
 
-Set --config.data.path to the folder of the images (the official file has a path of its authors to TFRecords).
+Set --config.data.path to the TFRecords (the official file has a path of its authors), or to a folder of images.
 """
 
 from configs.vp.ddpm import church
