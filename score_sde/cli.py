@@ -4,6 +4,7 @@ Whatever the user gave that cannot work ends in one line on stderr and exit code
 that diverges, a lost host, a full disk) in one line and exit code 1.
 """
 
+import errno
 import logging
 import os
 import pathlib
@@ -144,7 +145,7 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
 
 def _call(action: Callable[[], None]) -> None:
   """Runs `action`; what the user gave wrong ends the program with one line."""
-  absl_logging.set_verbosity(absl_logging.ERROR)  # orbax narrates every step of a save there
+  absl_logging.set_verbosity(absl_logging.FATAL)  # orbax narrates a save there, and what it also raises
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("score_sde").setLevel(logging.INFO)
   heap.limit()
@@ -161,6 +162,11 @@ def _call(action: Callable[[], None]) -> None:
     except Stalled as error:
       print(f"{sys.argv[0]}: {error}", file=sys.stderr, flush=True)
       os._exit(1)  # the thread that hangs would keep the process
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      print(f"{sys.argv[0]}: {error}. Make room: the same command goes on.", file=sys.stderr)
+      _leave(1)
     except Interrupted as error:
       print(str(error) or "Stopped by a signal. The same command goes on.", file=sys.stderr)
 

@@ -19,8 +19,11 @@ TINY = (
 )  # fmt: skip
 
 
-def command(workdir, *flags, config="configs/quickstart.py", tiny=True):
-  return [sys.executable, "run.py", f"--config={config}", f"--workdir={workdir}", *(TINY if tiny else ()), *flags]
+def command(workdir, *flags, config="configs/quickstart.py", tiny=True, blind=""):
+  """Of run.py; `blind` is a statement that takes something away from `checkpoints` before it starts."""
+  code = f"import sys; sys.argv[0] = 'run.py'; from score_sde import checkpoints, cli; {blind}; cli.run()"
+  program = ["-c", code] if blind else ["run.py"]
+  return [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *(TINY if tiny else ()), *flags]
 
 
 def environment(devices=1):

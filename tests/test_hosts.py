@@ -192,6 +192,55 @@ def test_two_jobs_do_not_share_a_workdir(trained, tmp_path):
   assert not (tmp_path / ".claimed").exists()
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of its own in memory: mount(options) makes it, or makes it anew as remount."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+
+  def mount(options):
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+    if done.returncode:
+      pytest.skip("mounting a file system needs root")
+    return folder
+
+  yield mount
+  subprocess.run(["umount", folder], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(small_disk):
+  """The first time as the run sees it coming, the second time behind its back."""
+  flags = ("--config.training.n_iters=300",)
+  folder = small_disk("size=1400k")
+  code, _, err = runs.finish(folder / "run", *flags)
+  assert code == 1
+  last = err.strip().splitlines()[-1]
+  assert "MiB left, and a checkpoint takes" in last
+  assert "Traceback" not in err
+  newest = lambda: max(int(p.name) for p in (folder / "run/checkpoints").iterdir() if p.name.isdigit())
+  seen = newest()
+  code, _, err = runs.finish(folder / "run", *flags, blind="checkpoints.check_space = lambda *trees: None")
+  assert code == 1
+  assert "is full. The newest checkpoint there is whole" in err  # among what orbax reports of it
+  hit = newest()
+  assert hit >= seen
+  small_disk("remount,size=40m")
+  code, _, err = runs.finish(folder / "run", *flags)
+  assert code == 0, err
+  assert f"at step {hit}:" in err
+  assert not list((folder / "run/checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.slow
+def test_a_disk_that_can_only_be_read_is_named(small_disk):
+  folder = small_disk("size=1m")
+  small_disk("remount,ro")
+  code, _, err = runs.finish(folder / "run")
+  assert code == 2
+  assert err.strip() == f"run.py: --workdir='{folder}/run' cannot be written to (Read-only file system). Give another."
+
+
 def test_a_full_disk_is_named_before_a_checkpoint_is_begun(trained, tmp_path, monkeypatch):
   _, config = trained
   usage = shutil.disk_usage(tmp_path)

@@ -5,8 +5,10 @@ A checkpoint holds `state` (all that training needs to go on), `ema_params` (all
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
+import os
 import pathlib
 import shutil
 import zlib
@@ -26,12 +28,31 @@ log = logging.getLogger(__name__)
 
 Tree = Any
 
+# What an array takes on the disk besides its values: its description, and the rest of a block.
+BLOCK = 4096
+
+
+class DiskFull(OSError):
+  """There is no room for a checkpoint."""
+
+
+def _finds_no_room(error: BaseException | None) -> bool:
+  """Whether an error, or one that it came from, is of a full disk."""
+  while error is not None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
 
 @contextlib.contextmanager
 def manager(workdir: str, keep_every: int | None = None, create: bool = False) -> Iterator[ocp.CheckpointManager]:
   """Opens `workdir`/checkpoints. Of the checkpoints written, the last two and the multiples of `keep_every` stay.
 
   Without `keep_every` it only reads; with `create` from a folder that a training may yet fill.
+
+  Raises:
+    DiskFull: where a save, or any other file written within, finds no room.
   """
   folder = (pathlib.Path(workdir) / "checkpoints").absolute()
   if keep_every is not None and parallel.is_first_host():
@@ -45,8 +66,16 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
     create=keep_every is not None,
     read_only=keep_every is None,
   )
-  with ocp.CheckpointManager(folder, options=options) as opened:
-    yield opened
+  try:
+    with ocp.CheckpointManager(folder, options=options) as opened:
+      yield opened
+  except Exception as error:  # of a background save, whatever orbax raises; or of another file of the run
+    if isinstance(error, DiskFull) or not _finds_no_room(error):
+      raise
+    raise DiskFull(
+      f"The disk of {str(folder)!r} is full. The newest checkpoint there is whole: make room, and the same command "
+      "goes on from it."
+    ) from error
 
 
 def _remove_unfinished(folder: pathlib.Path) -> None:
@@ -100,15 +129,12 @@ def digest(tree: Tree) -> str:
   return found.hexdigest()[:8]
 
 
-class DiskFull(OSError):
-  """There is no room for a checkpoint."""
-
-
 def check_space(folder: pathlib.Path, *trees: Tree) -> None:
   """Raises DiskFull where the disk of `folder` has no room for another checkpoint of the trees."""
-  needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees))
+  leaves = jax.tree.leaves(trees)
+  needed = sum(1.1 * x.size * x.dtype.itemsize + BLOCK for x in leaves)
   free = shutil.disk_usage(folder).free
-  if free < 1.1 * needed:
+  if free < needed:
     raise DiskFull(
       f"The disk of {str(folder)!r} has {free / 2**20:.1f} MiB left, and a checkpoint takes {needed / 2**20:.1f}. The "
       "newest one there is whole: make room, and the same command goes on from it."
@@ -123,6 +149,7 @@ def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree
   """
   if step in opened.all_steps():
     return
+  opened.wait_until_finished()  # saving would wait, too; what the save before takes is then counted
   check_space(pathlib.Path(opened.directory), state, ema_params)
   manifest = {"signature": signature, "checksum": "weighted sum"}
   manifest |= {"state": _describe(state), "ema_params": _describe(ema_params)}
