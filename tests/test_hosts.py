@@ -159,6 +159,41 @@ def test_a_killed_host_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.longest
+def test_a_host_that_falls_silent_ends_the_others(tmp_path):
+  """As a machine that hangs: its process is stopped, not killed, so that connections stay open."""
+  first, second = start_hosts(tmp_path, 2, 1, "--config.training.n_iters=100000", timeout=10)
+  deadline = time.monotonic() + 200
+  while max(losses(tmp_path), default=0) < 20 and time.monotonic() < deadline:
+    time.sleep(0.05)
+  second.send_signal(signal.SIGSTOP)
+  stopped = time.monotonic()
+  try:
+    _, err = first.communicate(timeout=100)
+    assert time.monotonic() - stopped < 60
+    assert first.returncode != 0
+    assert "stopped sending heartbeats" in err
+    assert "another task died" in err  # JAX's own words, before it ends the process
+  finally:
+    second.kill()
+    second.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.longest
+def test_a_host_that_comes_late_is_waited_for(tmp_path):
+  """The second starts twenty seconds after the first."""
+  flags = (*WIDE, "--config.training.n_iters=20", f"--coordinator=127.0.0.1:{free_port()}", "--num_hosts=2")
+  first = runs.start(tmp_path, *flags, "--host_index=0")
+  time.sleep(20)
+  second = runs.start(tmp_path, *flags, "--host_index=1")
+  for process in (first, second):
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+  assert len(losses(tmp_path)) == 10
+
+
+@pytest.mark.slow
 def test_a_host_that_does_not_come_is_waited_for_so_long_and_no_longer(tmp_path):
   process = runs.start(
     tmp_path, f"--coordinator=127.0.0.1:{free_port()}", "--num_hosts=2", "--host_index=0", "--host_timeout=5"
