@@ -3,6 +3,7 @@
 Images are NHWC. Convolutions and products run in `dtype` (float32 or bfloat16); parameters and norms stay float32.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -63,6 +64,23 @@ def conv(features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, init_s
     kernel_init=default_init(init_scale),
     conv_general_dilated=_pointwise if size == strides == 1 else None,
   )
+
+
+class Shortcut(nn.Module):
+  """A 1 x 1 convolution, parameters as nn.Conv's, with `resample` before its bias is added.
+
+  Products of channels and filters of pixels commute, so that a block which doubles the resolution multiplies a quarter
+  of the pixels. The bias comes last: filters see zeros beyond the border, not the bias.
+  """
+
+  features: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array, resample: Callable[[Array], Array] = lambda x: x) -> Array:
+    w = self.param("kernel", default_init(), (1, 1, x.shape[-1], self.features))
+    b = self.param("bias", nn.initializers.zeros, (self.features,))
+    return resample(over_channels(x.astype(self.dtype), w[0, 0].astype(self.dtype))) + b.astype(self.dtype)
 
 
 def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
@@ -409,14 +427,15 @@ class ResnetBlockBigGANpp(nn.Module):
     channels = x.shape[-1]
     features = self.features or channels
     h = self.act(group_norm(channels)(x))
+    up, down = (functools.partial(f, kernel=self.kernel) for f in (upsample, downsample))
     if self.up or self.down:
-      resample = upsample if self.up else downsample
-      h, x = resample(h, self.kernel), resample(x, self.kernel)
+      h = up(h) if self.up else down(h)
     h = conv(features, 3, self.dtype)(h)
     if temb is not None:
       h = h + dense(features, self.dtype)(self.act(temb))[:, None, None, :]
     h = Dropout(self.dropout)(self.act(group_norm(features)(h)), keys)
     h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
     if channels != features or self.up or self.down:
-      x = conv(features, 1, self.dtype)(x)
+      shortcut = Shortcut(features, self.dtype, name="Conv_2")
+      x = shortcut(x, up) if self.up else shortcut(down(x) if self.down else x)
     return add(x, h, self.skip_rescale)
