@@ -22,12 +22,11 @@ from score_sde import parallel, training
 from score_sde.config import default_config
 from score_sde.experiment import build
 
-# On two CPU cores, by load: the official JAX code made to run on JAX 0.10, and the official PyTorch code.
+# On two CPU cores, by machine and load: the official JAX code made to run on JAX 0.10, and the official PyTorch code.
 OFFICIAL = {
-  "train step": "JAX 1.3 to 1.8 s, PyTorch 1.0 to 1.3 s",
-  "forward": "JAX 0.35 to 0.53 s, PyTorch 0.21 to 0.27 s",
+  "train step": "JAX 0.8 to 1.8 s, PyTorch 0.7 to 1.3 s",
+  "forward": "JAX 0.25 to 0.53 s, PyTorch 0.14 to 0.27 s",
 }
-
 
 VARIANTS = {"NCSN++": {}, "NCSN++, bfloat16": {"dtype": "bfloat16"}, "NCSN++, remat": {"remat": True}}
 
