@@ -16,7 +16,16 @@ from score_sde.data.records import tfds, tfrecord_files, tfrecords
 from score_sde.data.scaling import as_uint8, example_shape, inverse, is_image, prepare
 from score_sde.data.sources import Arrays, Lazy, Source
 from score_sde.data.stream import Stalled, batches, in_order, shuffled, within
-from score_sde.data.toys import DENSITIES, TOYS, eight_gaussians_density, toy
+from score_sde.data.toys import (
+  DENSITIES,
+  TOYS,
+  checkerboard,
+  eight_gaussians,
+  eight_gaussians_density,
+  swiss_roll,
+  toy,
+  two_moons,
+)
 
 __all__ = [
   "DENSITIES",
@@ -27,6 +36,8 @@ __all__ = [
   "Stalled",
   "as_uint8",
   "batches",
+  "checkerboard",
+  "eight_gaussians",
   "eight_gaussians_density",
   "example_shape",
   "in_order",
@@ -37,6 +48,8 @@ __all__ = [
   "prepare",
   "read_inputs",
   "shuffled",
+  "swiss_roll",
+  "two_moons",
   "within",
 ]
 
