@@ -4,7 +4,6 @@ Whatever the user gave that cannot work ends in one line on stderr and exit code
 that diverges, a lost host, a full disk) in one line and exit code 1.
 """
 
-import errno
 import logging
 import os
 import pathlib
@@ -20,7 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from score_sde import conditional, heap, parallel, training
-from score_sde.checkpoints import DiskFull
+from score_sde.checkpoints import DiskFull, finds_no_room
 from score_sde.config import BadInput, resolve, unknown_key, why_unread
 from score_sde.data import Stalled
 from score_sde.progress import Interrupted, be_silent, stops_on_signal
@@ -163,7 +162,7 @@ def _call(action: Callable[[], None]) -> None:
       print(f"{sys.argv[0]}: {error}", file=sys.stderr, flush=True)
       os._exit(1)  # the thread that hangs would keep the process
     except OSError as error:
-      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      if not finds_no_room(error):
         raise
       print(f"{sys.argv[0]}: {error}. Make room: the same command goes on.", file=sys.stderr)
       _leave(1)

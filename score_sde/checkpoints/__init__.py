@@ -36,7 +36,7 @@ class DiskFull(OSError):
   """There is no room for a checkpoint."""
 
 
-def _finds_no_room(error: BaseException | None) -> bool:
+def finds_no_room(error: BaseException | None) -> bool:
   """Whether an error, or one that it came from, is of a full disk."""
   while error is not None:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
@@ -82,7 +82,7 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
     with ocp.CheckpointManager(folder, options=options) as opened:
       yield opened
   except Exception as error:  # of a background save, whatever orbax raises; or of another file of the run
-    if isinstance(error, DiskFull) or not _finds_no_room(error):
+    if isinstance(error, DiskFull) or not finds_no_room(error):
       raise
     raise DiskFull(
       f"The disk of {str(folder)!r} is full. The newest checkpoint there is whole: make room, and the same command "

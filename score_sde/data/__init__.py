@@ -64,7 +64,7 @@ def load(config: ConfigDict, split: str) -> Source:
   """
   choose("split", split, ("train", "test"))
   kind = config.data.dataset
-  if kind in ("FFHQ", "CelebAHQ", "tfrecords") and not pathlib.Path(config.data.path or "/nowhere").exists():
+  if kind in ("FFHQ", "CelebAHQ", "tfrecords") and not (config.data.path and pathlib.Path(config.data.path).exists()):
     raise BadInput(
       f"data.dataset={kind!r} is read from data.path, a folder of images or a file of TFRecords; got "
       f"{config.data.path!r}."

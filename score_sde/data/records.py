@@ -18,6 +18,13 @@ from score_sde.data.toys import TOYS
 OFFICIAL_NAMES = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a", "LSUN": "lsun"}
 
 
+def _fitted(image: np.ndarray, config: ConfigDict) -> np.ndarray:
+  """An image (H, W, C) as the config wants it, itself where it is."""
+  if image.shape == (config.data.image_size, config.data.image_size, config.data.num_channels):
+    return image
+  return fit(Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image), config)
+
+
 def tfds(config: ConfigDict, split: str) -> Lazy:
   """A prepared tensorflow-datasets data set in ArrayRecord form, read without TensorFlow."""
   import tensorflow_datasets
@@ -50,10 +57,7 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
 
   def read(i):
     record = records[i]
-    image = record["image"]
-    if image.shape[:2] != (config.data.image_size,) * 2 or image.shape[2] != config.data.num_channels:
-      image = fit(Image.fromarray(image.squeeze() if image.shape[2] == 1 else image), config)
-    return image, int(record["label"]) if "label" in record else 0
+    return _fitted(record["image"], config), int(record["label"]) if "label" in record else 0
 
   features = builder.info.features
   classes = getattr(features["label"], "num_classes", None) if "label" in features else None
@@ -96,10 +100,7 @@ def tfrecords(config: ConfigDict, split: str) -> Lazy:
 
   def read(i):
     number, offset, length = places[chosen[i]]
-    image = _example(files[number], os.pread(opened[number], length, offset))
-    if image.shape != (config.data.image_size, config.data.image_size, config.data.num_channels):
-      image = fit(Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image), config)
-    return image, 0
+    return _fitted(_example(files[number], os.pread(opened[number], length, offset)), config), 0
 
   return Lazy(len(chosen), read, 1)
 

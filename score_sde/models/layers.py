@@ -427,15 +427,15 @@ class ResnetBlockBigGANpp(nn.Module):
     channels = x.shape[-1]
     features = self.features or channels
     h = self.act(group_norm(channels)(x))
-    up, down = (functools.partial(f, kernel=self.kernel) for f in (upsample, downsample))
+    resample = lambda x: x
     if self.up or self.down:
-      h = up(h) if self.up else down(h)
-    h = conv(features, 3, self.dtype)(h)
+      resample = functools.partial(upsample if self.up else downsample, kernel=self.kernel)
+    h = conv(features, 3, self.dtype)(resample(h))
     if temb is not None:
       h = h + dense(features, self.dtype)(self.act(temb))[:, None, None, :]
     h = Dropout(self.dropout)(self.act(group_norm(features)(h)), keys)
     h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
     if channels != features or self.up or self.down:
       shortcut = Shortcut(features, self.dtype, name="Conv_2")
-      x = shortcut(x, up) if self.up else shortcut(down(x) if self.down else x)
+      x = shortcut(x, resample) if self.up else shortcut(resample(x))
     return add(x, h, self.skip_rescale)
