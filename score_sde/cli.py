@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import NoReturn
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from score_sde import conditional, heap, parallel, training
@@ -144,7 +143,8 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
 
 def _call(action: Callable[[], None]) -> None:
   """Runs `action`; what the user gave wrong ends the program with one line."""
-  absl_logging.set_verbosity(absl_logging.FATAL)  # orbax narrates a save there, and what it also raises
+  # orbax narrates a save there, and what it also raises. (absl's verbosity is of absl's own handler.)
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("score_sde").setLevel(logging.INFO)
   heap.limit()

@@ -55,16 +55,34 @@ def connect(coordinator: str | None, hosts: int | None, index: int | None, timeo
     sys.stderr.flush()
     os._exit(1)
 
+  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `progress.stops_on_signal`
   watch = threading.Timer(timeout, give_up)  # JAX's own end of waiting is an abort with a dump of its stack
   watch.start()
   try:
     jax.distributed.initialize(
-      coordinator, hosts, index, initialization_timeout=timeout + 60, heartbeat_timeout_seconds=timeout
-    )
+      coordinator, hosts, index, _visible_devices(listed=coordinator is not None),
+      initialization_timeout=timeout + 60, heartbeat_timeout_seconds=timeout, shutdown_timeout_seconds=timeout,
+    )  # fmt: skip
   except (RuntimeError, ValueError) as error:
     raise HostsError(f"Cannot join {who}: {str(error).splitlines()[0]}") from error
   finally:
     watch.cancel()
+
+
+def _visible_devices(listed: bool) -> list[int] | None:
+  """JAX's `local_device_ids`: [] for all that this process sees, None to leave it to JAX.
+
+  Of a process that SLURM or Open MPI started, JAX uses the one GPU that has the process's number on its machine. That
+  is right for several processes on a machine that see all of its GPUs, and for no others (jax-ml/jax#16788).
+  """
+  given = os.environ
+  if "JAX_LOCAL_DEVICE_IDS" in given:
+    return None
+  alone = given.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" or (
+    "SLURM_STEP_NUM_NODES" in given and given["SLURM_STEP_NUM_NODES"] == given.get("SLURM_NTASKS")
+  )
+  bound = "," not in given.get("CUDA_VISIBLE_DEVICES", given.get("ROCR_VISIBLE_DEVICES", ","))  # to a GPU of its own
+  return [] if listed or alone or bound else None
 
 
 def is_connected() -> bool:

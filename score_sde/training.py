@@ -341,7 +341,7 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
   blocks = _blocks(config, data.within(data.batches(config, source, step), t.data_timeout))
   sig = signature(config)
   pending = None  # metrics of the newest block: waiting for them one block later keeps the host one ahead at most
-  last_loss = math.nan
+  shown = {}  # beside the bar
 
   def receive(first, values):
     """Waits for a block's metrics and stops the run where they are not finite."""
@@ -364,10 +364,10 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
     while step < total:
       state, values = train_steps(state, next(blocks))
       if pending is not None:
-        last_loss = receive(*pending)["loss"]
+        shown = {"loss": receive(*pending)["loss"]}
       pending = (step, values)
       step += t.n_jitted_steps
-      bar.show(step, loss=last_loss)
+      bar.show(step, **shown)
 
       due = {name: step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}
       # Hosts stop together. Asking the others waits for them, so that is done where the run waits anyway.
@@ -376,7 +376,7 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
       must_save = step == total or due["snapshot_freq"] or step % t.snapshot_freq_for_preemption == 0 or stop
       if must_save or due["log_freq"] or due["eval_freq"]:
         row = receive(*pending)
-        pending, last_loss = None, row["loss"]
+        pending, shown = None, {"loss": row["loss"]}
         if due["eval_freq"]:
           batch = _eval_batch(config, test_source, step)
           losses = eval_loss(parallel.local(state.ema_params), jax.random.fold_in(eval_key, step), batch)

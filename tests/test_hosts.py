@@ -17,6 +17,7 @@ import runs
 from benchmarks import scaling
 from score_sde import checkpoints, curves, data, training
 from score_sde.config import BadInput
+from score_sde.evaluation import samples
 from score_sde.experiment import build, claimed, make_workdir
 
 WIDE = ("--config.model.nf=128", "--config.optim.decay=none")  # wide enough for fsdp to split; any length the same rate
@@ -133,6 +134,54 @@ def test_a_run_goes_on_on_other_devices(written, hosts, devices, more, tmp_path)
   assert len(whole) == 20
 
 
+JOIN = """
+import jax
+from score_sde import parallel
+parallel.connect(None, None, None, 60)
+print(parallel.host_index(), parallel.describe(), jax.config.read("jax_cuda_visible_devices"), sep="; ")
+"""
+
+
+@pytest.mark.parametrize(
+  ("nodes", "more", "visible"),
+  [(2, {}, ("all", "all")), (1, {}, ("0", "1")), (1, {"CUDA_VISIBLE_DEVICES": "3"}, ("all", "all"))],
+  ids=["a process a machine", "a process a GPU", "a process a GPU, and each sees its own"],
+)
+def test_slurm_s_processes_find_each_other_and_use_every_gpu(nodes, more, visible):
+  """By the variables that SLURM sets; JAX alone would use one GPU of a machine that has one process."""
+  job = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": str(nodes),
+    "JAX_COORDINATOR_PORT": str(free_port()), **more,
+  }  # fmt: skip
+  processes = []
+  for i in range(2):
+    task = {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i if nodes == 1 else 0)}
+    environment = runs.environment(2) | job | task
+    processes.append(
+      subprocess.Popen([sys.executable, "-c", JOIN], cwd=runs.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    )
+  out = [process.communicate(timeout=100)[0].strip() for process in processes]
+  assert out == [f"{i}; 4 cpu devices on 2 hosts; {visible[i]}" for i in range(2)]
+
+
+@pytest.mark.slow
+def test_hosts_stop_together_where_one_gets_a_signal_and_go_on(tmp_path):
+  hosts = start_hosts(tmp_path / "run", 2, 1, "--config.training.n_iters=100000")
+  deadline = time.monotonic() + 200
+  while max(losses(tmp_path / "run"), default=0) < 20 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  hosts[1].send_signal(signal.SIGTERM)
+  ended = [process.communicate(timeout=100)[1] for process in hosts]
+  assert [process.returncode for process in hosts] == [0, 0]
+  with checkpoints.manager(str(tmp_path / "run")) as opened:
+    saved = max(opened.all_steps())
+  assert saved < 100000
+  for err in ended:
+    assert f"Stopped by a signal at step {saved}, which is saved" in err
+  whole = train(tmp_path / "whole", 1, 2, flag := f"--config.training.n_iters={saved + 20}")
+  assert train(tmp_path / "run", 2, 1, flag) == pytest.approx(whole, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_a_killed_host_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path):
   often = ("--config.training.snapshot_freq_for_preemption=20",)
@@ -177,6 +226,26 @@ def test_a_host_that_falls_silent_ends_the_others(tmp_path):
   finally:
     second.kill()
     second.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.longest
+def test_an_evaluation_ends_where_one_host_gets_a_signal(tmp_path):
+  train(tmp_path, 1, 1, "--config.training.n_iters=20")
+  more = ("--mode=eval", "--config.eval.enable_sampling=True", "--config.eval.num_samples=1000000")
+  first, second = start_hosts(tmp_path, 2, 1, "--config.training.n_iters=20", *more, timeout=10)
+  deadline = time.monotonic() + 200
+  while len(list(tmp_path.rglob("batch_*.npz"))) < 4 and time.monotonic() < deadline:
+    time.sleep(0.05)
+  second.send_signal(signal.SIGTERM)
+  signalled = time.monotonic()
+  _, err = second.communicate(timeout=100)
+  assert "Stopped by a signal" in err
+  _, err = first.communicate(timeout=100)
+  assert time.monotonic() - signalled < 60
+  assert first.returncode != 0
+  for batch in tmp_path.rglob("batch_*.npz"):
+    assert len(samples.read_batch(batch)["samples"]) == 16
 
 
 @pytest.mark.slow

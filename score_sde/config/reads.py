@@ -129,11 +129,17 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] 
   (("guidance.strength",), lambda c: c.guidance.method == "projection", "guidance.method='projection'"),
   (("guidance.eta", "guidance.eta_b"), lambda c: c.guidance.method == "ddrm", "guidance.method='ddrm'"),
   (("guidance.t0",), lambda c: c.guidance.task == "edit", "guidance.task='edit'"),
-  (("eval.num_times",), lambda c: c.eval.likelihood == "elbo", "eval.likelihood='elbo'"),
+  (("eval.num_samples", "eval.save_samples"), lambda c: c.eval.enable_sampling, "eval.enable_sampling"),
+  (("eval.likelihood", "eval.num_repeats", "eval.eps"), lambda c: c.eval.enable_bpd, "eval.enable_bpd"),
+  (
+    ("eval.num_times",),
+    lambda c: c.eval.enable_bpd and c.eval.likelihood == "elbo",
+    "eval.enable_bpd with eval.likelihood='elbo'",
+  ),
   (
     ("eval.rtol", "eval.atol", "eval.probe", "eval.num_probes"),
-    lambda c: c.eval.likelihood == "ode",
-    "eval.likelihood='ode'",
+    lambda c: c.eval.enable_bpd and c.eval.likelihood == "ode",
+    "eval.enable_bpd with eval.likelihood='ode'",
   ),
 )
 
