@@ -132,6 +132,8 @@ def test_official_key_names_and_types_are_kept():
     ("sampling.solver", {}, {"sampling.method": "ode"}),
     ("training.snr_gamma", {}, {"training.weighting": "min_snr"}),
     ("training.path_steps", {}, {"training.sde": str(ROOT / "configs/toy/double_well.py:double_well")}),
+    ("eval.num_samples", {"eval.enable_bpd": True}, {"eval.enable_sampling": True}),
+    ("eval.probe", {"eval.enable_bpd": False}, {"eval.enable_bpd": True}),
     ("guidance.eta", {}, {"guidance.task": "inpaint", "guidance.method": "ddrm"}),
     ("guidance.prior_variance", {"guidance.task": "class", "model.num_classes": 10}, {"guidance.task": "deblur"}),
   ],

@@ -163,6 +163,7 @@ def test_a_killed_evaluation_draws_no_finished_batch_again(trained, tmp_path):
   code, out, err = runs.finish(copy, *flags)
   assert code == 0, err
   assert "37 samples" in out
+  assert "read_only" not in err  # what orbax narrates
   assert not list((copy / "eval").glob("unfinished_*"))
   with np.load(copy / "eval" / "samples_00000040.npz") as file:
     drawn = file["samples"]
