@@ -49,6 +49,17 @@ def train(workdir, hosts, devices, *flags):
   return losses(workdir)
 
 
+def wait_until(happens, seconds=200):
+  deadline = time.monotonic() + seconds
+  while not happens() and time.monotonic() < deadline:
+    time.sleep(0.02)
+
+
+def reaches(workdir, step):
+  """Waits until a run has logged `step`."""
+  wait_until(lambda: max(losses(workdir), default=0) >= step)
+
+
 def losses(workdir):
   return {row["step"]: row["loss"] for row in curves.read(workdir)}
 
@@ -144,8 +155,13 @@ print(parallel.host_index(), parallel.describe(), jax.config.read("jax_cuda_visi
 
 @pytest.mark.parametrize(
   ("nodes", "more", "visible"),
-  [(2, {}, ("all", "all")), (1, {}, ("0", "1")), (1, {"CUDA_VISIBLE_DEVICES": "3"}, ("all", "all"))],
-  ids=["a process a machine", "a process a GPU", "a process a GPU, and each sees its own"],
+  [
+    (2, {}, ("all", "all")),
+    (1, {}, ("0", "1")),
+    (1, {"CUDA_VISIBLE_DEVICES": "3"}, ("all", "all")),
+    (2, {"JAX_LOCAL_DEVICE_IDS": "2,3"}, ("2,3", "2,3")),
+  ],
+  ids=["a process a machine", "a process a GPU", "a process a GPU, and each sees its own", "as the user says"],
 )
 def test_slurm_s_processes_find_each_other_and_use_every_gpu(nodes, more, visible):
   """By the variables that SLURM sets; JAX alone would use one GPU of a machine that has one process."""
@@ -167,9 +183,7 @@ def test_slurm_s_processes_find_each_other_and_use_every_gpu(nodes, more, visibl
 @pytest.mark.slow
 def test_hosts_stop_together_where_one_gets_a_signal_and_go_on(tmp_path):
   hosts = start_hosts(tmp_path / "run", 2, 1, "--config.training.n_iters=100000")
-  deadline = time.monotonic() + 200
-  while max(losses(tmp_path / "run"), default=0) < 20 and time.monotonic() < deadline:
-    time.sleep(0.02)
+  reaches(tmp_path / "run", 20)
   hosts[1].send_signal(signal.SIGTERM)
   ended = [process.communicate(timeout=100)[1] for process in hosts]
   assert [process.returncode for process in hosts] == [0, 0]
@@ -186,9 +200,7 @@ def test_hosts_stop_together_where_one_gets_a_signal_and_go_on(tmp_path):
 def test_a_killed_host_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path):
   often = ("--config.training.snapshot_freq_for_preemption=20",)
   first, second = start_hosts(tmp_path / "killed", 2, 1, "--config.training.n_iters=100000", *often)
-  deadline = time.monotonic() + 200
-  while max(losses(tmp_path / "killed"), default=0) < 50 and time.monotonic() < deadline:
-    time.sleep(0.02)
+  reaches(tmp_path / "killed", 50)
   second.send_signal(signal.SIGKILL)
   killed = time.monotonic()
   _, err = first.communicate(timeout=100)
@@ -212,9 +224,7 @@ def test_a_killed_host_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path)
 def test_a_host_that_falls_silent_ends_the_others(tmp_path):
   """As a machine that hangs: its process is stopped, not killed, so that connections stay open."""
   first, second = start_hosts(tmp_path, 2, 1, "--config.training.n_iters=100000", timeout=10)
-  deadline = time.monotonic() + 200
-  while max(losses(tmp_path), default=0) < 20 and time.monotonic() < deadline:
-    time.sleep(0.05)
+  reaches(tmp_path, 20)
   second.send_signal(signal.SIGSTOP)
   stopped = time.monotonic()
   try:
@@ -234,9 +244,7 @@ def test_an_evaluation_ends_where_one_host_gets_a_signal(tmp_path):
   train(tmp_path, 1, 1, "--config.training.n_iters=20")
   more = ("--mode=eval", "--config.eval.enable_sampling=True", "--config.eval.num_samples=1000000")
   first, second = start_hosts(tmp_path, 2, 1, "--config.training.n_iters=20", *more, timeout=10)
-  deadline = time.monotonic() + 200
-  while len(list(tmp_path.rglob("batch_*.npz"))) < 4 and time.monotonic() < deadline:
-    time.sleep(0.05)
+  wait_until(lambda: len(list(tmp_path.rglob("batch_*.npz"))) >= 4)
   second.send_signal(signal.SIGTERM)
   signalled = time.monotonic()
   _, err = second.communicate(timeout=100)
