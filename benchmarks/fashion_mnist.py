@@ -21,9 +21,9 @@ import sys
 import numpy as np
 
 from configs.fashion_mnist import ddpmpp
-from score_sde import data, evaluation, features
-from score_sde.config import resolve, sde_name
-from score_sde.evaluation.reports import table
+from score_sde.run import data, evaluate, features
+from score_sde.run.config import resolve, sde_name
+from score_sde.run.evaluate.reports import table
 
 CONFIG = "configs/fashion_mnist/ddpmpp.py"
 SDES = ("vesde", "vpsde", "subvpsde")
@@ -67,13 +67,13 @@ def real_rows(args: argparse.Namespace, reference: pathlib.Path) -> list[list[st
   """Real test images, as many as samples, measured like these."""
   config = ddpmpp.get_config()
   config.eval.features, config.eval.reference = args.features, str(reference)
-  extractor, real = evaluation.compared_with(config, args.samples)
+  extractor, real = evaluate.compared_with(config, args.samples)
   config = resolve(config)
   images = data.as_uint8(config, data.load(config, "test").image)
   rows = []
   for seed in args.seeds:
     chosen = np.random.default_rng(seed).permutation(len(images))[: args.samples]
-    rows.append(evaluation.measure(config, [extractor(images[chosen])], extractor, real))
+    rows.append(evaluate.measure(config, [extractor(images[chosen])], extractor, real))
   cells = [spread([r[k] for r in rows], d) for k, d in (("fid", ".2f"), ("precision", ".3f"), ("recall", ".3f"))]
   return [["real test images", "", "", *cells, "", ""]]
 

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.svm import SVC
 
-from score_sde import analytic, checkpoints, conditional, data, evaluation, metrics
-from score_sde.experiment import build
+from score_sde import analytic, metrics
 from score_sde.guidance import Measurement, condition_on, ddrm, dps, operators, pigdm, projection, tmpd
 from score_sde.guidance import analytic as exactly
+from score_sde.run import checkpoints, data, evaluate, guide
+from score_sde.run.experiment import build
 from score_sde.sampling import few_step, make_grid, predictor_corrector
 from score_sde.sde import VE, VP, SubVP
 
@@ -165,13 +166,13 @@ def classes(args: argparse.Namespace) -> None:
       config.guidance.classifier = args.classifier if method == "classifier" else ""
       config.model.num_classes = 10 if method == "classifier_free" else 0
     experiment = build(config)
-    experiment = conditional.with_class(experiment) if method != "none" else experiment
+    experiment = guide.with_class(experiment) if method != "none" else experiment
     with checkpoints.manager(workdir) as opened:
-      _, params = evaluation.restore(opened, experiment, workdir)
+      _, params = evaluate.restore(opened, experiment, workdir)
     start = time.monotonic()
-    x, *_ = evaluation.draw_samples(experiment, params, args.samples)
+    x, *_ = evaluate.draw_samples(experiment, params, args.samples)
     seconds = time.monotonic() - start
-    x = features(evaluation.to_uint8(x) / 255)
+    x = features(evaluate.to_uint8(x) / 255)
     agrees = f"{np.mean(judge.predict(x) == np.arange(len(x)) % 10):.1%}" if method != "none" else "-"
     precision, recall = metrics.precision_recall(x, reference)
     print(f"| {method} | {scale:g} | {agrees} | {precision:.3f} | {recall:.3f} | {seconds:.0f} |", flush=True)

@@ -22,8 +22,8 @@ import numpy as np
 
 from score_sde.analytic import gaussian
 from score_sde.bounds import kl_bound
-from score_sde.config import default_config
-from score_sde.experiment import build
+from score_sde.run.config import default_config
+from score_sde.run.experiment import build
 from score_sde.sde import VE, VP, LinearSDE, Reverse, SubVP
 
 matplotlib.use("Agg")

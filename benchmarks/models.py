@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import parallel, training
-from score_sde.config import default_config
-from score_sde.experiment import build
+from score_sde.run import devices, training
+from score_sde.run.config import default_config
+from score_sde.run.experiment import build
 
 # On two CPU cores, by machine and load: the official JAX code made to run on JAX 0.10, and the official PyTorch code.
 OFFICIAL = {
@@ -96,11 +96,11 @@ def programs(config) -> dict[str, tuple[Callable, tuple]]:
   image = rng.integers(0, 256, (n, *experiment.shape)).astype(np.uint8)
   batch = {"image": image, "label": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
   x, labels = jnp.asarray(image, jnp.float32) / 255, jnp.asarray(np.geomspace(0.01, 50, n), jnp.float32)
-  step = jax.pmap(training.make_train_step(experiment), axis_name=parallel.AXIS, in_axes=(None, 0), out_axes=None)
+  step = jax.pmap(training.make_train_step(experiment), axis_name=devices.AXIS, in_axes=(None, 0), out_axes=None)
   forward = jax.jit(lambda params, x, labels: experiment.network.apply({"params": params}, x, labels))
   return {
     "forward": (forward, (state.params, x, labels)),
-    "train step": (step, (state, parallel.shard(batch))),
+    "train step": (step, (state, devices.shard(batch))),
   }
 
 
@@ -123,7 +123,7 @@ def main() -> None:
         rows.append(("its convolutions alone", program, measure(*floor(fn, args), options.repeats)))
         print("done:", *rows[-1], flush=True)
 
-  print(f"\nbatch {options.batch}, {parallel.describe()}, JAX {jax.__version__}; official code: {OFFICIAL}\n")
+  print(f"\nbatch {options.batch}, {devices.describe()}, JAX {jax.__version__}; official code: {OFFICIAL}\n")
   print("| network | program | run s | compile s | GFLOP | GFLOP/s | temporary MiB |\n|---|---|---|---|---|---|---|")
   for name, program, m in rows:
     speed = m["GFLOP"] / m["run s"]

@@ -23,10 +23,10 @@ import matplotlib
 import numpy as np
 
 from configs import quickstart
-from score_sde import checkpoints, data
 from score_sde.analytic import GaussianMixture
-from score_sde.config import signature
-from score_sde.experiment import build
+from score_sde.run import checkpoints, data
+from score_sde.run.config import signature
+from score_sde.run.experiment import build
 from score_sde.sampling import adaptive_sde, few_step, make_grid, ode_sampler, predictor_corrector
 from score_sde.sde import SDE, VE, VP
 

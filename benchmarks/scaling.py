@@ -53,8 +53,8 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
   from jax.sharding import NamedSharding
   from jax.sharding import PartitionSpec as P
 
-  from score_sde import parallel, training
-  from score_sde.experiment import build
+  from score_sde.run import devices, training
+  from score_sde.run.experiment import build
 
   config = runpy.run_path(path)["get_config"]()
   n = jax.device_count()
@@ -64,11 +64,11 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
     config[section][name] = type(config[section][name])(json.loads(value))
   experiment = build(config)
   state = jax.eval_shape(lambda: training.init_state(experiment))
-  mesh = parallel.fsdp_mesh(config.training.fsdp_devices if parallelism == "fsdp" else 1)
+  mesh = devices.fsdp_mesh(config.training.fsdp_devices if parallelism == "fsdp" else 1)
   # With one device to a copy of the parameters, the mesh is what pmap does.
-  place = parallel.shardings(state, mesh)
+  place = devices.shardings(state, mesh)
   batch = {"image": (np.uint8, experiment.shape), "label": (np.int32, ()), "index": (np.int32, ())}
-  split = NamedSharding(mesh, P((parallel.DATA, parallel.FSDP)))
+  split = NamedSharding(mesh, P((devices.DATA, devices.FSDP)))
   abstract = {k: jax.ShapeDtypeStruct((n, *shape), dtype) for k, (dtype, shape) in batch.items()}
   step = jax.jit(
     training.make_train_step(experiment, mesh), in_shardings=(place, split),

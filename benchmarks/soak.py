@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from score_sde import checkpoints, training
-from score_sde.config import signature
-from score_sde.experiment import build
+from score_sde.run import checkpoints, training
+from score_sde.run.config import signature
+from score_sde.run.experiment import build
 
 STEADY = 600  # seconds after which memory should not grow
 SNAPSHOTS = 1000  # steps between two

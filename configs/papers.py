@@ -1,6 +1,6 @@
 """What the configs of the papers share: CIFAR-10, and the published discretization of the samplers."""
 
-from score_sde.config import default_config
+from score_sde.run.config import default_config
 
 
 def get_config():

@@ -4,7 +4,7 @@ The network's input and output are scaled to unit variance at every noise level 
 noise-to-signal ratio; so it does not matter which SDE made the noise.
 """
 
-from score_sde.config import default_config
+from score_sde.run.config import default_config
 
 
 def get_config():

@@ -32,13 +32,14 @@ from absl import logging
 
 sys.path.insert(0, "..")  # where configs/ lies
 from configs import quickstart
-from score_sde import checkpoints, curves, data
+from score_sde.run import checkpoints, data
+from score_sde.run.report import curves
 from score_sde.batch import example_keys
-from score_sde.config import signature
-from score_sde.experiment import build
+from score_sde.run.config import signature
+from score_sde.run.experiment import build
 from score_sde.likelihood import bits_per_dim, encoder, interpolate, log_likelihood
 from score_sde.sampling import few_step, make_grid
-from score_sde.training import train
+from score_sde.run.training import train
 
 logging.set_verbosity(logging.ERROR)  # checkpoints narrate
 plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 11})

@@ -36,10 +36,11 @@ from absl import logging
 
 sys.path.insert(0, "..")  # where configs/ lies
 from configs import quickstart
-from score_sde import analytic, checkpoints, data
+from score_sde import analytic
+from score_sde.run import checkpoints, data
 from score_sde.batch import example_keys, expand, normal
-from score_sde.config import signature
-from score_sde.experiment import build
+from score_sde.run.config import signature
+from score_sde.run.experiment import build
 from score_sde.guidance import (
   Measurement,
   by_classifier,
@@ -148,7 +149,7 @@ config.training.snapshot_freq = 700
 config.training.final_report = False
 config.training.snapshot_sampling = False
 workdir = tempfile.mkdtemp()
-from score_sde.training import train
+from score_sde.run.training import train
 
 with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
   train(config, workdir)

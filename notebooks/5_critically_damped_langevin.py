@@ -32,7 +32,7 @@ import numpy as np
 import optax
 from scipy.linalg import expm
 
-from score_sde import data as datasets
+from score_sde.run import data as datasets
 from score_sde.batch import example_keys, normal
 from score_sde.models import MLP
 from score_sde.parameterization import ScoreModel

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import parallel
 from score_sde.analytic import GaussianMixture
 from score_sde.batch import Array, expand, fold, normal, sum_over_dims, uniform
 from score_sde.losses import importance_times
+from score_sde.run import devices
 from score_sde.sde import LinearSDE, Score, as_argument, bind
 
 # Streams of an example's key.
@@ -38,10 +38,10 @@ def _noise_error(sde: LinearSDE, score: Score, x: Array, z: Array, t: Array) -> 
 
 def _mapped(one: Callable) -> Callable:
   """`one(score, keys, x)` over all devices, as `bound(score, keys, x, condition=None)`."""
-  run = parallel.map_batch(lambda score, batch: one(bind(score, batch[2]), *batch[:2]), (None, 0))
+  run = devices.map_batch(lambda score, batch: one(bind(score, batch[2]), *batch[:2]), (None, 0))
 
   def bound(score: Score, keys: Array, x: Array, condition: Any = None) -> Array:
-    return parallel.unshard(run(as_argument(score), parallel.shard((keys, x, condition))), x.shape[0])
+    return devices.unshard(run(as_argument(score), devices.shard((keys, x, condition))), x.shape[0])
 
   return bound
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from score_sde import parallel
 from score_sde.batch import Array, expand, norm, sum_over_dims
+from score_sde.run import devices
 from score_sde.sampling.ode import flow, solve
 from score_sde.sde import SDE, Reverse, Score, as_argument, bind
 from score_sde.trace import PROBES, along, basis
@@ -77,11 +77,11 @@ def log_likelihood(
     (z, delta), nfe, t = solve(field, state, probes, eps, sde.T, **options)
     return prior_logp(z[None])[0] + delta, z, nfe, t
 
-  mapped = parallel.map_batch(lambda score, batch: jax.vmap(lambda b: one(score, *b))(batch), (None, 0))
+  mapped = devices.map_batch(lambda score, batch: jax.vmap(lambda b: one(score, *b))(batch), (None, 0))
 
   def log_p(score: Score, keys: Array, x: Array, condition: Any = None) -> tuple[Array, Array, Array, Array]:
-    out = mapped(as_argument(score), parallel.shard((keys, x, condition)))
-    return parallel.unshard(out, x.shape[0])
+    out = mapped(as_argument(score), devices.shard((keys, x, condition)))
+    return devices.unshard(out, x.shape[0])
 
   return log_p
 
@@ -144,10 +144,10 @@ def encoder(
 
   def along(start: float, stop: float) -> Code:
     move = flow(sde, start=start, stop=stop, **options)
-    run = parallel.map_batch(lambda score, batch: move(score, *batch), (None, 0))
+    run = devices.map_batch(lambda score, batch: move(score, *batch), (None, 0))
 
     def code(score: Score, x: Array, condition: Any = None) -> tuple[Array, dict[str, Array]]:
-      y, nfe, t = parallel.unshard(run(as_argument(score), parallel.shard((x, condition))), x.shape[0])
+      y, nfe, t = devices.unshard(run(as_argument(score), devices.shard((x, condition))), x.shape[0])
       return y, {"nfe": nfe, "t": t}
 
     return code

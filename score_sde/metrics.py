@@ -120,7 +120,7 @@ def _distances(a: np.ndarray, b: np.ndarray, rows: int = 2048):
 
 
 if __name__ == "__main__":  # python -m score_sde.metrics stats OUTPUT.npz --config=FILE
-  from score_sde import cli
-  from score_sde.features import stats
+  from score_sde.run import cli
+  from score_sde.run.features import stats
 
   cli.run_tool({"stats": stats}, ("OUTPUT.npz",), needs_workdir=False)

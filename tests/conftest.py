@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
   """(workdir, config): checkpoints of steps 20 (a snapshot), 30 and 40 of a small model of digits."""
   from runs import tiny
 
-  from score_sde import training
+  from score_sde.run import training
 
   folder = tmp_path_factory.mktemp("trained")
   config = tiny(

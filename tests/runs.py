@@ -21,7 +21,7 @@ TINY = (
 
 def command(workdir, *flags, config="configs/quickstart.py", tiny=True, blind=""):
   """Of run.py; `blind` is a statement that takes something away from `checkpoints` before it starts."""
-  code = f"import sys; sys.argv[0] = 'run.py'; from score_sde import checkpoints, cli; {blind}; cli.run()"
+  code = f"import sys; sys.argv[0] = 'run.py'; from score_sde.run import checkpoints, cli; {blind}; cli.run()"
   program = ["-c", code] if blind else ["run.py"]
   return [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *(TINY if tiny else ()), *flags]
 

@@ -53,7 +53,8 @@ def test_a_batch_that_devices_do_not_divide_is_refused(tmp_path):
   ],
 )
 def test_bad_config_files_are_named(tmp_path, config, parts):
-  typo = "from score_sde.config import default_config\ndef get_config():\n  default_config().model.sigma_mex = 3.0\n"
+  first = "from score_sde.run.config import default_config\ndef get_config():\n"
+  typo = first + "  default_config().model.sigma_mex = 3.0\n"
   (tmp_path / "typo.py").write_text(typo)
   (tmp_path / "syntax.py").write_text("def get_config(:\n")
   path = config if config.startswith("configs") else str(tmp_path / config)

@@ -10,9 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from configs import quickstart
 from configs.classifier import digits
-from score_sde import conditional, curves, data, evaluation, features
-from score_sde.config import CONSTRAINTS, SCORE_METHODS, BadInput, resolve
-from score_sde.training import train
+from score_sde.run import data, evaluate, features, guide
+from score_sde.run.config import CONSTRAINTS, SCORE_METHODS, BadInput, resolve
+from score_sde.run.report import curves
+from score_sde.run.training import train
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def runs(tmp_path_factory):
 
 
 def draw(workdir, **guidance):
-  conditional.sample(small(quickstart.get_config(), **guidance), workdir)
+  guide.sample(small(quickstart.get_config(), **guidance), workdir)
   return np.load(f"{workdir}/guided.npz")
 
 
@@ -80,7 +81,7 @@ def test_editing_starts_from_the_input_and_interpolation_ends_at_both(runs, tmp_
   out = draw(runs["model"], task="edit", t0=0.01, input=str(tmp_path))
   assert np.abs(out["samples"][:, 0].astype(int) - out["inputs"]).mean() < 15  # of 255: little noise, little change
   out = draw(runs["model"], task="interpolate", input=str(tmp_path))
-  assert out["samples"].shape == (1, conditional.BETWEEN, 8, 8, 1)
+  assert out["samples"].shape == (1, guide.BETWEEN, 8, 8, 1)
   ends = np.abs(out["samples"][0, [0, -1]].astype(int) - out["inputs"])
   assert ends.max() <= 3
 
@@ -89,12 +90,12 @@ def test_classes_guide_samples_and_likelihoods(runs, capsys):
   for workdir, guidance in ((runs["model"], {"classifier": runs["classifier"]}), (runs["classes"], {})):
     config = small(quickstart.get_config(), task="class", scale=2.0, label=3, **guidance)
     config.model.num_classes = 0 if guidance else 10
-    conditional.sample(config, workdir)
+    guide.sample(config, workdir)
     assert np.load(f"{workdir}/samples.npz")["samples"].shape == (20, 8, 8, 1)
   config.eval.update({"enable_loss": False, "rtol": 1e-2, "atol": 1e-2})
-  conditional.evaluate(config, runs["classes"])
+  guide.evaluate(config, runs["classes"])
   assert "bits/dim" in capsys.readouterr().out
-  conditional.evaluate(small(digits.get_config()), runs["classifier"])
+  guide.evaluate(small(digits.get_config()), runs["classifier"])
   row = json.loads((pathlib.Path(runs["classifier"]) / "report.json").read_text())["checkpoints"][0]
   assert 0 <= row["accuracy"] <= 1
   assert len(row["accuracies"]) == 10
@@ -107,22 +108,22 @@ def test_samples_are_measured_in_features_of_a_classifier(runs, tmp_path, capsys
     "enable_sampling": True, "enable_loss": False, "enable_bpd": False, "num_samples": 70, "batch_size": 50,
     "features": runs["classifier"],
   })  # fmt: skip
-  conditional.evaluate(config, runs["model"])
+  guide.evaluate(config, runs["model"])
   row = json.loads((pathlib.Path(runs["model"]) / "report.json").read_text())["checkpoints"][0]
   assert row["samples"] == 70
   assert row["fid"] > 0
   assert 0 <= row["precision"] <= 1
   features.stats(config, str(tmp_path / "stats.npz"))
   config.eval.reference = str(tmp_path / "stats.npz")
-  conditional.evaluate(config, runs["model"])
+  guide.evaluate(config, runs["model"])
   again = json.loads((pathlib.Path(runs["model"]) / "report.json").read_text())["checkpoints"][0]
   assert again["fid"] == pytest.approx(row["fid"], rel=1e-4)
   assert again["kid"] == pytest.approx(row["kid"], rel=1e-4)
   assert "fid" in capsys.readouterr().out
-  extractor, reference = evaluation.compared_with(resolve(config), 70)
+  extractor, reference = evaluate.compared_with(resolve(config), 70)
   source = data.load(config, "train")
   images = np.round(source.gather(np.arange(len(source)))["image"] * (255 / 16)).astype(np.uint8)
-  assert evaluation.measure(resolve(config), [extractor(images)], extractor, reference)["fid"] < 1e-3
+  assert evaluate.measure(resolve(config), [extractor(images)], extractor, reference)["fid"] < 1e-3
   config.data.image_size = 16
   with pytest.raises(BadInput, match=r"is a classifier of images with data\.image_size=8, and these have 16"):
     features.make(config)
@@ -132,18 +133,18 @@ def test_what_does_not_fit_is_refused(runs, tmp_path):
   guided = {"task": "class", "classifier": runs["classifier"]}
   config = small(quickstart.get_config(), **guided, label=10)
   with pytest.raises(BadInput, match=r"guidance.label=10 is no class: the classifier .* has 10, from 0"):
-    conditional.sample(config, runs["model"])
+    guide.sample(config, runs["model"])
   config = small(quickstart.get_config(), **guided)
   config.training.sde = "vesde"
   with pytest.raises(BadInput, match=r"does not fit the model: training\.sde is 'vpsde', the model's 'vesde'"):
-    conditional.sample(config, runs["model"])
+    guide.sample(config, runs["model"])
   config = small(quickstart.get_config(), task="class", classifier=runs["model"])
   with pytest.raises(BadInput, match="was trained as a model of scores"):
-    conditional.sample(config, runs["model"])
+    guide.sample(config, runs["model"])
   with pytest.raises(BadInput, match="draws no samples"):
-    conditional.sample(small(digits.get_config()), runs["classifier"])
+    guide.sample(small(digits.get_config()), runs["classifier"])
   with pytest.raises(BadInput, match="an evaluation knows 'class' alone"):
-    conditional.evaluate(small(quickstart.get_config(), task="inpaint"), runs["model"])
+    guide.evaluate(small(quickstart.get_config(), task="inpaint"), runs["model"])
   with pytest.raises(BadInput, match="is no image and no folder of images"):
     draw(runs["model"], task="inpaint", input=str(tmp_path))
   (tmp_path / "broken.png").write_bytes(b"no image")
@@ -177,6 +178,6 @@ def test_snapshots_are_measured_while_training_and_the_best_is_known(runs, tmp_p
   assert again == pytest.approx(measured, rel=1e-3)
   config.eval.checkpoint = "best"
   config.eval.update({"enable_bpd": False})
-  conditional.evaluate(config, str(tmp_path))
+  guide.evaluate(config, str(tmp_path))
   row = json.loads((tmp_path / "report.json").read_text())["checkpoints"][0]
   assert row["step"] == curves.best_step(tmp_path)

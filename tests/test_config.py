@@ -6,8 +6,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from score_sde.config import BadInput, default_config, get, reads, resolve, unknown_key, why_unread
-from score_sde.experiment import build
+from score_sde.run.config import BadInput, default_config, get, reads, resolve, unknown_key, why_unread
+from score_sde.run.experiment import build
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [

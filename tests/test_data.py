@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_sde import data
 from score_sde.batch import example_keys
-from score_sde.config import BadInput, default_config, resolve
+from score_sde.run import data
+from score_sde.run.config import BadInput, default_config, resolve
 
 
 def config_of(dataset, **values):

@@ -7,13 +7,14 @@ import pytest
 import runs
 from fitting import fit
 
-from score_sde import analytic, config
+from score_sde import analytic
 from score_sde.batch import example_keys
-from score_sde.experiment import build
 from score_sde.likelihood import normalize
 from score_sde.losses import OBJECTIVES
 from score_sde.models import energy
 from score_sde.parameterization import PREDICTIONS, ScoreModel
+from score_sde.run import config
+from score_sde.run.experiment import build
 from score_sde.sde import VE, VP
 
 MIXTURE = analytic.GaussianMixture(
@@ -90,7 +91,7 @@ def test_networks_and_energies_have_a_gradient_under_every_objective(name, head)
 
 def test_the_target_of_explicit_score_matching_is_the_score_of_the_data():
   experiment = build(_config(training__objective="esm"))
-  from score_sde import data
+  from score_sde.run import data
 
   source = data.load(experiment.config, "train")
   x = jnp.asarray(source.gather(np.arange(4000))["image"])

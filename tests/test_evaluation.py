@@ -13,10 +13,11 @@ import runs
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from score_sde import evaluation, features, pictures
-from score_sde.config import BadInput
-from score_sde.evaluation import compare, samples
-from score_sde.evaluation.runs import POLL_SECONDS
+from score_sde.run import evaluate, features
+from score_sde.run.config import BadInput
+from score_sde.run.evaluate import compare, samples
+from score_sde.run.evaluate.runs import POLL_SECONDS
+from score_sde.run.report import pictures
 
 
 def rows_of(folder, name="report"):
@@ -29,13 +30,13 @@ def test_sample_and_eval_modes_write_what_they_promise(trained, capsys):
   config = config.copy_and_resolve_references()
   config.eval.enable_sampling = True
   config.eval.num_samples = 21
-  evaluation.sample(config, str(folder))
+  evaluate.sample(config, str(folder))
   with np.load(folder / "samples.npz") as file:
     assert file["samples"].shape == (9, 8, 8, 1)
     assert file["samples"].dtype == np.uint8
   assert (folder / "samples.png").exists()
   assert (folder / "denoising.png").exists()
-  evaluation.evaluate(config, str(folder))
+  evaluate.evaluate(config, str(folder))
   (row,) = rows_of(folder)
   assert row["step"] == 40
   assert row["examples"] == 24
@@ -65,16 +66,16 @@ def test_bits_per_dim_go_on_where_they_were_stopped(trained, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(pictures, "save_atomically", dies)
     with pytest.raises(KeyboardInterrupt):
-      evaluation.evaluate(config, str(folder))
+      evaluate.evaluate(config, str(folder))
   left = sorted(p.name for p in (folder / "eval").glob("unfinished_*/*/likelihood/*"))
   assert left == sorted(written)
   assert len(left) == 5
   for path in (folder / "eval").glob("unfinished_*/*/likelihood/*"):
     np.save(path, np.load(path) + np.array([64 * np.log(2), 0, 0]))  # to be recognized: a bit/dim less
-  evaluation.evaluate(config, str(folder))
+  evaluate.evaluate(config, str(folder))
   resumed = rows_of(folder)[0]
   assert not list((folder / "eval").glob("unfinished_*"))
-  evaluation.evaluate(config, str(folder))
+  evaluate.evaluate(config, str(folder))
   whole = rows_of(folder)[0]
   assert resumed["bits_per_dim"] == pytest.approx(whole["bits_per_dim"] - 5 / 6, abs=1e-4)
   assert whole["likelihood"] == "elbo"
@@ -85,20 +86,20 @@ def test_snapshots_are_evaluated_by_number(trained):
   config = config.copy_and_resolve_references()
   config.eval.enable_bpd = config.eval.enable_sampling = False
   config.eval.begin_ckpt, config.eval.end_ckpt = 1, 2
-  evaluation.evaluate(config, str(folder))
+  evaluate.evaluate(config, str(folder))
   assert [row["step"] for row in rows_of(folder)] == [20, 40]
   config.eval.end_ckpt = 3
   with pytest.raises(BadInput, match=r"ask for steps \[20, 40, 60\], and the workdir has \[20, 30, 40\]"):
-    evaluation.evaluate(config, str(folder))
+    evaluate.evaluate(config, str(folder))
   config.eval.begin_ckpt = config.eval.end_ckpt = None
   config.eval.checkpoint = "30"
-  evaluation.evaluate(config, str(folder))
+  evaluate.evaluate(config, str(folder))
   assert [row["step"] for row in rows_of(folder)] == [30]
   for name, message in (("31", "no checkpoint of step 31"), ("newest", "neither 'latest', nor 'best', nor a step"),
                         ("best", "its training measured no FID")):  # fmt: skip
     config.eval.checkpoint = name
     with pytest.raises(BadInput, match=message):
-      evaluation.evaluate(config, str(folder))
+      evaluate.evaluate(config, str(folder))
 
 
 def waiting(trained, tmp_path, minutes):
@@ -113,7 +114,7 @@ def waiting(trained, tmp_path, minutes):
 
 def test_snapshots_that_a_training_still_writes_are_waited_for(trained, tmp_path, monkeypatch):
   copy, config = waiting(trained, tmp_path, 1)
-  monkeypatch.setattr("score_sde.evaluation.runs.POLL_SECONDS", 0.05)
+  monkeypatch.setattr("score_sde.run.evaluate.runs.POLL_SECONDS", 0.05)
 
   def appear():
     while not (copy / "report.json").exists():  # written once the first snapshot is done
@@ -122,7 +123,7 @@ def test_snapshots_that_a_training_still_writes_are_waited_for(trained, tmp_path
 
   thread = threading.Thread(target=appear)
   thread.start()
-  evaluation.evaluate(config, str(copy))
+  evaluate.evaluate(config, str(copy))
   thread.join()
   assert [row["step"] for row in rows_of(copy)] == [20, 40]
   assert POLL_SECONDS >= 1  # no busy loop
@@ -131,12 +132,12 @@ def test_snapshots_that_a_training_still_writes_are_waited_for(trained, tmp_path
 def test_what_is_waited_for_in_vain_is_named(trained, tmp_path):
   copy, config = waiting(trained, tmp_path, 0.001)
   with pytest.raises(BadInput, match=r"No checkpoint of step 40 came into workdir .* within eval.wait_minutes=0.001"):
-    evaluation.evaluate(config, str(copy))
+    evaluate.evaluate(config, str(copy))
   assert [row["step"] for row in rows_of(copy)] == [20]
   (tmp_path / "40").rename(copy / "checkpoints" / "40")
   shutil.rmtree(copy / "checkpoints" / "20")
   with pytest.raises(BadInput, match=r"The checkpoint of step 20 was waited for, and vanished"):
-    evaluation.evaluate(config, str(copy))
+    evaluate.evaluate(config, str(copy))
 
 
 @pytest.mark.slow
@@ -201,7 +202,7 @@ def test_samples_that_are_not_finite_are_counted_and_named(trained, tmp_path, ca
   _, config = trained
   config = config.copy_and_resolve_references()
   config.sampling.method, config.eval.num_samples = "ode", 10
-  experiment = evaluation.runs.build(config)
+  experiment = evaluate.runs.build(config)
   import jax
 
   broken = jax.tree.map(lambda p: np.full(p.shape, np.nan, np.float32), experiment.abstract_params())
@@ -241,7 +242,7 @@ def test_reports_side_by_side_with_the_papers(trained, tmp_path, capsys):
   config = config.copy_and_resolve_references()
   config.eval.enable_bpd, config.eval.enable_sampling, config.eval.num_samples = False, True, 5
   config.eval.save_samples, config.eval.report = "none", "report_few"
-  evaluation.evaluate(config, str(folder))
+  evaluate.evaluate(config, str(folder))
   report = json.loads((folder / "report_few.json").read_text())
   assert report["config_hash"] != ""
   assert report["checkpoints"][0]["samples_file"] == ""
@@ -267,7 +268,7 @@ def test_torch_fidelity_is_an_option_that_says_what_it_needs(trained):
   config.eval.fidelity_engine, config.eval.features = "torch-fidelity", "inception"
   if importlib.util.find_spec("torch_fidelity") is None:
     with pytest.raises(BadInput, match=r"needs .*torch_fidelity, not installed here: pip install -e '.\[fidelity\]'"):
-      evaluation.evaluate(config, str(folder))
+      evaluate.evaluate(config, str(folder))
   config.eval.fidelity_engine = "torch_fidelity"
   with pytest.raises(BadInput, match="Did you mean 'torch-fidelity'"):
-    evaluation.evaluate(config, str(folder))
+    evaluate.evaluate(config, str(folder))

@@ -10,10 +10,8 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from score_sde import analytic, conditional
+from score_sde import analytic
 from score_sde.batch import example_keys
-from score_sde.config import BadInput, resolve
-from score_sde.experiment import build, load_classifier
 from score_sde.guidance import (
   Classifier,
   LinearOperator,
@@ -34,6 +32,9 @@ from score_sde.guidance import (
 from score_sde.guidance import analytic as exactly
 from score_sde.guidance.nonlinear import PhaseRetrieval, Quantized
 from score_sde.likelihood import log_likelihood
+from score_sde.run import guide
+from score_sde.run.config import BadInput, resolve
+from score_sde.run.experiment import build, load_classifier
 from score_sde.sampling import few_step, make_grid, make_sampler, predictor_corrector
 from score_sde.sde import VE, VP, SubVP
 
@@ -453,7 +454,7 @@ def test_masks_are_checked_against_the_images(tmp_path):
   Image.fromarray(pixels).save(good)
   Image.fromarray(np.zeros((9, 9), np.uint8)).save(large)
   Image.fromarray(np.full((8, 8), 7, np.uint8)).save(gray)
-  make = lambda mask: conditional.make_operator(resolve(config_with(task="inpaint", mask=mask)), 2)
+  make = lambda mask: guide.make_operator(resolve(config_with(task="inpaint", mask=mask)), 2)
   np.testing.assert_array_equal(make(good).mask[1, :, :, 0], pixels > 0)
   for mask, message in (
     (large, "has 9 x 9 pixels; the model's images have 8 x 8"),
@@ -469,17 +470,17 @@ def test_masks_are_checked_against_the_images(tmp_path):
     ("motion_deblur", {"length": 30}, "between 2 and 8 pixels"),
   ):
     with pytest.raises(BadInput, match=message):
-      conditional.make_operator(resolve(config_with(task=task, **options)), 2)
+      guide.make_operator(resolve(config_with(task=task, **options)), 2)
 
 
 def test_every_task_has_an_operator_that_is_sound():
   """The command line's operators, on images of three channels: each passes the adjoint's test it is made with."""
-  from score_sde.config import LINEAR_TASKS, NONLINEAR_TASKS
+  from score_sde.run.config import LINEAR_TASKS, NONLINEAR_TASKS
 
   for task in (*LINEAR_TASKS, *NONLINEAR_TASKS):
     config = config_with(task=task, length=5)
     config.data.num_channels = 3
-    operator = conditional.make_operator(resolve(config), 2)
+    operator = guide.make_operator(resolve(config), 2)
     assert operator.apply(jnp.zeros(IMAGES)).shape[0] == 2
 
 

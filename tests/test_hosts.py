@@ -15,10 +15,11 @@ import pytest
 import runs
 
 from benchmarks import scaling
-from score_sde import checkpoints, curves, data, training
-from score_sde.config import BadInput
-from score_sde.evaluation import samples
-from score_sde.experiment import build, claimed, make_workdir
+from score_sde.run import checkpoints, data, training
+from score_sde.run.config import BadInput
+from score_sde.run.evaluate import samples
+from score_sde.run.experiment import build, claimed, make_workdir
+from score_sde.run.report import curves
 
 WIDE = ("--config.model.nf=128", "--config.optim.decay=none")  # wide enough for fsdp to split; any length the same rate
 
@@ -147,9 +148,9 @@ def test_a_run_goes_on_on_other_devices(written, hosts, devices, more, tmp_path)
 
 JOIN = """
 import jax
-from score_sde import parallel
-parallel.connect(None, None, None, 60)
-print(parallel.host_index(), parallel.describe(), jax.config.read("jax_cuda_visible_devices"), sep="; ")
+from score_sde.run import devices
+devices.connect(None, None, None, 60)
+print(devices.host_index(), devices.describe(), jax.config.read("jax_cuda_visible_devices"), sep="; ")
 """
 
 

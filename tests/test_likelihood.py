@@ -9,9 +9,9 @@ import pytest
 
 from score_sde import analytic
 from score_sde.batch import example_keys
-from score_sde.config import default_config
-from score_sde.experiment import build
 from score_sde.likelihood import bits_per_dim, encoder, interpolate, log_likelihood
+from score_sde.run.config import default_config
+from score_sde.run.experiment import build
 from score_sde.sde import VE, VP, Reverse, SubVP
 
 SDES = [VE(sigma_max=20.0), VP(), SubVP()]

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from score_sde import features, metrics
-from score_sde.config import BadInput
+from score_sde import metrics
 from score_sde.models.inception import FEATURES, Inception, from_pytorch
+from score_sde.run import features
+from score_sde.run.config import BadInput
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "metrics.npz")
 SETTINGS = json.loads(str(GOLDEN["manifest"]))

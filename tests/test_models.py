@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from score_sde import models, parallel
+from score_sde import models
 from score_sde.batch import example_keys, fold
-from score_sde.config import default_config, resolve
 from score_sde.models import layers
 from score_sde.models.mlp import MLP
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.models.wideresnet import WideResnet
+from score_sde.run import devices
+from score_sde.run.config import default_config, resolve
 
 CASES = golden_cases.parameters("flax_*.npz")
 
@@ -29,10 +30,10 @@ def test_official_networks_agree(name):
   assert golden_cases.shapes(network, x, labels) == {k: v.shape for k, v in weights.items()}
   variables = golden_cases.variables(weights)
   if "grad_x_of_sum_y2" not in case:
-    assert golden_cases.relative_error(parallel.run_once(network.apply, variables, x, labels), case["y"]) < 1e-4
+    assert golden_cases.relative_error(devices.run_once(network.apply, variables, x, labels), case["y"]) < 1e-4
     return
   loss = lambda x, variables: (jnp.sum((y := network.apply(variables, x, labels)) ** 2), y)
-  (_, y), gradient = parallel.run_once(jax.value_and_grad(loss, has_aux=True), x, variables)
+  (_, y), gradient = devices.run_once(jax.value_and_grad(loss, has_aux=True), x, variables)
   assert golden_cases.relative_error(y, case["y"]) < 1e-4
   # In ncsnv2_256 two values that a max pool compares agree to 1e-7, and which of them wins, and so gets the gradient,
   # changes with the order of rounding: by 3.3e-4 of the largest entry, or not (1.4e-5) with XLA's older fusions.
@@ -142,7 +143,7 @@ def test_a_fresh_network_predicts_zero():
   """The last convolution starts at 1e-10 of its usual variance, as the residual branches do."""
   network = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0)
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  y, variables = parallel.run_once(lambda: network.init_with_output(jax.random.key(1), x, jnp.ones(2)))
+  y, variables = devices.run_once(lambda: network.init_with_output(jax.random.key(1), x, jnp.ones(2)))
   assert float(jnp.max(jnp.abs(y))) < 1e-3
   for path, value in flatten_dict(variables["params"]).items():
     if path[-1] == "kernel" and path[-2] == "Conv_0" and len(path) == 3:
@@ -170,7 +171,7 @@ def uniform_bound(fan):
 def test_weights_start_as_in_the_papers(network, size):
   """The bounds and the spread of every kernel, by the rule of its network; norms at one, biases at zero."""
   x = jnp.zeros((1, size, size, 3))
-  tree = parallel.run_once(lambda: network.init(jax.random.key(0), x, jnp.ones(1)))["params"]
+  tree = devices.run_once(lambda: network.init(jax.random.key(0), x, jnp.ones(1)))["params"]
   seen = 0
   for path, w in flatten_dict(tree).items():
     name, w = "/".join(path), np.asarray(w)
@@ -240,7 +241,7 @@ def test_rematerialization_changes_no_name_and_no_number(network):
   gradients = []
   for n in (plain, remat):
     gradient = jax.grad(lambda p, x: jnp.sum(n.apply(p, x, jnp.ones(2), keys) ** 2))
-    gradients.append(jax.tree.leaves(parallel.run_once(gradient, params, x)))
+    gradients.append(jax.tree.leaves(devices.run_once(gradient, params, x)))
   largest = max(float(jnp.max(jnp.abs(g))) for g in gradients[0])
   for a, b in zip(*gradients, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest)

@@ -9,7 +9,7 @@ import pytest
 import runs
 from test_config import ROOT, load
 
-from score_sde import noise_scales
+from score_sde.run import noise_scales
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_largest_distance_is_that_of_all_pairs():
 
 
 def test_the_command_prints_overrides_that_a_config_takes():
-  command = [sys.executable, "-m", "score_sde.data", "suggest-sigmas", "--config=configs/quickstart.py"]
+  command = [sys.executable, "-m", "score_sde.run.data", "suggest-sigmas", "--config=configs/quickstart.py"]
   done = subprocess.run(
     [*command, "--config.training.sde=vesde"],
     cwd=ROOT,

@@ -15,9 +15,10 @@ import runs
 from golden_cases import FOLDER
 from test_config import ROOT, load
 
-from score_sde import models, parallel, training
-from score_sde.config import as_dict, default_config, get, why_unread
-from score_sde.experiment import build
+from score_sde import models
+from score_sde.run import devices, training
+from score_sde.run.config import as_dict, default_config, get, why_unread
+from score_sde.run.experiment import build
 
 OFFICIAL = json.loads((FOLDER / "official_configs.json").read_text())
 
@@ -194,7 +195,7 @@ def run_reduced(name):
     "label": np.zeros((1, 2), np.int32),
     "index": np.arange(2, dtype=np.int32)[None],
   }
-  step = parallel.map_batch(training.make_train_step(built), (None, 0), out_axes=None)
+  step = devices.map_batch(training.make_train_step(built), (None, 0), out_axes=None)
   state, metrics = step(state, batch)
   assert np.isfinite(metrics["loss"]), name
   y = built.classes(np.zeros(2, np.int32))

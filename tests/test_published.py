@@ -15,19 +15,19 @@ import safetensors.numpy
 from runs import tiny
 
 from configs.fashion_mnist import ddpmpp
-from score_sde import checkpoints, parallel, training
-from score_sde.checkpoints import __main__ as tool
-from score_sde.checkpoints import published, torch_file
-from score_sde.config import BadInput, default_config, signature
-from score_sde.experiment import build
 from score_sde.models import DDPM, NCSNpp
+from score_sde.run import checkpoints, devices, training
+from score_sde.run.checkpoints import __main__ as tool
+from score_sde.run.checkpoints import published, torch_file
+from score_sde.run.config import BadInput, default_config, signature
+from score_sde.run.experiment import build
 
 CHECKPOINTS = golden_cases.FOLDER / "checkpoints"
 
 
 def forward(network, flat, case):
   x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
-  return parallel.run_once(network.apply, golden_cases.variables(flat), x, labels)
+  return devices.run_once(network.apply, golden_cases.variables(flat), x, labels)
 
 
 @pytest.mark.parametrize("name", golden_cases.parameters("torch_*.npz"))
@@ -89,7 +89,7 @@ def test_checkpoints_of_the_official_code_are_imported(tmp_path, file):
   experiment, state = imported(tmp_path, CHECKPOINTS / file, config_of(golden_cases.manifest(case)))
   for params, y in ((state.params, case["y_model"]), (state.ema_params, case["y_ema"])):
     x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
-    got = parallel.run_once(experiment.network.apply, {"params": params}, x, labels)
+    got = devices.run_once(experiment.network.apply, {"params": params}, x, labels)
     assert golden_cases.relative_error(got, y) < 1e-4
   assert float(np.max(np.abs(case["y_model"] - case["y_ema"]))) > 1e-3
   moments = state.opt_state[1]
@@ -146,13 +146,14 @@ def test_the_command_line_names_what_is_missing(tmp_path):
   import subprocess
   import sys
 
-  command = [sys.executable, "-m", "score_sde.checkpoints", "import", "nowhere.pth", f"--workdir={tmp_path / 'run'}"]
+  tool = [sys.executable, "-m", "score_sde.run.checkpoints", "import", "nowhere.pth"]
+  command = [*tool, f"--workdir={tmp_path / 'run'}"]
   done = subprocess.run(
     [*command, "--config=configs/quickstart.py"], cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True,
     check=False,
   )  # fmt: skip
   assert done.returncode == 2
-  assert done.stderr.startswith("python -m score_sde.checkpoints: 'nowhere.pth' does not exist")
+  assert done.stderr.startswith("python -m score_sde.run.checkpoints: 'nowhere.pth' does not exist")
   assert len(done.stderr.splitlines()) == 1
 
 
@@ -275,7 +276,7 @@ def test_ncsn_checkpoints_in_the_old_format_are_imported(tmp_path, name):
   write_stream(tmp_path / "checkpoint.pth", states)
   experiment, restored = imported(tmp_path, tmp_path / "checkpoint.pth", config)
   x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
-  got = parallel.run_once(experiment.network.apply, {"params": restored.params}, x, labels)
+  got = devices.run_once(experiment.network.apply, {"params": restored.params}, x, labels)
   assert golden_cases.relative_error(got, case["y"]) < 1e-4
   factor = 1.0 if name == "torch_ncsn_32" else 2.0
   np.testing.assert_array_equal(restored.ema_params["Conv_0"]["bias"], factor * restored.params["Conv_0"]["bias"])
@@ -302,7 +303,7 @@ def test_a_diffusers_folder_is_imported_and_its_settings_are_compared(tmp_path, 
   config.model.attn_every_block = True
   experiment, state = imported(tmp_path, folder, config)
   x, labels = jnp.asarray(case["x"]), jnp.asarray(case["labels"])
-  got = parallel.run_once(experiment.network.apply, {"params": state.params}, x, labels)
+  got = devices.run_once(experiment.network.apply, {"params": state.params}, x, labels)
   assert golden_cases.relative_error(got, case["y"]) < 1e-4
   assert signature(experiment.config)["model.attn_every_block"]
 

@@ -11,12 +11,13 @@ from fitting import fit
 from ml_collections import ConfigDict
 from runs import finish
 
-from score_sde import analytic, config, likelihood
+from score_sde import analytic, likelihood
 from score_sde.batch import Array, example_keys
 from score_sde.bounds import evidence_bound
-from score_sde.experiment import build
 from score_sde.losses import ScoreMatching
 from score_sde.parameterization import ScoreModel
+from score_sde.run import config
+from score_sde.run.experiment import build
 from score_sde.sampling import adaptive_sde, few_step, make_grid, ode_sampler, predictor_corrector
 from score_sde.sde import SDE, VE, VP, LinearSDE, Reflected, simulate
 

@@ -17,7 +17,7 @@ import pytest
 import runs
 from test_data import config_of
 
-from score_sde import data
+from score_sde.run import data
 
 IDX = pathlib.Path("/usr/share/datasets/fashion-mnist")
 READ = """
@@ -25,7 +25,7 @@ import sys
 sys.path[:0] = ["tests", "."]
 import numpy as np
 from test_data import config_of
-from score_sde import data
+from score_sde.run import data
 config = config_of("fashion_mnist", data__path=sys.argv[1], data__image_size=28, data__num_channels=1)
 source = data.load(config, "train")
 batch = source.gather(np.arange(64))
@@ -79,7 +79,7 @@ import sys
 sys.path[:0] = ["tests", "."]
 import numpy as np
 from test_data import config_of
-from score_sde import data
+from score_sde.run import data
 source = data.load(config_of("CelebAHQ", data__path=sys.argv[1], data__image_size=16), "train")
 print(len(source), int(source.gather(np.arange(len(source)))["image"].astype(int).sum()), "tensorflow" in sys.modules)
 """

@@ -14,9 +14,10 @@ import pytest
 import runs
 from runs import ROOT, tiny
 
-from score_sde import checkpoints, curves, training
-from score_sde.config import BadInput, signature
-from score_sde.experiment import build
+from score_sde.run import checkpoints, training
+from score_sde.run.config import BadInput, signature
+from score_sde.run.experiment import build
+from score_sde.run.report import curves
 
 
 def test_the_optimizer_is_adam_with_warm_up_clipping_and_decay():

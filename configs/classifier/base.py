@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from score_sde.config import default_config
+from score_sde.run.config import default_config
 
 _KEPT = ("sigma_min", "sigma_max", "beta_min", "beta_max", "cosine_s", "delta", "num_scales", "ema_rate", "ema_warmup")
 

@@ -3,7 +3,7 @@
 Both of EDM's names stand for architectures: alpha = 1, preconditioning, weighting and times are the same for both.
 """
 
-from score_sde.config import default_config
+from score_sde.run.config import default_config
 
 
 def get_config():

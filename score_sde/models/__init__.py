@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from score_sde.config import BadInput, choose, default_config
 from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT
 from score_sde.models.mlp import MLP
 from score_sde.models.ncsn import NCSN, NCSNv2_64, NCSNv2_128, NCSNv2_256, RefineNet
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.models.wideresnet import WideResnet
+from score_sde.run.config import BadInput, choose, default_config
 
 __all__ = [
   "DDPM",

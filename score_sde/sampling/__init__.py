@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde import parallel
 from score_sde.batch import Array
+from score_sde.run import devices
 from score_sde.sampling.adaptive import adaptive_sde
 from score_sde.sampling.correctors import CORRECTORS
 from score_sde.sampling.few_step import FEW_STEP, few_step
@@ -65,7 +65,7 @@ def make_sampler(
   Raises:
     ValueError: for names that are unknown and settings that cannot work.
   """
-  return split_to_fit(_make(config, sde, start, constrain, differentiated), parallel.device_count())
+  return split_to_fit(_make(config, sde, start, constrain, differentiated), devices.device_count())
 
 
 def _make(config, sde, begin, constrain, differentiated) -> Callable[..., tuple[Array, dict[str, Any]]]:

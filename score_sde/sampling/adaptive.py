@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import parallel
 from score_sde.batch import Array, expand, fold, norm
+from score_sde.run import devices
 from score_sde.sampling.loop import CHUNK
 from score_sde.sampling.sampler import STEPS, Sampler, all_finite, sampler
 from score_sde.sde import SDE, LinearSDE, Reverse, Score, apply_diffusion, bind, denoiser
@@ -119,8 +119,8 @@ def adaptive_sde(
     t = jnp.full(state.t.shape, eps, state.x.dtype)
     return denoiser(sde, bind(score, batch[1]))(state.x, t)
 
-  begin_at, advance = parallel.map_batch(begin_at, (0,)), parallel.map_batch(advance, (None, 0, 0, None), donate=(2,))
-  finish = parallel.map_batch(finish, (None, 0, 0))
+  begin_at, advance = devices.map_batch(begin_at, (0,)), devices.map_batch(advance, (None, 0, 0, None), donate=(2,))
+  finish = devices.map_batch(finish, (None, 0, 0))
 
   def run(score, batch, x, unshard, frames, progress):
     state = begin_at(x)

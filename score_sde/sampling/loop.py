@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import parallel
 from score_sde.batch import Array, fold
+from score_sde.run import devices
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.sampler import STEPS, Sampler, all_finite, sampler
 from score_sde.sde import SDE, LinearSDE, Score, bind, denoiser
@@ -56,7 +56,7 @@ def loop(
     `sample` as that of `sampler`; frames are evenly spaced in steps.
   """
   steps = len(grid.t)
-  at_once = 1 if differentiated and parallel.on_cpu() else CHUNK
+  at_once = 1 if differentiated and devices.on_cpu() else CHUNK
   bound = lambda score, condition: bind(score, None if constrained else condition)
 
   def chunk(score: Score, batch: tuple[Array, Any], carry: tuple, times: Array, first: Array, count: Array):
@@ -75,9 +75,9 @@ def loop(
     return denoiser(sde, bound(score, batch[1]))(x, t)
 
   # A buffer each, for all are donated; sharded as the steps return them, or the second dispatch would compile again.
-  begin = parallel.map_batch(lambda x: (x, x + 0, *memory(x)), (0,))
-  finish = parallel.map_batch(last_denoising, (None, 0, 0))
-  run_chunk = parallel.map_batch(chunk, (None, 0, 0, None, None, None), donate=(2,))
+  begin = devices.map_batch(lambda x: (x, x + 0, *memory(x)), (0,))
+  finish = devices.map_batch(last_denoising, (None, 0, 0))
+  run_chunk = devices.map_batch(chunk, (None, 0, 0, None, None, None), donate=(2,))
 
   def run(score, batch, x, unshard, frames, progress):
     carry = begin(x)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import parallel
 from score_sde.batch import Array, sum_over_dims
+from score_sde.run import devices
 from score_sde.sampling.sampler import Sampler, all_finite, sampler
 from score_sde.sde import SDE, LinearSDE, Reverse, Score, bind, denoiser
 
@@ -70,7 +70,7 @@ def flow(
   batch_norm: bool = False,
   times: np.ndarray | None = None,
 ) -> Callable[[Score, Array, Any], tuple[Array, Array, Array]]:
-  """Builds `move(score, x, condition) -> (y, nfe, t)`, for use inside `parallel.map_batch`.
+  """Builds `move(score, x, condition) -> (y, nfe, t)`, for use inside `devices.map_batch`.
 
   The probability-flow ODE from x (B, ...) at `start` to y at `stop`, or to y (B, len(times), ...); nfe and the time
   reached are (B,). Steps are chosen for every sample by itself, so that a sample does not depend on its batch, or
@@ -89,7 +89,7 @@ def flow(
 
   def together(score: Score, x: Array, condition: Any) -> tuple[Array, Array, Array]:
     field = lambda t, x, condition: drift(score, t, x, condition)
-    norm = lambda error: jnp.sqrt(parallel.batch_mean(sum_over_dims(error**2) / error[0].size))
+    norm = lambda error: jnp.sqrt(devices.batch_mean(sum_over_dims(error**2) / error[0].size))
     y, nfe, t = solve(field, x, condition, start, stop, norm=norm, **options)
     y = y if times is None else jnp.moveaxis(y, 0, 1)
     return y, jnp.broadcast_to(nfe, x.shape[:1]), jnp.broadcast_to(t, x.shape[:1])
@@ -148,7 +148,7 @@ def ode_sampler(
   def run(score, batch, x, unshard, frames, progress):
     times = np.linspace(start, eps, frames + 1) if frames else None
     if frames not in compiled:
-      compiled[frames] = parallel.map_batch(lambda s, b, x: integrate(s, b, x, times), (None, 0, 0))
+      compiled[frames] = devices.map_batch(lambda s, b, x: integrate(s, b, x, times), (None, 0, 0))
     x, nfe, finite, t, path = unshard(compiled[frames](score, batch, x))
     if progress:
       progress(1, 1)

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from score_sde import parallel
 from score_sde.batch import Array, fold
+from score_sde.run import devices
 from score_sde.sampling.correctors import CORRECTORS
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.loop import CONSTRAINT, Constrain, Step, loop
@@ -86,7 +86,7 @@ def predictor_corrector(
     options = {"official": official, "probability_flow": probability_flow, "posterior_variance": posterior_variance}
     predict = PREDICTORS[predictor](sde, score, **options)
     options = {"snr": snr, "n_steps": n_steps, "num_scales": num_scales, "paper": paper_step}
-    average = parallel.batch_mean if batch_norms else None
+    average = devices.batch_mean if batch_norms else None
     correct = CORRECTORS[corrector](sde, score, batch_mean=average, **options)
     act = constrain(condition) if constrain else lambda keys, x, x_mean, t: (x, x_mean)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from score_sde import parallel
 from score_sde.batch import Array, example_keys, fold
+from score_sde.run import devices
 from score_sde.sde import SDE, Score, as_argument
 
 # Streams of a sample's key: the prior, and each step.
@@ -31,7 +31,7 @@ def sampler(sde: SDE, run: Callable[..., tuple[Array, dict[str, Any]]]) -> Sampl
     evaluations of the score per sample, `finite` (B,), whether each sample is, and, with `frames` > 0, `trajectory`:
     that many (t, x_t, x_mean) after the first.
   """
-  draw_prior = parallel.map_batch(lambda keys, x: sde.prior_sample(fold(keys, PRIOR), x.shape, x.dtype), (0, 0))
+  draw_prior = devices.map_batch(lambda keys, x: sde.prior_sample(fold(keys, PRIOR), x.shape, x.dtype), (0, 0))
 
   def sample(
     score: Score,
@@ -51,13 +51,13 @@ def sampler(sde: SDE, run: Callable[..., tuple[Array, dict[str, Any]]]) -> Sampl
       raise ValueError(
         f"{type(sde).__name__} has no closed-form prior: give start, end points x_T that `simulate` makes of data."
       )
-    keys = parallel.shard(example_keys(key, first + jnp.arange(shape[0])))
+    keys = devices.shard(example_keys(key, first + jnp.arange(shape[0])))
     if start is None:
       x = draw_prior(keys, jnp.zeros((*keys.shape, *shape[1:]), dtype))
     else:
-      x = parallel.shard(jnp.asarray(start, dtype))
-    unshard = lambda tree: parallel.unshard(tree, shape[0])
-    return run(as_argument(score), (keys, parallel.shard(condition)), x, unshard, frames, progress)
+      x = devices.shard(jnp.asarray(start, dtype))
+    unshard = lambda tree: devices.unshard(tree, shape[0])
+    return run(as_argument(score), (keys, devices.shard(condition)), x, unshard, frames, progress)
 
   return sample
 

@@ -1,0 +1,267 @@
+"""Checkpoints: orbax, asynchronous and atomic, each with a manifest that says what it belongs to and its checksums.
+
+A checkpoint holds `state` (all that training needs to go on), `ema_params` (all that sampling needs) and `manifest`
+(the config's signature, and shape, dtype and checksum of every array).
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from score_sde.run import devices
+from score_sde.run.config import BadInput
+
+log = logging.getLogger(__name__)
+
+Tree = Any
+
+# What an array takes on the disk besides its values: its description, and the rest of a block.
+BLOCK = 4096
+
+
+class DiskFull(OSError):
+  """There is no room for a checkpoint."""
+
+
+def finds_no_room(error: BaseException | None) -> bool:
+  """Whether an error, or one that it came from, is of a full disk."""
+  while error is not None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _count_no_bytes() -> None:
+  """Keeps orbax from asking how many bytes a save wrote, which it only logs.
+
+  It asks several times a save, and tensorstore (0.1.86) never frees what it answers: 0.1 MiB a save.
+  """
+  with contextlib.suppress(ImportError):
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    tensorstore_utils.get_tensorstore_raw_bytes = lambda direction=None: 0
+
+
+@contextlib.contextmanager
+def manager(workdir: str, keep_every: int | None = None, create: bool = False) -> Iterator[ocp.CheckpointManager]:
+  """Opens `workdir`/checkpoints. Of the checkpoints written, the last two and the multiples of `keep_every` stay.
+
+  Without `keep_every` it only reads; with `create` from a folder that a training may yet fill.
+
+  Raises:
+    DiskFull: where a save, or any other file written within, finds no room.
+  """
+  folder = (pathlib.Path(workdir) / "checkpoints").absolute()
+  _count_no_bytes()
+  if keep_every is not None and devices.is_first_host():
+    _remove_unfinished(folder)
+  devices.wait_for_all(f"checkpoints in {folder}")
+  if create:
+    folder.mkdir(parents=True, exist_ok=True)
+  keep = [policy.LatestN(2)] + ([policy.EveryNSteps(keep_every)] if keep_every else [])
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy.AnyPreservationPolicy(keep),
+    create=keep_every is not None,
+    read_only=keep_every is None,
+  )
+  try:
+    with ocp.CheckpointManager(folder, options=options) as opened:
+      yield opened
+  except Exception as error:  # of a background save, whatever orbax raises; or of another file of the run
+    if isinstance(error, DiskFull) or not finds_no_room(error):
+      raise
+    raise DiskFull(
+      f"The disk of {str(folder)!r} is full. The newest checkpoint there is whole: make room, and the same command "
+      "goes on from it."
+    ) from error
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+  """Deletes what a killed save left. (orbax would in a thread, which trips over a run that ends at once.)"""
+  for path in folder.glob("*.orbax-checkpoint-tmp*"):
+    shutil.rmtree(path)
+
+
+def exists(workdir: str) -> bool:
+  """Whether `workdir` holds any checkpoint."""
+  return any(p.name.isdigit() for p in (pathlib.Path(workdir) / "checkpoints").glob("*"))
+
+
+def _weighted_sum(x: Any, xp: Any = np) -> Any:
+  """Sum of an array's words, each times an odd number of its own, modulo 2³²: any single word that changes changes it.
+
+  The order of summation does not matter, so devices that hold a part each find the same sum.
+  """
+  bits = x.view(f"uint{8 * min(x.dtype.itemsize, 4)}") if x.ndim else x.reshape(1).view(f"uint{8 * x.dtype.itemsize}")
+  place = xp.zeros((), xp.uint32)
+  for n, axis in zip(bits.shape, range(bits.ndim), strict=True):
+    along = xp.arange(n, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(bits.ndim)])
+    place = place * xp.uint32(n % 2**32) + along
+  return xp.sum(bits.astype(xp.uint32) * (2 * place + 1), dtype=xp.uint32)
+
+
+def _checksums(tree: Tree) -> list[int]:
+  """Of every array; what is spread over hosts is summed where it lies."""
+  leaves = jax.tree.leaves(tree)
+  if all(not isinstance(x, jax.Array) or x.is_fully_addressable for x in leaves):
+    with np.errstate(over="ignore"):
+      return [int(_weighted_sum(np.asarray(x))) for x in jax.device_get(leaves)]
+  return [int(x) for x in jax.jit(lambda leaves: [_weighted_sum(x, jnp) for x in leaves])(leaves)]
+
+
+def _describe(tree: Tree) -> dict[str, Any]:
+  """{path: [shape, dtype, checksum]} of every array."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  sums = _checksums(tree)
+  return {
+    jax.tree_util.keystr(path): [list(np.shape(x)), str(x.dtype), total]
+    for (path, x), total in zip(leaves, sums, strict=True)
+  }
+
+
+def digest(tree: Tree) -> str:
+  """Eight hexadecimal digits that tell the values of one tree of arrays from another's."""
+  found = hashlib.sha256()
+  for x in jax.tree.leaves(jax.device_get(tree)):
+    found.update(np.ascontiguousarray(x))
+  return found.hexdigest()[:8]
+
+
+def check_space(folder: pathlib.Path, *trees: Tree) -> None:
+  """Raises DiskFull where the disk of `folder` has no room for another checkpoint of the trees."""
+  leaves = jax.tree.leaves(trees)
+  needed = sum(1.1 * x.size * x.dtype.itemsize + BLOCK for x in leaves)
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise DiskFull(
+      f"The disk of {str(folder)!r} has {free / 2**20:.1f} MiB left, and a checkpoint takes {needed / 2**20:.1f}. The "
+      "newest one there is whole: make room, and the same command goes on from it."
+    )
+
+
+def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree, signature: dict[str, Any]) -> None:
+  """Writes a checkpoint in the background; a step that is there already is left as it is.
+
+  Raises:
+    DiskFull: where there is no room for it.
+  """
+  if step in opened.all_steps():
+    return
+  opened.wait_until_finished()  # saving would wait, too; what the save before takes is then counted
+  check_space(pathlib.Path(opened.directory), state, ema_params)
+  manifest = {"signature": signature, "checksum": "weighted sum"}
+  manifest |= {"state": _describe(state), "ema_params": _describe(ema_params)}
+  items = ocp.args.Composite(
+    state=ocp.args.StandardSave(state),
+    ema_params=ocp.args.StandardSave(ema_params),
+    manifest=ocp.args.JsonSave(manifest),
+  )
+  opened.save(step, args=items)
+
+
+def _damage(tree: Tree, manifest: dict[str, Any], item: str) -> str | None:
+  """The first array of `tree`, the `item` of a checkpoint, that is not as its manifest says."""
+  found, expected = _describe(tree), manifest[item]
+  if "checksum" not in manifest:  # of before there were several hosts: CRC-32 of the whole
+    whole = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    found = {
+      k: [*v[:2], zlib.crc32(np.ascontiguousarray(x))] for (k, v), (_, x) in zip(found.items(), whole, strict=True)
+    }
+  return next((f"{path} is damaged" for path, entry in expected.items() if found.get(path) != entry), None)
+
+
+def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: str) -> None:
+  """Raises BadInput where a checkpoint was written by another model, SDE or scaling of data, with what differs."""
+  differ = [k for k in signature if k in saved and saved[k] != signature[k]]
+  if differ:
+    changes = "; ".join(f"{k} was {saved[k]!r}, is {signature[k]!r}" for k in differ)
+    raise BadInput(
+      f"workdir {workdir!r} holds checkpoints of another model ({changes}). Give another --workdir, or the config they "
+      "were written with."
+    )
+
+
+def _manifest(opened: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  return opened.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
+
+
+def check(opened: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
+  """`check_signature` of the newest readable checkpoint, before any long work."""
+  for step in sorted(opened.all_steps(), reverse=True):
+    with contextlib.suppress(Exception):
+      manifest = _manifest(opened, step)
+      break
+  else:
+    return
+  check_signature(manifest["signature"], signature, workdir)
+
+
+def restore(
+  opened: ocp.CheckpointManager,
+  targets: dict[str, Tree],
+  signature: dict[str, Any],
+  workdir: str,
+  step: int | None = None,
+  mesh: devices.Mesh | None = None,
+) -> tuple[int, dict[str, Tree]] | None:
+  """The newest sound checkpoint, or that of `step`: (step, {item: tree}).
+
+  Args:
+    targets: abstract trees (shapes and dtypes) of the items to read, "state" or "ema_params".
+    mesh: split what is read over it, see `devices.placed`.
+
+  Returns:
+    None where there is no checkpoint. A damaged one is named, and the one before is taken.
+
+  Raises:
+    BadInput: where the checkpoint belongs to another model, `step` is not there, or all are damaged.
+  """
+  steps = sorted(opened.all_steps(), reverse=True)
+  if step is not None:
+    if step not in steps:
+      raise BadInput(f"workdir {workdir!r} has no checkpoint of step {step}; it has {sorted(steps) or 'none'}.")
+    steps = [step]
+  for candidate in steps:
+    items = {name: ocp.args.StandardRestore(devices.placed(target, mesh)) for name, target in targets.items()}
+    try:
+      manifest = _manifest(opened, candidate)
+      check_signature(manifest["signature"], signature, workdir)
+      read = opened.restore(candidate, args=ocp.args.Composite(**items))
+      damage = next(filter(None, (_damage(read[name], manifest, name) for name in targets)), None)
+    except BadInput:
+      raise
+    except Exception as error:  # orbax raises many kinds for a damaged file
+      damage = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if damage is None:
+      return candidate, {name: read[name] for name in targets}
+    if step is not None and not (pathlib.Path(opened.directory) / str(step)).exists():
+      raise BadInput(
+        f"The checkpoint of step {step} of workdir {workdir!r} vanished before it was read: the training that writes "
+        "there keeps its last two and the multiples of training.snapshot_freq."
+      )
+    log.warning("Checkpoint %d of %s cannot be used: %s.", candidate, workdir, damage)
+  if steps:
+    raise BadInput(
+      f"No checkpoint of workdir {workdir!r} can be read (steps {steps}). Start again in another --workdir."
+    )
+  return None
+
+
+def remove_newer(opened: ocp.CheckpointManager, step: int) -> None:
+  """Deletes checkpoints after `step`: damaged ones, which a resumed run writes again."""
+  for newer in [s for s in opened.all_steps() if s > step]:
+    opened.delete(newer)

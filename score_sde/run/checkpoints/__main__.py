@@ -1,0 +1,107 @@
+"""python -m score_sde.run.checkpoints import SOURCE --config=FILE --workdir=FOLDER: published weights, made ours.
+
+SOURCE is a `checkpoint_N` of the official JAX code, a `.pth` of the official PyTorch code, of NCSN or of NCSNv2, a
+folder of a diffusers model (google/ddpm-*, google/ncsnpp-*) or its name on the Hugging Face hub, or a `.safetensors`
+file that `export OUTPUT.safetensors` wrote (`export-ema` writes the average alone: all that sampling needs). The
+workdir is then ready for sampling, evaluation and further training.
+"""
+
+import functools
+import json
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from score_sde.run import checkpoints, cli, training
+from score_sde.run.checkpoints import published
+from score_sde.run.config import BadInput, get, signature
+from score_sde.run.experiment import build, make_workdir, write_config
+
+log = logging.getLogger("score_sde.run.checkpoints")
+
+
+def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
+  """Writes the weights in `source` to `workdir` as a checkpoint of ours.
+
+  Raises:
+    BadInput: where `source` cannot be read, is of another architecture, or `workdir` holds checkpoints already.
+  """
+  experiment = build(config)
+  config = experiment.config
+  if checkpoints.exists(workdir):
+    raise BadInput(f"workdir {workdir!r} already holds checkpoints. Give another --workdir.")
+  if published.is_hub_name(source):
+    path = published.download(source)
+  elif not (path := pathlib.Path(source)).exists():
+    raise BadInput(f"{source!r} does not exist. Give a checkpoint file, a diffusers folder, or a hub name owner/model.")
+  _check_settings(config, published.diffusers_settings(path) or {}, source)
+
+  abstract = experiment.abstract_params()
+  expected = {k: v.shape for k, v in flatten_dict(abstract, sep="/").items()}
+  weights = published.read(path, expected)
+  for found in (weights.params, weights.ema):
+    published.check(found, expected, source)
+  tree = lambda flat: unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in flat.items()})
+  params, ema_params = tree(weights.params), tree(weights.ema)
+  opt_state, moments = training.make_optimizer(config).init(params), "none, they start anew"
+  if weights.moments is not None:
+    first, second = weights.moments
+    count = jnp.asarray(weights.step, jnp.int32)
+    opt_state, moments = optax.tree.set(opt_state, mu=tree(first), nu=tree(second), count=count), "Adam's moments"
+  key = jax.random.fold_in(jax.random.key(config.seed), training.TRAIN)
+  # The run goes on at a step where blocks of jitted steps begin.
+  step = weights.step // config.training.n_jitted_steps * config.training.n_jitted_steps
+  state = training.TrainState(jnp.asarray(step, jnp.int32), params, ema_params, opt_state, key)
+
+  folder = make_workdir(workdir)
+  write_config(config, folder)
+  with checkpoints.manager(workdir, keep_every=config.training.snapshot_freq) as opened:
+    checkpoints.save(opened, step, training.saved_form(state), ema_params, signature(config))
+  size = sum(v.size for v in weights.params.values())
+  log.info("Imported %s: %s parameters, step %d, optimizer state: %s.", weights.origin, f"{size:,}", step, moments)
+
+
+def _check_settings(config: ConfigDict, settings: dict, source: str) -> None:
+  differ = {k: v for k, v in settings.items() if get(config, k) != v}
+  if differ:
+    flags = " ".join(f"--config.{k}={str(v).replace(' ', '')}" for k, v in differ.items())
+    given = ", ".join(f"{k}={get(config, k)!r}" for k in differ)
+    raise BadInput(f"{source!r} is not the model of the config ({given}). Add {flags}, or give its own config.")
+
+
+def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool = False) -> None:
+  """Writes parameters and EMA (or it alone) of the newest checkpoint in `workdir` to the safetensors file `output`.
+
+  Raises:
+    BadInput: where there is no checkpoint, or one of another model, or `output` is no .safetensors file.
+  """
+  experiment = build(config)
+  if not output.endswith(".safetensors"):
+    raise BadInput(f"{output!r} must end in .safetensors.")
+  if not checkpoints.exists(workdir):
+    raise BadInput(f"workdir {workdir!r} holds no checkpoints.")
+  with checkpoints.manager(workdir) as opened:
+    state = training.restore_state(opened, experiment, workdir)
+  flat = lambda tree: {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
+  metadata = {"step": str(int(state.step)), "signature": json.dumps(signature(experiment.config))}
+  path = make_workdir(str(pathlib.Path(output).parent)) / pathlib.Path(output).name
+  params = {} if ema_only else flat(state.params)
+  published.export_safetensors(path, params, flat(state.ema_params), metadata)
+  log.info(
+    "Wrote %s: parameters%s at step %d.", output, "' average" if ema_only else " and their average", int(state.step)
+  )
+
+
+if __name__ == "__main__":
+  tools = {
+    "import": import_weights,
+    "export": export_weights,
+    "export-ema": functools.partial(export_weights, ema_only=True),
+  }
+  cli.run_tool(tools, ("SOURCE or OUTPUT",))

@@ -1,0 +1,477 @@
+"""Published weights, by the names of our networks: the official JAX and PyTorch code, NCSN, NCSNv2, diffusers.
+
+Everything is flat: {path: array} with paths such as "ResnetBlockDDPM_0/Conv_0/kernel". The official JAX code's paths
+are ours; each other source has a function that translates its names and lays out its arrays as ours are.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import flax.serialization
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
+
+from score_sde.run.checkpoints import torch_file
+from score_sde.run.config import BadInput
+
+Flat = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Weights:
+  """What a source holds.
+
+  Attributes:
+    params: the parameters of training.
+    ema: their moving average; of sources without one, the parameters.
+    moments: Adam's first and second moments like `params`, where the source has them.
+    step: steps trained, 0 where the source does not say.
+    origin: what the source was recognised as.
+  """
+
+  params: Flat
+  ema: Flat
+  moments: tuple[Flat, Flat] | None = None
+  step: int = 0
+  origin: str = ""
+
+
+# --- layouts ------------------------------------------------------------------------------------------------------
+
+
+def _conv(w: np.ndarray) -> np.ndarray:
+  """PyTorch's (out, in, height, width) to (height, width, in, out)."""
+  return w.transpose(2, 3, 1, 0)
+
+
+def _leaf(name: str, w: np.ndarray) -> tuple[str, np.ndarray]:
+  """A layer's own parameter, by PyTorch's name and shape: (our name, our layout)."""
+  if name == "bias" or name in ("W", "b"):
+    return name, w
+  if w.ndim == 4:
+    return "kernel", _conv(w)
+  return ("kernel", w.T) if w.ndim == 2 else ("scale", w)
+
+
+class _Counter:
+  """Numbers modules of a class in the order in which they are met, as Flax does: Conv_0, Conv_1, ..."""
+
+  def __init__(self):
+    self._counts = collections.Counter()
+
+  def __call__(self, kind: str) -> str:
+    self._counts[kind] += 1
+    return f"{kind}_{self._counts[kind] - 1}"
+
+
+# --- the official PyTorch code ------------------------------------------------------------------------------------
+
+
+def _kinds(target: Iterable[str]) -> dict[str, str]:
+  """The names that the target network's blocks go by: {"Resnet": "ResnetBlockDDPM", "Attn": "AttnBlock", ...}."""
+  heads = {path.split("/")[0].rpartition("_")[0] for path in target}
+  find = lambda part: next((h for h in heads if h.startswith(part)), part)
+  return {part: find(part) for part in ("ResnetBlock", "AttnBlock")}
+
+
+def from_score_sde_pytorch(state: Flat, target: Iterable[str]) -> Flat:
+  """`all_modules.N.*` in their order; `target` has the paths of our network, whose classes are numbered alike."""
+  target = list(target)
+  kinds, number = _kinds(target), _Counter()
+  downsamplers = len({p.split("/")[0] for p in target if p.startswith("Downsample_")})
+  groups: dict[int, Flat] = {}
+  for name, w in state.items():
+    parts = name.split(".")
+    if parts[0] == "all_modules":
+      groups.setdefault(int(parts[1]), {})[".".join(parts[2:])] = w
+  out = {}
+  for _, group in sorted(groups.items()):
+    names = {n.split(".")[0] for n in group}
+    if "Conv_1" in names:
+      module = number(kinds["ResnetBlock"])
+    elif "NIN_3" in names:
+      module = number(kinds["AttnBlock"])
+    elif names == {"W"}:
+      module = number("GaussianFourierProjection")
+    elif names == {"Conv2d_0"} or (names == {"Conv_0"} and group["Conv_0.weight"].shape[-1] == 3):
+      module = number("Downsample" if downsamplers > 0 else "Upsample")
+      downsamplers -= 1
+    elif names == {"Conv_0"}:
+      module = number("Combine")
+    else:
+      module = number({4: "Conv", 2: "Dense", 1: "GroupNorm"}[group["weight"].ndim])
+    for name, w in group.items():
+      *middle, last = name.split(".")
+      leaf, value = _leaf(last, w)
+      if middle == ["Conv2d_0"] and leaf == "kernel":
+        leaf = "weight"
+      out["/".join([module, *middle, leaf])] = value
+  return out
+
+
+# --- NCSN and NCSNv2 ----------------------------------------------------------------------------------------------
+
+
+def from_ncsn_pytorch(state: Flat) -> Flat:
+  """The original repositories' NCSN (conditional norms) and NCSNv2."""
+  conditional = any(".embed." in name for name in state)
+  norm = "ConditionalInstanceNorm2dPlus" if conditional else "InstanceNorm2dPlus"
+  stages = sorted({n.split(".")[0] for n in state if n.startswith("res")})
+  # refine31 of the deepest NCSNv2 joins stage res31, below res3.
+  refine = sorted({n.split(".")[0] for n in state if n.startswith("refine")}, key=lambda n: n.replace("31", "2z"))
+
+  def within_refine(parts):
+    """E.g. adapt_convs.0.2_1_norm -> RCUBlock_0/norm_2."""
+    if parts[0] in ("msf", "crp"):
+      kind = {"convs": "Conv", "norms": norm}[parts[1]]
+      return [f"{parts[0].upper()}Block_0", f"{kind}_{parts[2]}"]
+    inputs = len({n.split(".")[2] for n in state if n.startswith(f"{block}.adapt_convs.")})
+    which, unit = (int(parts[1]), parts[2]) if parts[0] == "adapt_convs" else (inputs, parts[1])
+    i, j, kind = unit.split("_")
+    return [f"RCUBlock_{which}", f"{norm if kind == 'norm' else 'Conv'}_{2 * (int(i) - 1) + int(j) - 1}"]
+
+  residual = {
+    "conv1": ["Conv_0"],
+    "conv2": ["Conv_1"],
+    "shortcut": ["Conv_2"],
+    "conv2.conv": ["ConvMeanPool_0", "Conv_0"],
+    "shortcut.conv": ["ConvMeanPool_1", "Conv_0"],
+    "normalize1": [f"{norm}_0"],
+    "normalize2": [f"{norm}_1"],
+  }
+  out = {}
+  for name, w in state.items():
+    block, *parts, last = name.split(".")
+    if parts and parts[-1] == "embed":
+      parts, last, value = parts[:-1], "embedding", w
+    elif last in ("alpha", "beta", "gamma"):
+      value = w.reshape(1, 1, 1, -1)
+    else:
+      last, value = _leaf(last, w)
+    if block in stages:
+      path = [f"ResidualBlock_{2 * stages.index(block) + int(parts[0])}", *residual[".".join(parts[1:])]]
+    elif block in refine:
+      path = [f"RefineBlock_{refine.index(block)}", *within_refine(parts)]
+    elif block in ("begin_conv", "end_conv", "normalizer"):
+      path = [{"begin_conv": "Conv_0", "end_conv": "Conv_1", "normalizer": f"{norm}_0"}[block]]
+    else:
+      path = name.split(".")[:-1]
+    out["/".join([*path, last])] = value
+  return out
+
+
+# --- diffusers ----------------------------------------------------------------------------------------------------
+
+_RESNET = {
+  "norm1": "GroupNorm_0",
+  "conv1": "Conv_0",
+  "time_emb_proj": "Dense_0",
+  "norm2": "GroupNorm_1",
+  "conv2": "Conv_1",
+}
+_ATTENTION = {
+  "group_norm": "GroupNorm_0",
+  "to_q": "NIN_0",
+  "to_k": "NIN_1",
+  "to_v": "NIN_2",
+  "to_out.0": "NIN_3",
+  "query": "NIN_0",  # as in files written before 2023
+  "key": "NIN_1",
+  "value": "NIN_2",
+  "proj_attn": "NIN_3",
+}
+
+
+def from_diffusers(state: Flat, target: Iterable[str]) -> Flat:
+  """A UNet2DModel of the kinds `google/ddpm-*` and `google/ncsnpp-*`."""
+  kinds, number = _kinds(target), _Counter()
+  plusplus = kinds["ResnetBlock"] != "ResnetBlockDDPM"
+  out: Flat = {}
+
+  def take(prefix: str, path: str) -> None:
+    """The parameters of one layer."""
+    for name in [n for n in state if n.rpartition(".")[0] == prefix]:
+      leaf, value = _leaf(name.rpartition(".")[2], state[name])
+      if "NIN_" in path:  # a dense layer, or a convolution of one pixel
+        leaf, value = ("b", value) if leaf == "bias" else ("W", value.reshape(value.shape[-2:]))
+      out[f"{path}/{leaf}"] = value
+
+  def resnet(prefix: str) -> None:
+    path = number(kinds["ResnetBlock"])
+    for theirs, ours in _RESNET.items():
+      take(f"{prefix}.{theirs}", f"{path}/{ours}")
+    take(f"{prefix}.conv_shortcut", f"{path}/{'Conv_2' if plusplus else 'NIN_0'}")
+
+  def attention(prefix: str) -> None:
+    path = number(kinds["AttnBlock"])
+    for theirs, ours in _ATTENTION.items():
+      take(f"{prefix}.{theirs}", f"{path}/{ours}")
+
+  def has(prefix: str) -> bool:
+    return any(n.startswith(f"{prefix}.") for n in state)
+
+  def block(prefix: str) -> None:
+    """Residual blocks and their attentions, in the order of computation."""
+    i = 0
+    while has(f"{prefix}.resnets.{i}"):
+      resnet(f"{prefix}.resnets.{i}")
+      if has(f"{prefix}.attentions.{i}") and not (plusplus and "up_blocks" in prefix):
+        attention(f"{prefix}.attentions.{i}")
+      i += 1
+    if plusplus and "up_blocks" in prefix and has(f"{prefix}.attentions.0"):
+      attention(f"{prefix}.attentions.0")
+
+  take("conv_in", number("Conv"))
+  take("time_embedding.linear_1", "Dense_0")
+  take("time_embedding.linear_2", "Dense_1")
+  if "time_proj.weight" in state:
+    out["GaussianFourierProjection_0/W"] = state["time_proj.weight"]
+  levels = sum(has(f"down_blocks.{i}") for i in range(100))
+  for i in range(levels):
+    block(f"down_blocks.{i}")
+    if has(f"down_blocks.{i}.resnet_down"):
+      resnet(f"down_blocks.{i}.resnet_down")
+      take(f"down_blocks.{i}.skip_conv", f"{number('Combine')}/Conv_0")
+    elif has(f"down_blocks.{i}.downsamplers"):
+      take(f"down_blocks.{i}.downsamplers.0.conv", f"{number('Downsample')}/Conv_0")
+  resnet("mid_block.resnets.0")
+  attention("mid_block.attentions.0")
+  resnet("mid_block.resnets.1")
+  for i in range(levels):
+    block(f"up_blocks.{i}")
+    if has(f"up_blocks.{i}.skip_norm"):
+      take(f"up_blocks.{i}.skip_norm", number("GroupNorm"))
+      take(f"up_blocks.{i}.skip_conv", number("Conv"))
+    if has(f"up_blocks.{i}.resnet_up"):
+      resnet(f"up_blocks.{i}.resnet_up")
+    elif has(f"up_blocks.{i}.upsamplers"):
+      take(f"up_blocks.{i}.upsamplers.0.conv", f"{number('Upsample')}/Conv_0")
+  take("conv_norm_out", number("GroupNorm"))
+  take("conv_out", number("Conv"))
+  return out
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def _strip(state: dict[str, Any]) -> Flat:
+  """A state_dict's arrays, without DataParallel's prefix."""
+  return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, np.ndarray)}
+
+
+def _trained(names: Iterable[str]) -> list[str]:
+  """Names of a state_dict that are trained, in the order of `parameters()`: no buffers, no fixed frequencies."""
+  return [n for n in names if (n != "sigmas" and not n.endswith(".W")) or ".NIN_" in n]
+
+
+def _read_flax(path: pathlib.Path) -> Weights:
+  tree = flax.serialization.msgpack_restore(path.read_bytes())
+  optimizer, flatten = tree["optimizer"], lambda t: flatten_dict(t, sep="/")
+  moments = None
+  states = flatten(optimizer["state"].get("param_states", {}))
+  if states:
+    first = {k.removesuffix("/grad_ema"): v for k, v in states.items() if k.endswith("/grad_ema")}
+    second = {k.removesuffix("/grad_sq_ema"): v for k, v in states.items() if k.endswith("/grad_sq_ema")}
+    moments = (first, second)
+  ema = flatten(tree["params_ema"])
+  return Weights(flatten(optimizer["target"]), ema, moments, int(tree["step"]), "a checkpoint of the official JAX code")
+
+
+def _torch_moments(optimizer: dict[str, Any], model: Flat, trained: list[str]) -> tuple[Flat, Flat] | None:
+  """Adam's moments by the names of `model`; the optimizer numbers all parameters, and has none for fixed ones."""
+  names = [n for n in model if n != "sigmas"]
+  numbers = {
+    name: i for i, name in enumerate(names if len(optimizer["param_groups"][0]["params"]) == len(names) else trained)
+  }
+  state = optimizer["state"]
+  if any(numbers[n] not in state for n in trained):
+    return None
+  of = lambda key: {n: state[numbers[n]][key] if n in trained else np.zeros_like(model[n]) for n in names}
+  return of("exp_avg"), of("exp_avg_sq")
+
+
+def _read_torch(path: pathlib.Path, target: Iterable[str]) -> Weights:
+  content = torch_file.read(path)
+  target = list(target)
+  if isinstance(content, dict) and {"model", "ema", "optimizer"} <= content.keys():
+    model = _strip(content["model"])
+    names = _trained(model)
+    translate = lambda state: from_score_sde_pytorch(state, target)
+    as_state = lambda arrays: translate(model | dict(zip(names, arrays, strict=True)))
+    shadow = content["ema"]["shadow_params"]
+    if len(shadow) != len(names):
+      raise BadInput(f"{str(path)!r} has {len(shadow)} averaged parameters for {len(names)} trained ones.")
+    moments = _torch_moments(content["optimizer"], model, names)
+    if moments is not None:
+      moments = tuple(translate(m) for m in moments)
+    origin = "a checkpoint of the official PyTorch code"
+    return Weights(translate(model), as_state(shadow), moments, int(content["step"]), origin)
+  # NCSN: [model, optimizer]; NCSNv2: [model, optimizer, epoch, step, {name: averaged parameter}]; or a bare state_dict.
+  states = content if isinstance(content, list) else [content]
+  model = _strip(states[0]) if states and isinstance(states[0], dict) else {}
+  if "begin_conv.weight" not in model:
+    raise BadInput(
+      f"{str(path)!r} is a PyTorch file, but none of the official code (keys model, ema, optimizer) or of NCSN, NCSNv2 "
+      f"(begin_conv.weight, ...). It holds {', '.join(map(str, list(content)[:8])) if content else 'nothing'}."
+    )
+  model.pop("sigmas", None)
+  average = model | _strip(states[4]) if len(states) > 4 and isinstance(states[4], dict) else model
+  average.pop("sigmas", None)
+  step = int(states[3]) if len(states) > 3 else 0
+  origin = "an NCSNv2 checkpoint" if "normalizer.alpha" in model else "an NCSN checkpoint"
+  return Weights(from_ncsn_pytorch(model), from_ncsn_pytorch(average), None, step, origin)
+
+
+def _diffusers_folder(path: pathlib.Path) -> pathlib.Path | None:
+  """The folder at or below `path` that holds a UNet2DModel."""
+  for folder in (path, path / "unet"):
+    config = folder / "config.json"
+    if config.is_file() and "block_out_channels" in config.read_text():
+      return folder
+  return None
+
+
+def _read_diffusers(folder: pathlib.Path, target: Iterable[str]) -> Weights:
+  files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+  if not files:
+    raise BadInput(f"{str(folder)!r} has a config.json, but no *.safetensors or *.bin with the weights.")
+  state: Flat = {}
+  for file in files:
+    state |= safetensors.numpy.load_file(file) if file.suffix == ".safetensors" else torch_file.read(file)
+  params = from_diffusers({k: np.asarray(v, np.float32) for k, v in state.items()}, target)
+  return Weights(params, params, None, 0, "a diffusers UNet2DModel")
+
+
+def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
+  """The keys of our config that a diffusers folder fixes, with their values; None for another source.
+
+  Weights fit by their shapes whether a model has one head of attention or many, or centers its input or not: what
+  config.json says has to agree.
+
+  Raises:
+    BadInput: for a kind of UNet2DModel that our networks do not cover.
+  """
+  folder = _diffusers_folder(source) if source.is_dir() else None
+  if folder is None:
+    return None
+  given = {"attention_head_dim": 8, "center_input_sample": False, "add_attention": True}
+  given |= json.loads((folder / "config.json").read_text())
+  downs = given["down_block_types"]
+  kinds = {"DownBlock2D", "AttnDownBlock2D"} if "DownBlock2D" in downs else {"SkipDownBlock2D", "AttnSkipDownBlock2D"}
+  if not set(downs) <= kinds or not given["add_attention"]:
+    raise BadInput(f"{str(folder)!r} is a UNet2DModel of blocks {downs}, which no published score model has.")
+  widths = given["block_out_channels"]
+  nf = math.gcd(*widths)
+  with_attention = [given["sample_size"] >> i for i, kind in enumerate(downs) if "Attn" in kind]
+  settings = {
+    "data.image_size": given["sample_size"],
+    "data.num_channels": given["in_channels"],
+    "data.centered": not given["center_input_sample"],
+    "model.name": "ddpm" if "DownBlock2D" in downs else "ncsnpp",
+    "model.nf": nf,
+    "model.ch_mult": tuple(w // nf for w in widths),
+    "model.num_res_blocks": given["layers_per_block"],
+    "model.attn_resolutions": tuple(with_attention),
+    "model.head_dim": given["attention_head_dim"],
+  }
+  if settings["model.name"] == "ddpm":
+    return settings | {"model.attn_every_block": True}
+  return settings | {"model.progressive": "output_skip", "model.progressive_input": "input_skip"}
+
+
+def export_safetensors(path: pathlib.Path, params: Flat, ema: Flat, metadata: dict[str, str]) -> None:
+  """Writes both sets of weights to one safetensors file, as params/... and ema_params/..., atomically.
+
+  Without `params` ({}) the file has the half that sampling needs.
+  """
+  arrays = {
+    f"{item}/{k}": np.ascontiguousarray(v)
+    for item, w in (("params", params), ("ema_params", ema))
+    for k, v in w.items()
+  }
+  temporary = path.with_name(f".{path.name}.writing")
+  safetensors.numpy.save_file(arrays, temporary, metadata)
+  temporary.replace(path)
+
+
+def _read_safetensors(path: pathlib.Path) -> Weights:
+  arrays = safetensors.numpy.load_file(path)
+  part = lambda item: {k.removeprefix(f"{item}/"): v for k, v in arrays.items() if k.startswith(f"{item}/")}
+  params, ema = part("params"), part("ema_params")
+  if not params and not ema:
+    raise BadInput(f"{str(path)!r} has no arrays named params/...: it was not exported by this package.")
+  with safetensors.safe_open(path, "np") as file:
+    step = int((file.metadata() or {}).get("step", 0))
+  return Weights(params or ema, ema or params, None, step, "weights exported by this package")
+
+
+def read(source: pathlib.Path, target: Iterable[str]) -> Weights:
+  """The weights in `source`, by the names of the network whose parameters have the paths `target`.
+
+  Raises:
+    BadInput: where it is no checkpoint that is known, damaged, or asks to run code.
+  """
+  if source.is_dir():
+    folder = _diffusers_folder(source)
+    if folder is None:
+      raise BadInput(f"{str(source)!r} is a folder without the config.json of a diffusers UNet2DModel.")
+    return _read_diffusers(folder, target)
+  start = source.open("rb").read(2)
+  if source.suffix == ".safetensors":
+    return _read_safetensors(source)
+  if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04")):
+    return _read_torch(source, target)
+  try:
+    return _read_flax(source)
+  except BadInput:
+    raise
+  except Exception as error:  # msgpack raises many kinds
+    raise BadInput(
+      f"{str(source)!r} is no checkpoint of the official JAX code ({type(error).__name__}), no PyTorch file, no "
+      ".safetensors and no diffusers folder."
+    ) from error
+
+
+def check(found: Flat, expected: dict[str, tuple[int, ...]], source: str, limit: int = 20) -> None:
+  """Raises BadInput, with the names and shapes that differ, unless `found` has just the `expected` arrays."""
+  lines = []
+  for path in sorted(found.keys() | expected.keys()):
+    have, want = (tuple(found[path].shape) if path in found else None), expected.get(path)
+    if have != want:
+      lines.append(f"{path}: {have or 'missing'} in the checkpoint, {want or 'missing'} in the network")
+  if lines:
+    shown = "; ".join(lines[:limit]) + (f"; and {len(lines) - limit} more" if len(lines) > limit else "")
+    raise BadInput(
+      f"{source!r} does not fit the network of the config: {len(lines)} of {len(expected)} arrays differ. {shown}. "
+      "Give the config that it was trained with."
+    )
+
+
+def is_hub_name(source: str) -> bool:
+  """Whether `source` looks like "owner/name" and is no path here."""
+  return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not pathlib.Path(source).exists()
+
+
+def download(name: str) -> pathlib.Path:
+  """The folder of the diffusers model `name` of the Hugging Face hub, downloaded or from its cache.
+
+  Raises:
+    BadInput: where that cannot be.
+  """
+  try:
+    from huggingface_hub import snapshot_download
+  except ImportError as error:
+    raise BadInput(
+      f"{name!r} is no file or folder here. To download it from the Hugging Face hub: pip install -e '.[hub]'."
+    ) from error
+  try:
+    return pathlib.Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+  except Exception as error:  # no network, no such model, ...
+    raise BadInput(f"{name!r} cannot be downloaded: {str(error).splitlines()[0]}") from error

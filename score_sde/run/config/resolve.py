@@ -1,0 +1,111 @@
+"""What follows from what: from a config as it was written to one in which every key has its value."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde.run.config.checks import LINEAR_TASKS, NONLINEAR_TASKS, check, family_of
+from score_sde.run.config.keys import as_bad_input, get
+from score_sde.run.config.sdes import make_sde
+from score_sde.sde import SDE, LinearSDE
+
+# What follows from the SDE where the config leaves it open. Song et al. 2021, Appendices C, D and G.
+_FOLLOWS = {
+  "vesde": {
+    "data.centered": False,
+    "model.parameterization": "score",
+    "model.conditioning": "sigma",
+    "model.embedding_type": "fourier",
+    "training.reduce_mean": False,
+    "sampling.predictor": "reverse_diffusion",
+    "sampling.corrector": "langevin",
+    "sampling.eps": 1e-5,
+  },
+  "vpsde": {
+    "data.centered": True,
+    "model.parameterization": "noise",
+    "model.conditioning": "time",
+    "model.embedding_type": "positional",
+    "training.reduce_mean": True,
+    "sampling.predictor": "euler_maruyama",
+    "sampling.corrector": "none",
+    "sampling.eps": 1e-3,
+  },
+}
+_FOLLOWS["subvpsde"] = _FOLLOWS["cosine"] = _FOLLOWS["vpsde"]
+_FOLLOWS["rectified_flow"] = _FOLLOWS["vpsde"] | {"model.parameterization": "flow", "training.weighting": "flow"}
+# The two kinds of a user's own: with a closed-form kernel and without.
+_LINEAR = _FOLLOWS["vpsde"] | {"model.conditioning": "log_sigma"}
+_SIMULATED = _FOLLOWS["vpsde"] | {
+  "model.conditioning": "sigma",
+  "model.embedding_type": "fourier",
+  "training.objective": "ssm_vr",
+}
+
+
+def _follows(config: ConfigDict, sde: SDE) -> dict[str, Any]:
+  if config.training.sde in _FOLLOWS:
+    return _FOLLOWS[config.training.sde]
+  return _LINEAR if isinstance(sde, LinearSDE) else _SIMULATED
+
+
+def _fill(config: ConfigDict, key: str, value: Any) -> None:
+  section, name = key.split(".")
+  if config[section][name] is None:
+    config[section][name] = value
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+  """A locked copy of `config` with every placeholder filled and every value checked.
+
+  Raises:
+    BadInput: for a value that is not accepted, or a combination that cannot work.
+  """
+  config = ConfigDict(config).copy_and_resolve_references()
+  with as_bad_input():
+    sde = make_sde(config)
+  if config.training.likelihood_weighting:
+    _fill(config, "training.weighting", "likelihood")
+  for key, value in _follows(config, sde).items():
+    if key == "model.embedding_type" and (not config.training.continuous or config.model.name == "ddpm"):
+      value = "positional"  # discrete models see the index of the noise level
+    _fill(config, key, value)
+  family, normalization = family_of(config)
+  scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
+  _fill(config, "model.scale_by_sigma", scaled)
+  _fill(config, "model.normalization", normalization)
+  t = config.training
+  _fill(config, "training.weighting", "simple")
+  _fill(config, "training.objective", "dsm")
+  _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
+  _fill(config, "sampling.num_steps", config.model.num_scales)
+  _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)
+  _fill(config, "guidance.prior_variance", 1.0 if config.data.centered else 0.25)
+  _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)
+  g = config.guidance
+  if g.task == "class":
+    _fill(config, "guidance.method", "classifier_free" if config.model.num_classes else "classifier")
+  elif g.task in LINEAR_TASKS + NONLINEAR_TASKS:
+    _fill(config, "guidance.method", "pigdm" if g.task in LINEAR_TASKS else "dps")
+  check(config, sde)
+  return config.lock()
+
+
+def signature(config: ConfigDict) -> dict[str, Any]:
+  """What a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
+  # Part of the SDE, where it has them.
+  elsewhere = ("sigma_min", "sigma_max", "beta_min", "beta_max", "cosine_s", "delta")
+  free = (
+    "dropout",
+    "label_dropout",
+    "ema_rate",
+    "ema_warmup",
+    "dtype",
+    "init_scale",
+    "remat",
+  )  # may change from one run to the next
+  keys = [f"model.{k}" for k in config.model if k not in elsewhere + free]
+  keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
+  values = {key: get(config, key) for key in keys}
+  values["the SDE"] = str(make_sde(config))
+  return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -1,0 +1,99 @@
+"""Data sets: from a config to batches, each a pure function of the global step.
+
+A source answers `source[i]` with {"image", "label"}: uint8 images (H, W, C), or float32 vectors for the 2-D toys. A
+batch is the next `batch_size` entries of an endless, seeded sequence of permutations, one an epoch, of which every host
+takes its own part; nothing but the step is needed to resume. Flips, dequantization and scaling happen on the device.
+"""
+
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde.run.config import BadInput, choose
+from score_sde.run.data.files import digits, folder, idx, read_inputs
+from score_sde.run.data.records import tfds, tfrecord_files, tfrecords
+from score_sde.run.data.scaling import as_uint8, example_shape, inverse, is_image, prepare
+from score_sde.run.data.sources import Arrays, Lazy, Source
+from score_sde.run.data.stream import Stalled, batches, in_order, shuffled, within
+from score_sde.run.data.toys import (
+  DENSITIES,
+  TOYS,
+  checkerboard,
+  eight_gaussians,
+  eight_gaussians_density,
+  swiss_roll,
+  toy,
+  two_moons,
+)
+
+__all__ = [
+  "DENSITIES",
+  "TOYS",
+  "Arrays",
+  "Lazy",
+  "Source",
+  "Stalled",
+  "as_uint8",
+  "batches",
+  "checkerboard",
+  "eight_gaussians",
+  "eight_gaussians_density",
+  "example_shape",
+  "in_order",
+  "inverse",
+  "is_image",
+  "load",
+  "name",
+  "prepare",
+  "read_inputs",
+  "shuffled",
+  "swiss_roll",
+  "two_moons",
+  "within",
+]
+
+READERS = {"digits": digits, "idx": idx, "folder": folder, "tfrecords": tfrecords} | dict.fromkeys(TOYS, toy)
+
+
+def load(config: ConfigDict, split: str) -> Source:
+  """The `split` ("train" or "test") of the data set that the config names.
+
+  Raises:
+    BadInput: for a data set that is missing, empty, unreadable, or of another shape than the config says.
+  """
+  choose("split", split, ("train", "test"))
+  kind = config.data.dataset
+  if kind in ("FFHQ", "CelebAHQ", "tfrecords") and not (config.data.path and pathlib.Path(config.data.path).exists()):
+    raise BadInput(
+      f"data.dataset={kind!r} is read from data.path, a folder of images or a file of TFRecords; got "
+      f"{config.data.path!r}."
+    )
+  if kind in ("FFHQ", "CelebAHQ"):
+    kind = "tfrecords" if tfrecord_files(config.data.path) else "folder"
+  source = READERS.get(kind, tfds)(config, split)
+  if not len(source):
+    raise BadInput(f"data.dataset={config.data.dataset!r} has no {split} examples.")
+  shape, expected = source.gather(np.array([0]))["image"].shape[1:], example_shape(config)
+  if shape != expected:
+    raise BadInput(
+      f"data.dataset={config.data.dataset!r} holds examples of shape {shape}, but data.image_size="
+      f"{config.data.image_size} and data.num_channels={config.data.num_channels} ask for {expected}."
+    )
+  if config.model.num_classes and source.classes > config.model.num_classes:
+    raise BadInput(
+      f"data.dataset={config.data.dataset!r} has {source.classes} classes, but model.num_classes="
+      f"{config.model.num_classes}. Try --config.model.num_classes={source.classes}, or 0 to ignore them."
+    )
+  if config.model.num_classes and source.classes == 1:
+    raise BadInput(
+      f"model.num_classes={config.model.num_classes}, but data.dataset={config.data.dataset!r} has no labels (of a "
+      "folder they are its subfolders). Use --config.model.num_classes=0."
+    )
+  return source
+
+
+def name(config: ConfigDict) -> str:
+  """How pictures and reports call the data: files by their folder."""
+  in_files = config.data.dataset in ("idx", "folder") and pathlib.Path(config.data.path).name
+  return in_files or config.data.dataset

@@ -1,0 +1,134 @@
+"""Files of many records, read without TensorFlow: those of tensorflow-datasets, and TFRecords of progressive GANs."""
+
+import os
+import pathlib
+import re
+import struct
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from score_sde.run.config import BadInput
+from score_sde.run.data.files import fit
+from score_sde.run.data.sources import Lazy, split_off
+from score_sde.run.data.toys import TOYS
+
+# The official code's names of data sets, as tensorflow-datasets calls them.
+OFFICIAL_NAMES = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a", "LSUN": "lsun"}
+
+
+def _fitted(image: np.ndarray, config: ConfigDict) -> np.ndarray:
+  """An image (H, W, C) as the config wants it, itself where it is."""
+  if image.shape == (config.data.image_size, config.data.image_size, config.data.num_channels):
+    return image
+  return fit(Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image), config)
+
+
+def tfds(config: ConfigDict, split: str) -> Lazy:
+  """A prepared tensorflow-datasets data set in ArrayRecord form, read without TensorFlow."""
+  import tensorflow_datasets
+
+  name = OFFICIAL_NAMES.get(config.data.dataset, config.data.dataset)
+  if name == "lsun":
+    name = f"lsun/{config.data.category or 'bedroom'}"
+  data_dir = config.data.path or None
+  prepare = (
+    f"Prepare it once, with TensorFlow (pip install -e '.[prepare]'): python -c \"import tensorflow_datasets as t; "
+    f"t.builder('{name}', data_dir={data_dir!r}, file_format='array_record').download_and_prepare()\""
+  )
+  try:
+    builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+  except tensorflow_datasets.core.DatasetNotFoundError as error:
+    known = ", ".join(["digits", *TOYS, "idx", "folder", "tfrecords"])
+    raise BadInput(
+      f"data.dataset={config.data.dataset!r} is none of {known}, and no tensorflow-datasets name."
+    ) from error
+  except ImportError as error:
+    raise BadInput(f"data.dataset={config.data.dataset!r} is not prepared under {data_dir!r}. {prepare}") from error
+  split = next((s for s in ((split, "validation") if split == "test" else (split,)) if s in builder.info.splits), "")
+  if not split or not list(builder.data_path.glob("*array_record*")):
+    raise BadInput(f"data.dataset={config.data.dataset!r} is not prepared under {str(builder.data_path)!r}. {prepare}")
+  if "image" not in builder.info.features:
+    raise BadInput(
+      f"data.dataset={config.data.dataset!r} has no 'image' feature, but {', '.join(builder.info.features)}."
+    )
+  records = builder.as_data_source(split=split)
+
+  def read(i):
+    record = records[i]
+    return _fitted(record["image"], config), int(record["label"]) if "label" in record else 0
+
+  features = builder.info.features
+  classes = getattr(features["label"], "num_classes", None) if "label" in features else None
+  return Lazy(len(records), read, classes or 1)
+
+
+def tfrecord_files(path: str) -> list[pathlib.Path]:
+  """The TFRecords that data.path names: itself, or those of a folder."""
+  root = pathlib.Path(path)
+  if root.is_file():
+    return [root] if ".tfrecord" in root.name else []
+  return sorted(p for p in root.glob("*.tfrecord*") if p.is_file())
+
+
+def tfrecords(config: ConfigDict, split: str) -> Lazy:
+  """Images in the TFRecords that the scripts of progressive GANs and StyleGAN write, as the official code reads them.
+
+  Each record is a tf.train.Example with `shape` (C, H, W) and `data`, the bytes of a uint8 array. Of a folder with one
+  file a resolution (NAME-r08.tfrecords has 2**8 pixels) that of data.image_size is taken. A fixed tenth, 1,000 at
+  most, is test.
+
+  Raises:
+    BadInput: for files that are none of these, or cut short.
+  """
+  files = tfrecord_files(config.data.path)
+  if not files:
+    raise BadInput(f"data.dataset='tfrecords' found no *.tfrecord* at data.path={config.data.path!r}.")
+  levels = {p: int(m[1]) for p in files if (m := re.search(r"-r(\d\d)\.tfrecord", p.name))}
+  if len(files) > 1 and len(levels) == len(files):
+    files = [p for p in files if 2 ** levels[p] == config.data.image_size]
+    if not files:
+      sizes = ", ".join(str(2**n) for n in sorted(levels.values()))
+      raise BadInput(
+        f"data.path={config.data.path!r} has TFRecords of {sizes} pixels, none of data.image_size="
+        f"{config.data.image_size}."
+      )
+  opened = [os.open(p, os.O_RDONLY) for p in files]
+  places = [(number, *place) for number, p in enumerate(files) for place in _records(p, opened[number])]
+  chosen = split_off(len(places), split)
+
+  def read(i):
+    number, offset, length = places[chosen[i]]
+    return _fitted(_example(files[number], os.pread(opened[number], length, offset)), config), 0
+
+  return Lazy(len(chosen), read, 1)
+
+
+def _records(path: pathlib.Path, opened: int) -> list[tuple[int, int]]:
+  """(offset, length) of every record: a length in 8 bytes, its checksum in 4, the record, its checksum in 4."""
+  size, places, at = os.fstat(opened).st_size, [], 0
+  while at < size:
+    header = os.pread(opened, 12, at)
+    length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+    if at + 16 + length > size:
+      raise BadInput(f"{path} is no file of TFRecords, or cut short after {len(places)} of them. Copy it again.")
+    places.append((at + 12, length))
+    at += 16 + length
+  return places
+
+
+def _example(path: pathlib.Path, record: bytes) -> np.ndarray:
+  """The image (H, W, C) of a record."""
+  from google.protobuf.message import DecodeError
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  try:
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    shape = tuple(feature["shape"].int64_list.value)
+    return np.frombuffer(feature["data"].bytes_list.value[0], np.uint8).reshape(shape).transpose(1, 2, 0)
+  except (DecodeError, IndexError, ValueError) as error:
+    raise BadInput(
+      f"{path} holds a record that is no image of a progressive GAN's TFRecords, with 'shape' (C, H, W) and uint8 "
+      f"'data': {error}"
+    ) from error

@@ -1,0 +1,97 @@
+"""Several evaluations as one table, beside the published numbers of their data set."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from score_sde.run.config import BadInput, sde_name
+from score_sde.run.evaluate.reports import likelihood, number, table
+
+# Of CIFAR-10: config, FID (best of a training's snapshots), inception score, FID of the probability-flow ODE, bits/dim.
+# Song et al. 2021, Tables 2 and 3, as the README of yang-song/score_sde_pytorch lists them by config.
+PUBLISHED_SOURCE = "Song et al. 2021, Tables 2 and 3; README of github.com/yang-song/score_sde_pytorch"
+PUBLISHED = {
+  "ve/cifar10_ncsnpp": (2.45, 9.73, None, None),
+  "ve/cifar10_ncsnpp_continuous": (2.38, 9.83, None, None),
+  "ve/cifar10_ncsnpp_deep_continuous": (2.20, 9.89, None, None),
+  "vp/cifar10_ddpm": (3.24, None, 3.37, 3.28),
+  "vp/cifar10_ddpm_continuous": (None, None, 3.69, 3.21),
+  "vp/cifar10_ddpmpp": (2.78, 9.64, None, None),
+  "vp/cifar10_ddpmpp_continuous": (2.55, 9.58, 3.93, 3.16),
+  "vp/cifar10_ddpmpp_deep_continuous": (2.41, 9.68, 3.08, 3.13),
+  "subvp/cifar10_ddpm_continuous": (None, None, 3.56, 3.05),
+  "subvp/cifar10_ddpmpp_continuous": (2.61, 9.56, 3.16, 3.02),
+  "subvp/cifar10_ddpmpp_deep_continuous": (2.41, 9.57, 2.92, 2.99),
+}
+
+
+def read(run: str) -> list[dict[str, Any]]:
+  """The reports of a run, a workdir or a report itself, as rows: each is a checkpoint with what holds for all.
+
+  Raises:
+    BadInput: where there is no report, or one that this cannot read.
+  """
+  path = pathlib.Path(run)
+  files = [path] if path.is_file() else sorted(path.glob("report*.json"))
+  if not files:
+    raise BadInput(
+      f"{run!r} is no report and no workdir with one. Write it: python run.py --mode=eval --workdir={run}."
+    )
+  rows = []
+  for file in files:
+    try:
+      report = json.loads(file.read_text())
+      common = {k: v for k, v in report.items() if k != "checkpoints"}
+      rows += [common | row | {"run": path.name if path.is_file() else f"{path.name}/{file.stem}"}
+               for row in report["checkpoints"]]  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise BadInput(f"{str(file)!r} is no report of --mode=eval ({type(error).__name__}: {error}).") from error
+  return rows
+
+
+_HEAD = (
+  "run", "data", "SDE", "step", "sampler", "NFE", "samples", "FID", "KID", "IS", "precision", "recall", "bits/dim",
+  "s / image", "features",
+)  # fmt: skip
+
+
+def _row(r: dict[str, Any]) -> list[str]:
+  return [
+    r["run"],
+    r["dataset"],
+    sde_name(r["sde"]),
+    f"{r['step']:,}",
+    r.get("sampler", "") if "samples" in r else "",
+    number(r, "sampling_nfe", digits=".0f"),
+    f"{r['samples']:,}" if "samples" in r else "",
+    number(r, "fid", digits=".2f"),
+    number(r, "kid", digits=".5f"),
+    number(r, "inception_score", digits=".2f"),
+    number(r, "precision"),
+    number(r, "recall"),
+    likelihood(r, "bits_per_dim"),
+    number(r, "seconds_per_image", digits=".3g"),
+    r.get("features", ""),
+  ]
+
+
+def compare(*runs: str) -> str:
+  """A Markdown table of all reports of `runs`, and below it the papers' numbers on CIFAR-10.
+
+  Raises:
+    BadInput: where a run has no report.
+  """
+  rows = [row for run in runs for row in read(run)]
+  filled = [_row(row) for row in rows]
+  used = [i for i in range(len(_HEAD)) if any(row[i] for row in filled)]
+  ours = table([_HEAD[i] for i in used], [[row[i] for i in used] for row in filled])
+  show = lambda value: "" if value is None or math.isnan(value) else f"{value:.2f}"
+  papers = table(
+    ["config", "FID", "IS", "FID of the ODE", "bits/dim"],
+    [[f"`{name}`", *map(show, values)] for name, values in PUBLISHED.items()],
+  )
+  note = "50,000 samples, Inception features, statistics of the training images"
+  if not any(str(row["dataset"]).lower() == "cifar10" for row in rows):
+    note += "; of other data, and in other features, numbers do not compare with these"
+  return f"{ours}\n\nPublished, CIFAR-10 ({note}): {PUBLISHED_SOURCE}\n\n{papers}"

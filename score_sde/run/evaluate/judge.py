@@ -1,0 +1,48 @@
+"""A cheap measure of sample quality, for snapshots while training."""
+
+import dataclasses
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from score_sde.run.config import BadInput
+from score_sde.run.evaluate import quality
+from score_sde.run.evaluate.samples import draw_samples, to_uint8
+from score_sde.run.experiment import Experiment, Params
+from score_sde.sampling import make_sampler
+from score_sde.sde import LinearSDE
+
+
+def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] | None:
+  """params -> {"fid", "precision", "recall", ...} of training.fid_samples samples; None where that is 0.
+
+  They are drawn in training.fid_steps evaluations of DPM-Solver++ (of the config's own sampler, where the SDE is not
+  linear), from the same noise at every snapshot, so that what changes from one to the next is the network.
+
+  Raises:
+    BadInput: without eval.features, or as `quality.compared_with`.
+  """
+  config, total = experiment.config, experiment.config.training.fid_samples
+  if not total:
+    return None
+  if config.training.task != "score":
+    raise BadInput(f"training.fid_samples={total}: a classifier draws no samples. Leave it at 0.")
+  if not config.eval.features:
+    raise BadInput(
+      f"training.fid_samples={total} needs eval.features: 'inception', or the workdir of a classifier "
+      "(configs/classifier/)."
+    )
+  extractor, reference = quality.compared_with(config, total)
+  cheap = ConfigDict(config).unlock()
+  cheap.sampling.num_steps = config.training.fid_steps
+  if isinstance(experiment.sde, LinearSDE):
+    cheap.sampling.method, cheap.sampling.grid = "dpm_solver", "log_snr"
+  drawing = dataclasses.replace(experiment, config=cheap.lock(), sampler=make_sampler(cheap, experiment.sde))
+
+  def judge(params: Params) -> dict[str, float]:
+    drawn, _, _ = draw_samples(drawing, params, total)
+    images = to_uint8(drawn, config.eval.quantization)
+    row = quality.measure(config, [extractor(images)], extractor, reference)
+    return {k: row[k] for k in ("fid", "kid", "inception_score", "precision", "recall") if k in row}
+
+  return judge

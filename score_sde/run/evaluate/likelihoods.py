@@ -1,0 +1,209 @@
+"""Numbers of a trained model over a data set: its loss, a classifier's accuracy, bits/dim."""
+
+import functools
+import logging
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde.batch import example_keys, fold
+from score_sde.bounds import chain_bound, evidence_bound
+from score_sde.likelihood import bits_per_dim, log_likelihood
+from score_sde.run import data, devices
+from score_sde.run.config import sde_name
+from score_sde.run.experiment import Experiment, Params
+from score_sde.run.report import pictures
+from score_sde.run.report.progress import Bar
+
+log = logging.getLogger(__name__)
+
+# Streams of an example's key.
+DATA, PROBE = range(2)
+
+
+def mean_loss(
+  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
+) -> dict[str, float]:
+  """The training loss on all of `source`, one noise and time an example, with its standard error.
+
+  The folder `cache` keeps the batches that are done, and shares them among hosts.
+  """
+  config = experiment.config
+  total = min(len(source), config.eval.num_examples or len(source))
+
+  def losses(params, key, batch):
+    keys = example_keys(key, batch["index"])
+    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
+    y = experiment.classes(batch["label"])
+    return experiment.loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
+
+  run = devices.map_batch(losses, (None, None, 0))
+  values = _over_batches("loss", config, source, lambda batch: run(params, key, devices.shard(batch)), cache)
+  return _mean_and_error("loss", values)
+
+
+def accuracy(
+  experiment: Experiment,
+  params: Params,
+  source: data.Source,
+  key: jax.Array,
+  picture: pathlib.Path,
+  step: int,
+  cache: pathlib.Path | None = None,
+) -> dict[str, float]:
+  """The share of `source` that a classifier names rightly at ten noise levels, from little noise to the most.
+
+  One that was trained at a single level is asked at that one.
+
+  Returns:
+    "accuracy" at the least noise, and "accuracies" {sigma / alpha: share}; `picture` gets their curve.
+  """
+  config, sde = experiment.config, experiment.sde
+  last, first = (float(sde.log_snr(jnp.asarray(t))) for t in (config.training.eps, sde.T))
+  ratios = np.geomspace(max(np.exp(-last / 2), 0.01), np.exp(-first / 2), 10)
+  if config.training.time_sampling == "single":
+    ratios = np.array([config.training.single_sigma])
+  times = np.asarray(sde.time_of_log_snr(jnp.asarray(-2 * np.log(ratios), jnp.float32)))
+
+  def right(params, key, t, batch):
+    keys = example_keys(key, batch["index"])
+    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
+    logits = experiment.model.at_time(params, fold(keys, PROBE), x, jnp.full(keys.shape, t))
+    return jnp.argmax(logits, axis=1) == batch["label"]
+
+  run = devices.map_batch(right, (None, None, None, 0))
+
+  def share(i, t):
+    at_t = lambda batch: run(params, key, t, devices.shard(batch))
+    return float(_over_batches("accuracy", config, source, at_t, cache, f"level_{i}_").mean())
+
+  shares = [share(i, t) for i, t in enumerate(times)]
+  if devices.is_first_host() and len(shares) > 1:
+    title = f"{data.name(config)} · classifier under {sde_name(config.training.sde)} · step {step:,}"
+    pictures.curves(picture, {"accuracy": (ratios, np.array(shares))}, title, xlabel="sigma / alpha", log=True)
+  return {"accuracy": shares[0], "accuracies": {f"{r:.3g}": s for r, s in zip(ratios, shares, strict=True)}}
+
+
+def mean_bits_per_dim(
+  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
+) -> dict[str, Any]:
+  """Bits/dim of `source` (nats of points) over eval.num_repeats dequantizations, as eval.likelihood says.
+
+  "ode" is the likelihood of the probability-flow ODE; "elbo" and "chain" bound that of the reverse-time SDE and of the
+  discrete chain, from above. The folder `cache` keeps the batches that are done, and shares them among hosts.
+
+  Returns:
+    "bits_per_dim" and its standard error over examples, the mean number of evaluations, and how many solves failed.
+  """
+  config, e = experiment.config, experiment.config.eval
+  dims = math.prod(experiment.shape)
+  log_p, score = _likelihood(experiment), experiment.score(params)
+  # Likelihoods are those of dequantized data, however the model was trained; the chain's is of the images themselves.
+  dequantized = ConfigDict(config).unlock()
+  dequantized.data.uniform_dequantization = e.likelihood != "chain"
+  prepare = jax.jit(lambda keys, image: data.prepare(dequantized, fold(keys, DATA), image, train=False))
+
+  def run(repeat, batch):
+    keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
+    y = experiment.condition(batch["label"])
+    return jnp.stack(log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y), axis=1)[None]
+
+  name = f"bits/dim ({e.likelihood})"
+  repeats = [
+    _over_batches(name, config, source, functools.partial(run, repeat), cache, f"repeat_{repeat}_")
+    for repeat in range(e.num_repeats)
+  ]
+  log_density = np.mean([r[:, 0] for r in repeats], axis=0)
+  nfe, reached = np.concatenate(repeats)[:, 1].mean(), np.concatenate(repeats)[:, 2]
+  if not data.is_image(config):
+    result = _mean_and_error("nats", -log_density)
+  elif e.likelihood == "chain":
+    result = _mean_and_error("bits_per_dim", -log_density / (dims * math.log(2)))
+  else:
+    scale = 0.5 if config.data.centered else 1.0
+    result = _mean_and_error("bits_per_dim", np.asarray(bits_per_dim(log_density, dims, config.data.levels, scale)))
+  failed = np.flatnonzero(~(reached >= experiment.sde.T))
+  if len(failed):
+    some = ", ".join(f"{i % len(log_density)} (t = {reached[i]:.3g})" for i in failed[:8])
+    log.warning("%d of %d likelihood solves exceeded sampling.max_steps: %s.", len(failed), len(reached), some)
+  counts = {"likelihood_nfe": float(nfe), "likelihood_failed": len(failed), "examples": len(log_density)}
+  return {"likelihood": e.likelihood} | result | counts
+
+
+def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+  """(score, keys, x, y) -> (log-density or log-probability, evaluations, time reached), each (B,)."""
+  config, e, sde = experiment.config, experiment.config.eval, experiment.sde
+  if e.likelihood == "ode":
+    log_p = log_likelihood(
+      sde, eps=e.eps, rtol=e.rtol, atol=e.atol, probe=e.probe, num_probes=e.num_probes,
+      max_steps=config.sampling.max_steps,
+    )  # fmt: skip
+
+    def by_ode(score, keys, x, y):
+      log_density, _, nfe, t = log_p(score, keys, x, y)
+      return log_density, nfe.astype(jnp.float32), t
+
+    return by_ode
+  if e.likelihood == "elbo":
+    bound, evaluations = evidence_bound(sde, eps=e.eps, num_times=e.num_times), e.num_times + 1
+  else:
+    bound = chain_bound(
+      sde, num_scales=config.model.num_scales, low=-1.0 if config.data.centered else 0.0, high=1.0,
+      levels=config.data.levels, posterior_variance=config.sampling.posterior_variance is not False,
+    )  # fmt: skip
+    evaluations = config.model.num_scales
+
+  def by_bound(score, keys, x, y):
+    constant = lambda value: jnp.full(x.shape[:1], value, jnp.float32)
+    return bound(score, keys, x, y), constant(evaluations), constant(sde.T)
+
+  return by_bound
+
+
+def _over_batches(
+  name: str,
+  config: ConfigDict,
+  source: data.Source,
+  run: Callable[[dict], Any],
+  cache: pathlib.Path | None,
+  prefix: str = "",
+) -> np.ndarray:
+  """Concatenated results of `run` on all batches of `source`, each filled up to the same size.
+
+  With a folder `cache`, hosts take the batches in turn; each one's results are written there, and read where they are
+  there already. Without, this host does them all.
+  """
+  readers = data.in_order(source, config.eval.batch_size, config.eval.num_examples)
+  total = min(len(source), config.eval.num_examples or len(source))
+  size = min(config.eval.batch_size, -(-total // devices.device_count()) * devices.device_count())
+  files = [cache and cache / f"{prefix}batch_{i:06d}.npy" for i in range(len(readers))]
+  results = {}
+  with Bar(name, total, " examples") as bar:
+    for i, read in enumerate(readers):
+      others = cache and i % devices.host_count() != devices.host_index()
+      if others or (cache and files[i].exists()):
+        bar.show(min((i + 1) * config.eval.batch_size, total))
+        continue
+      batch = read()
+      n = len(batch["label"])
+      batch["index"] = np.arange(n, dtype=np.int32) + i * config.eval.batch_size
+      batch = {k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()}
+      out = np.asarray(run(batch))
+      results[i] = out.reshape(-1, *out.shape[2:])[:n]
+      if cache:
+        pictures.save_atomically(files[i], lambda handle, done=results[i]: np.save(handle, done))
+      bar.step(min((i + 1) * config.eval.batch_size, total), total)
+  if cache:
+    devices.wait_for_all(f"{name} in {cache}")
+  return np.concatenate([results[i] if i in results else np.load(file) for i, file in enumerate(files)])
+
+
+def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
+  values = np.asarray(values, np.float64)
+  return {name: float(values.mean()), f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values)))}

@@ -1,0 +1,145 @@
+"""How good samples are: Fréchet and kernel distances, inception score, precision and recall against real images."""
+
+import importlib.metadata
+import importlib.util
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde import metrics
+from score_sde.run import data, features
+from score_sde.run.config import BadInput
+from score_sde.run.evaluate.samples import read_batch
+
+# (files of `samples.draw_batches`) -> the metrics of their samples.
+Measure = Callable[[list[pathlib.Path]], dict[str, Any]]
+
+
+def compared_with(config: ConfigDict, total: int) -> tuple[features.Extractor, features.Reference]:
+  """What `total` samples are compared with: eval.reference, or the training images themselves.
+
+  Raises:
+    BadInput: for vectors; too few samples; features and a reference that cannot be had or do not belong together.
+  """
+  if not data.is_image(config):
+    raise BadInput(f"eval.features={config.eval.features!r} are of images, not of {config.data.dataset!r}.")
+  extractor, shape = features.make(config), data.example_shape(config)
+  features.check_count(f"eval.num_samples={total}", total, extractor.dims(shape))
+  if config.eval.reference:
+    return extractor, features.read(config.eval.reference, extractor, shape)
+  return extractor, features.of_data(config, extractor, "train")
+
+
+def describe(extractor: features.Extractor) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+  """What `samples.draw_batches` keeps of its images beside themselves."""
+  return lambda images: dict(zip(("features", "logits"), extractor(images), strict=True))
+
+
+def measure(
+  config: ConfigDict,
+  parts: Iterable[tuple[np.ndarray, np.ndarray]],
+  extractor: features.Extractor,
+  reference: features.Reference,
+) -> dict[str, float | str]:
+  """FID, inception score, and, where the reference keeps features, KID, precision and recall, of a stream of samples.
+
+  `parts` are their (features, logits) in batches, of which FID needs one at a time.
+  """
+  found, logits = features.collect(extractor.name, parts, config.eval.num_features)
+  a, b = found.moments, reference.moments
+  score, spread = metrics.inception_score(logits)
+  row = {
+    "features": extractor.name,
+    "reference_images": b.count,
+    "fid": metrics.frechet_distance(a.mean, a.covariance, b.mean, b.covariance),
+    "inception_score": score,
+    "inception_score_std": spread,
+  }
+  if reference.features is not None:
+    size = min(1000, len(found.features), len(reference.features))
+    row["kid"], row["kid_std"] = metrics.kid(found.features, reference.features, subset_size=size)
+    row["precision"], row["recall"] = metrics.precision_recall(found.features, reference.features)
+  return row
+
+
+def of_files(config: ConfigDict, extractor: features.Extractor, reference: features.Reference) -> Measure:
+  """`measure` of what `samples.draw_batches` wrote with `describe`."""
+
+  def run(files: list[pathlib.Path]) -> dict[str, Any]:
+    parts = ((b["features"], b["logits"]) for b in map(read_batch, files))
+    return measure(config, parts, extractor, reference)
+
+  return run
+
+
+# --- torch-fidelity -------------------------------------------------------------------------------------------------
+
+_NAMES = {
+  "fid": "frechet_inception_distance",
+  "kid": "kernel_inception_distance_mean",
+  "kid_std": "kernel_inception_distance_std",
+  "inception_score": "inception_score_mean",
+  "inception_score_std": "inception_score_std",
+  "precision": "precision",
+  "recall": "recall",
+}
+
+
+def by_torch_fidelity(config: ConfigDict) -> Measure:
+  """The metrics of samples against the training images by the package torch-fidelity, on its own Inception network.
+
+  Raises:
+    BadInput: where torch or torch-fidelity is not installed, or other features or statistics are asked for.
+  """
+  e = config.eval
+  missing = [name for name in ("torch", "torch_fidelity") if importlib.util.find_spec(name) is None]
+  if missing:
+    raise BadInput(
+      f"eval.fidelity_engine='torch-fidelity' needs {' and '.join(missing)}, not installed here: "
+      "pip install -e '.[fidelity]', or leave eval.fidelity_engine at 'own'."
+    )
+  if e.features != "inception" or e.reference:
+    raise BadInput(
+      "eval.fidelity_engine='torch-fidelity' compares features of its own Inception with the training images: it "
+      f"needs eval.features='inception' and no eval.reference, got {e.features!r} and {e.reference!r}."
+    )
+  if not data.is_image(config):
+    raise BadInput(f"eval.fidelity_engine='torch-fidelity' is of images, not of {config.data.dataset!r}.")
+
+  def run(files: list[pathlib.Path]) -> dict[str, Any]:
+    import torch
+    import torch_fidelity
+
+    class Images(torch.utils.data.Dataset):
+      """uint8 (3, H, W) tensors, gray as gray in three colors."""
+
+      def __init__(self, size: int, get: Callable[[int], np.ndarray]):
+        self._size, self._get = size, get
+
+      def __len__(self):
+        return self._size
+
+      def __getitem__(self, i):
+        image = np.broadcast_to(self._get(i), (*self._get(i).shape[:2], 3))
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    samples = np.concatenate([read_batch(file)["samples"] for file in files])
+    source = data.load(config, "train")
+    real = lambda i: data.as_uint8(config, source.gather(np.array([i]))["image"])[0]
+    found = torch_fidelity.calculate_metrics(
+      input1=Images(len(samples), samples.__getitem__),
+      input2=Images(len(source), real),
+      isc=True, fid=True, kid=True, prc=True, verbose=False, cuda=torch.cuda.is_available(),
+      save_cpu_ram=True,  # reads in this process: JAX does not survive a fork
+      feature_extractor="inception-v3-compat",  # also for precision and recall, whose own default is another network
+      batch_size=features.AT_ONCE, kid_subset_size=min(1000, len(samples), len(source)),
+      feature_extractor_weights_path=e.inception_path or str(features.downloaded()),
+    )  # fmt: skip
+    version = importlib.metadata.version("torch-fidelity")
+    row = {"features": f"torch-fidelity {version}", "reference_images": len(source)}
+    return row | {name: float(found[theirs]) for name, theirs in _NAMES.items()}
+
+  return run

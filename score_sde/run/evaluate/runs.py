@@ -1,0 +1,315 @@
+"""What `run.py --mode=sample` and `--mode=eval` do: checkpoints of a workdir drawn from, and measured."""
+
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde.run import checkpoints, data, devices
+from score_sde.run.config import BadInput, as_dict, signature
+from score_sde.run.evaluate import quality, reports, samples
+from score_sde.run.evaluate.likelihoods import accuracy, mean_bits_per_dim, mean_loss
+from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
+from score_sde.run.experiment import Experiment, Params, build, make_workdir, write_json
+from score_sde.run.report import pictures
+from score_sde.run.report.curves import best_step
+from score_sde.run.report.progress import wait
+
+log = logging.getLogger(__name__)
+
+# Between two looks at whether a checkpoint is there.
+POLL_SECONDS = 5.0
+
+# Keys of config.eval that change nothing of what is computed for a checkpoint.
+_BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples")
+
+
+def open_workdir(workdir: str) -> pathlib.Path:
+  """The folder of a run that has checkpoints. Raises BadInput where there are none."""
+  if not checkpoints.exists(workdir):
+    raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
+  return make_workdir(workdir)
+
+
+def restore(opened: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
+  """(step, EMA parameters) of the newest sound checkpoint, or that of `step`."""
+  targets = {"ema_params": experiment.abstract_params()}
+  step, items = checkpoints.restore(opened, targets, signature(experiment.config), workdir, step)
+  return step, devices.local(items["ema_params"])
+
+
+def _chosen_step(config: ConfigDict, workdir: str) -> int | None:
+  """The step that eval.checkpoint names; None for the latest.
+
+  Raises:
+    BadInput: for a name that is none, and the best of a run that measured none.
+  """
+  name = config.eval.checkpoint
+  if name == "latest":
+    return None
+  if name == "best":
+    found = best_step(workdir)
+    if found is None:
+      raise BadInput(
+        f"eval.checkpoint='best' of workdir {workdir!r}: its training measured no FID. Train with "
+        "--config.training.fid_samples=1000 and eval.features, or name a step."
+      )
+    return found
+  if not name.isdigit():
+    raise BadInput(f"eval.checkpoint={name!r} is neither 'latest', nor 'best', nor a step.")
+  return int(name)
+
+
+def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
+  """Draws sampling.num_samples samples of the checkpoint eval.checkpoint; `experiment` is `build(config)`, if made.
+
+  Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points) and denoising.png (one sample from
+  noise to data).
+
+  Raises:
+    BadInput: where there is no checkpoint, or one of another model.
+    Interrupted: when asked to stop.
+  """
+  experiment = experiment or build(config)
+  config = experiment.config
+  if config.training.task == "classifier":
+    raise BadInput("training.task='classifier' draws no samples. It guides those of another run: guidance.classifier.")
+  path = open_workdir(workdir)
+  with checkpoints.manager(workdir) as opened:
+    step, params = restore(opened, experiment, workdir, _chosen_step(config, workdir))
+  drawn, nfe, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=9)
+  if not devices.is_first_host():
+    return
+  title = samples.title(experiment, step, nfe)
+  reference = None
+  if not data.is_image(config):
+    reference = data.load(config, "test").gather(np.arange(min(len(drawn), 2000)))["image"]
+  pictures.sample_grid(path / "samples.png", drawn if reference is not None else drawn[:SHOWN], title, reference)
+  stored = samples.to_uint8(drawn, config.eval.quantization) if data.is_image(config) else drawn
+  pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
+  samples.draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
+  if reference is not None and experiment.model.potential:
+    samples.draw_density(path / "density.png", experiment, params, reference, title)
+  log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
+
+
+# --- which checkpoints ----------------------------------------------------------------------------------------------
+
+
+def _wanted(config: ConfigDict, workdir: str, opened: Any) -> list[int | None]:
+  """Steps of snapshots begin_ckpt to end_ckpt (snapshot k is step k * snapshot_freq), or that of eval.checkpoint.
+
+  Raises:
+    BadInput: where one is missing and is not waited for.
+  """
+  begin, end, waits = config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.wait_minutes > 0
+  if begin is None and end is None:
+    return [_chosen_step(config, workdir)]
+  steps, frequency = list(opened.all_steps()), config.training.snapshot_freq
+  begin = 1 if begin is None else begin
+  if end is None:
+    end = (config.training.n_iters if waits else max(steps, default=0)) // frequency
+  wanted = [k * frequency for k in range(begin, end + 1)]
+  missing = [s for s in wanted if s not in steps]
+  if not wanted or (missing and not waits):
+    raise BadInput(
+      f"eval.begin_ckpt={begin} to eval.end_ckpt={end} ask for steps {wanted}, and the workdir has {sorted(steps)} "
+      f"(snapshot k is step k * {frequency}). A training that still writes them is waited for with "
+      "--config.eval.wait_minutes."
+    )
+  return wanted
+
+
+def _wait_for(config: ConfigDict, workdir: str, opened: Any, step: int | None) -> None:
+  """Returns once the checkpoint of `step` is there.
+
+  Raises:
+    BadInput: where eval.wait_minutes pass without it, or the training goes on beyond it and keeps none of it.
+    Interrupted: when asked to stop.
+  """
+  minutes = config.eval.wait_minutes
+  if step is None or not minutes or step in opened.all_steps():
+    return
+  log.info("Waiting up to %g minutes for the checkpoint of step %d in %s.", minutes, step, workdir)
+  deadline = time.monotonic() + 60 * minutes
+  while step not in opened.all_steps():
+    newer = [s for s in opened.all_steps() if s > step]
+    if newer:
+      raise BadInput(
+        f"The checkpoint of step {step} was waited for, and vanished from workdir {workdir!r} or was never written: "
+        f"there is one of step {newer[0]}. The training keeps multiples of training.snapshot_freq; use its value here."
+      )
+    if time.monotonic() > deadline:
+      raise BadInput(
+        f"No checkpoint of step {step} came into workdir {workdir!r} within eval.wait_minutes={minutes:g}; it has "
+        f"{sorted(opened.all_steps()) or 'none'}. Is its training still running?"
+      )
+    wait(min(POLL_SECONDS, max(deadline - time.monotonic(), 0.01)))
+    opened.reload()
+
+
+# --- their evaluation -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What is the same for every checkpoint that is evaluated."""
+
+  experiment: Experiment
+  source: data.Source
+  path: pathlib.Path
+  measure: quality.Measure | None
+  extractor: Any
+  fingerprint: str
+
+
+def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
+  """Checks everything that can be, before anything long begins."""
+  config, e = experiment.config, experiment.config.eval
+  if config.guidance.task not in ("none", "class"):
+    raise BadInput(f"guidance.task={config.guidance.task!r} is of --mode=sample; an evaluation knows 'class' alone.")
+  if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
+    raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
+  if e.enable_sampling and config.training.task == "classifier":
+    raise BadInput("training.task='classifier' draws no samples: set --config.eval.enable_sampling=False.")
+  if e.enable_sampling and e.save_samples in ("png", "array_record") and not data.is_image(config):
+    raise BadInput(f"eval.save_samples={e.save_samples!r} is of images, not of {config.data.dataset!r}. Use 'npz'.")
+  source = data.load(config, e.bpd_dataset)
+  measure, extractor = None, None
+  if e.enable_sampling and e.fidelity_engine == "torch-fidelity":
+    measure = quality.by_torch_fidelity(config)
+  elif e.enable_sampling and e.features:
+    extractor, reference = quality.compared_with(config, e.num_samples)
+    measure = quality.of_files(config, extractor, reference)
+  settings = {name: as_dict(config[name]) for name in ("data", "model", "sampling", "eval", "guidance")}
+  settings["eval"] = {k: v for k, v in settings["eval"].items() if k not in _BESIDE}
+  trained = {"sde": config.training.sde, "continuous": config.training.continuous, "eps": config.training.eps}
+  depends = (
+    settings | trained | {"seed": config.seed, "examples": len(source), "features": getattr(extractor, "name", "")}
+  )
+  return _Plan(experiment, source, path, measure, extractor, reports.hash_of(depends))
+
+
+def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> dict[str, Any]:
+  """Everything that config.eval asks of one checkpoint; `unfinished` keeps what is done of it."""
+  experiment, config, e = plan.experiment, plan.experiment.config, plan.experiment.config.eval
+  kept = unfinished / f"row_{e.report}_{e.save_samples}.json"  # it names the files that were written
+  if kept.exists():
+    return json.loads(kept.read_text())
+  key = jax.random.key(config.seed + 1)
+  row: dict[str, Any] = {"step": step}
+  start = time.monotonic()
+  if e.enable_loss:
+    row |= mean_loss(experiment, params, plan.source, jax.random.fold_in(key, LOSS), unfinished / "loss")
+  if config.training.task == "classifier":
+    picture = plan.path / "accuracy.png"
+    cache = unfinished / "accuracy"
+    row |= accuracy(experiment, params, plan.source, jax.random.fold_in(key, LOSS), picture, step, cache)
+  if e.enable_bpd:
+    cache = unfinished / "likelihood"
+    row |= mean_bits_per_dim(experiment, params, plan.source, jax.random.fold_in(key, LIKELIHOOD), cache)
+  if e.enable_sampling:
+    row |= _sampled(plan, step, params, unfinished / "samples")
+  row["seconds"] = round(time.monotonic() - start, 1)
+  if devices.is_first_host():
+    write_json(kept, row)
+  return row
+
+
+def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> dict[str, Any]:
+  """Exactly eval.num_samples samples, drawn into `folder`, saved as eval.save_samples says, and their metrics."""
+  config, e = plan.experiment.config, plan.experiment.config.eval
+  describe = quality.describe(plan.extractor) if plan.extractor else lambda images: {}
+  files = samples.draw_batches(plan.experiment, params, e.num_samples, folder, describe)
+  row: dict[str, Any] = {"samples": e.num_samples, "samples_file": "", "samples_failed": 0}
+  if not devices.is_first_host():
+    return row
+  nfe, seconds = [], []
+  for batch in map(samples.read_batch, files):
+    nfe.append(batch["nfe"])
+    seconds.append(float(batch["seconds"]) / len(batch["nfe"]))
+    row["samples_failed"] += int((~batch["finite"]).sum())
+  row |= {"sampling_nfe": float(np.concatenate(nfe).mean()), "seconds_per_image": float(np.median(seconds))}
+  name = f"samples_{step:08d}{e.report.removeprefix('report')}"
+  if e.save_samples != "none":
+    stored = (samples.read_batch(file)["samples"] for file in files)
+    row["samples_file"] = str(samples.save_samples(stored, e.num_samples, plan.path / "eval" / name, e.save_samples))
+  first = samples.read_batch(files[0])["samples"][:SHOWN]
+  picture = f"eval/{name}.png"
+  shown = first / 255 if data.is_image(config) else first
+  reference = (
+    None if data.is_image(config) else plan.source.gather(np.arange(min(len(first), len(plan.source))))["image"]
+  )
+  pictures.sample_grid(plan.path / picture, shown, samples.title(plan.experiment, step, row["sampling_nfe"]), reference)
+  row["picture"] = picture
+  if plan.measure and row["samples_failed"] == e.num_samples:
+    log.warning("None of the %d samples of step %d is finite: they have no FID.", e.num_samples, step)
+  elif plan.measure:
+    row |= plan.measure(files)
+  return row
+
+
+def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
+  """Evaluates checkpoints in `workdir` as config.eval says; prints them and writes report.json and report.md.
+
+  `experiment` is `build(config)`, where that was made before. What is done of an evaluation that was killed is kept in
+  eval/unfinished_*, until the same one has ended.
+
+  Raises:
+    BadInput: where there is no checkpoint, or one of another model, or nothing to evaluate is enabled.
+    Interrupted: when asked to stop.
+  """
+  experiment = experiment or build(config)
+  config = experiment.config
+  waits = config.eval.wait_minutes > 0 and not (config.eval.begin_ckpt is None and config.eval.end_ckpt is None)
+  path = make_workdir(workdir) if waits else open_workdir(workdir)
+  plan = _plan(experiment, path)
+  unfinished = path / "eval" / f"unfinished_{plan.fingerprint}"
+  rows: list[dict[str, Any]] = []
+  with checkpoints.manager(workdir, create=waits) as opened:
+    for step, params in _each(plan, opened, workdir):
+      row = _row(plan, step, params, unfinished / f"step_{step:08d}_{checkpoints.digest(params)}")
+      rows.append(row)
+      if devices.is_first_host():
+        reports.write(path, config.eval.report, report := _report(experiment, rows))
+        print(reports.line(row, report), flush=True)
+  devices.wait_for_all("evaluation")
+  if devices.is_first_host():
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _each(plan: _Plan, opened: Any, workdir: str) -> Iterator[tuple[int, Params]]:
+  """(step, parameters) of the checkpoints that are asked for, each as soon as it is there."""
+  config = plan.experiment.config
+  for step in _wanted(config, workdir, opened):
+    _wait_for(config, workdir, opened, step)
+    yield restore(opened, plan.experiment, workdir, step)
+
+
+def _report(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
+  config = experiment.config
+  return {
+    "dataset": data.name(config),
+    "split": config.eval.bpd_dataset,
+    "sde": config.training.sde,
+    "model": config.model.name,
+    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(experiment.abstract_params())),
+    "config_hash": reports.config_hash(config),
+    "seed": config.seed,
+    "sampler": samples.sampler_name(experiment) if config.eval.enable_sampling else "",
+    "sampling": as_dict(config.sampling) if config.eval.enable_sampling else {},
+    "quantization": config.eval.quantization if config.eval.enable_sampling and data.is_image(config) else "",
+    "devices": devices.describe(),
+    "versions": reports.versions(),
+    "finished": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    "checkpoints": rows,
+  }

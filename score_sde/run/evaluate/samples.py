@@ -1,0 +1,285 @@
+"""Samples of a trained model: a few at once for a picture, or any number in batches that a killed run keeps."""
+
+import io
+import logging
+import pathlib
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from score_sde.batch import Array
+from score_sde.likelihood import normalize
+from score_sde.run import data, devices
+from score_sde.run.config import BadInput, sde_name
+from score_sde.run.experiment import Experiment, Params
+from score_sde.run.report import pictures
+from score_sde.run.report.progress import Bar
+from score_sde.sde import LinearSDE
+
+log = logging.getLogger(__name__)
+
+# Streams of the evaluation's key.
+SAMPLES, LIKELIHOOD, LOSS, START = range(4)
+
+# Samples in a picture.
+SHOWN = 100
+
+
+def title(experiment: Experiment, step: int, nfe: float) -> str:
+  """Two lines above a picture: the data, the SDE and the step; how it was sampled."""
+  name = sde_name(experiment.config.training.sde)
+  return (
+    f"{data.name(experiment.config)} · {name} · step {step:,}\n{sampler_name(experiment)}, {nfe:.0f} score evaluations"
+  )
+
+
+def sampler_name(experiment: Experiment) -> str:
+  """E.g. 'reverse_diffusion + langevin, 1000 steps'."""
+  s, g = experiment.config.sampling, experiment.config.guidance
+  if s.method == "ode":
+    how = f"probability-flow ODE ({s.solver})"
+  elif s.method == "pc":
+    how = s.predictor + (f" + {s.corrector}" if s.corrector != "none" else "") + f", {s.num_steps} steps"
+  elif s.method == "adaptive_sde":
+    how = f"adaptive SDE (rtol {s.sde_rtol:g})"
+  else:
+    how = f"{s.method}, {s.grid} grid"
+  return how + (f", {g.method} guidance {g.scale:g}" if g.task == "class" else "")
+
+
+def _sample(experiment: Experiment, params: Params, first: int, size: int, **options: Any) -> tuple[Array, dict]:
+  """Samples `first` to first + size on the scale of the data, and the sampler's `info`.
+
+  Where there are classes, samples take them in turn, or all guidance.label.
+  """
+  config = experiment.config
+  key = jax.random.fold_in(jax.random.key(config.seed), SAMPLES)
+  condition = experiment.labels(first, size)
+  start = experiment.start(jax.random.fold_in(key, START), first, size)
+  shape = (size, *experiment.shape)
+  x, info = experiment.sampler(
+    experiment.score(params), key, shape, first=first, condition=condition, start=start, **options
+  )
+  return data.inverse(config, x), info
+
+
+def _warn_of_failures(first: int, info: dict, keep: int) -> np.ndarray:
+  """Which of the first `keep` samples are finite; a warning names the others, and the times they reached."""
+  finite = np.asarray(info["finite"])[:keep]
+  reached = np.asarray(info["t"])[:keep] if "t" in info else None
+  failed = np.flatnonzero(~finite)
+  if len(failed):
+    name = lambda i: str(first + i) if reached is None else f"{first + i} (t = {reached[i]:.3g})"
+    some = ", ".join(name(i) for i in failed[:8]) + (", ..." if len(failed) > 8 else "")
+    log.warning("%d of %d samples are not finite or exceeded sampling.max_steps: %s.", len(failed), len(finite), some)
+  return finite
+
+
+def _batch(
+  experiment: Experiment, params: Params, first: int, total: int, bar: Bar, **options: Any
+) -> tuple[dict[str, np.ndarray], dict]:
+  """The batch of `total` samples that begins at `first`: {"samples", "finite" (n,), "nfe" (n,)}, the sampler's `info`.
+
+  The last batch is as long as others while it is drawn, so that nothing is compiled for it alone.
+  """
+  size = min(experiment.config.eval.batch_size, total)
+  keep = min(size, total - first)
+  progress = lambda done, steps: bar.step(first + keep * done // steps, total)
+  x, info = _sample(experiment, params, first, size, progress=progress, **options)
+  finite = _warn_of_failures(first, info, keep)
+  nfe = np.broadcast_to(np.asarray(info["nfe"], np.float32), size)[:keep]
+  return {"samples": np.asarray(x)[:keep], "finite": finite, "nfe": nfe}, info
+
+
+def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
+  """Exactly `total` samples, in batches of eval.batch_size, the i-th from the i-th key whatever the batches.
+
+  Returns:
+    the samples on the scale of the data, the mean number of score evaluations, and `frames` frames of the first batch.
+  """
+  size = min(experiment.config.eval.batch_size, total)
+  collected, nfe, trajectory = [], [], []
+  with Bar("samples", total, " images") as bar:
+    for first in range(0, total, size):
+      batch, info = _batch(experiment, params, first, total, bar, frames=0 if first else frames)
+      trajectory = info.get("trajectory", trajectory)
+      collected.append(batch["samples"])
+      nfe.append(batch["nfe"])
+  return np.concatenate(collected), float(np.mean(np.concatenate(nfe))), trajectory
+
+
+def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> None:
+  """Writes the grid of sampling.num_samples samples to `path`."""
+  samples, nfe, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
+  if devices.is_first_host():
+    pictures.sample_grid(path, samples[:SHOWN], title(experiment, step, nfe))
+
+
+def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
+  """Images in [0, 1] as 256 gray levels: the nearest ("round"), or the one below ("truncate", as the official code).
+
+  What is not a number becomes black.
+  """
+  scaled = np.clip(np.nan_to_num(samples, posinf=0, neginf=0), 0, 1) * 255
+  return (np.round(scaled) if quantization == "round" else scaled).astype(np.uint8)
+
+
+def draw_denoising(path: pathlib.Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
+  """One sample (all of them, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula below."""
+  estimate = devices.map_batch(lambda params, x, t: experiment.model.data(params, x, t, y), (None, 0, 0))
+  y = experiment.labels(0, 1) if experiment.config.model.num_classes else None
+  frames = []
+  for t, x, _ in trajectory:
+    if not data.is_image(experiment.config):
+      frames.append((t, x, None))
+      continue
+    time_of = jnp.full((1,), max(t, experiment.config.sampling.eps), jnp.float32)
+    inverse = lambda a: np.asarray(data.inverse(experiment.config, a))
+    expected = None
+    if isinstance(experiment.sde, LinearSDE):
+      expected = inverse(devices.unshard(estimate(params, *devices.shard((jnp.asarray(x[:1]), time_of))), 1)[0])
+    frames.append((t, inverse(x[0]), expected))
+  below = "\nabove: x(t), scaled to its own range; below: what the model expects it to become"
+  pictures.denoising(path, frames, heading + (below if data.is_image(experiment.config) else ""))
+
+
+def draw_density(
+  path: pathlib.Path, experiment: Experiment, params: Params, reference: np.ndarray, heading: str
+) -> None:
+  """The normalized density of an energy-based model of points, at three levels of noise.
+
+  The less noise, the less scores tell of how much mass lies here and how much there, with nothing in between.
+  """
+  model, largest = experiment.model, np.abs(reference).max()
+  log_density = jax.jit(lambda params, x, t: model.log_density(params, x, jnp.full(len(x), t, x.dtype)))
+  panels = []
+  for share in (0.5, 0.2, 0.05):
+    scale = jnp.full(1, share * np.std(reference))
+    x = jnp.zeros((1, 2))
+    linear = isinstance(experiment.sde, LinearSDE)
+    t = experiment.sde.time_of_log_snr(-2 * jnp.log(scale)) if linear else experiment.sde.time_of_scale(x, scale)
+    level = model.level(t, x)
+    limit = np.full(2, float(level.alpha[0] * largest + 2 * level.sigma[0]))
+    points, log_p, _ = normalize(lambda x, t=t: log_density(params, x, t[0]), -limit, limit)
+    panels.append((f"t = {float(t[0]):.2g}", np.asarray(points), np.asarray(log_p)))
+  pictures.density(
+    path, panels, reference, f"{heading}\ndensity exp(-energy) / Z, noise of 1/2, 1/5 and 1/20 of the data"
+  )
+
+
+# --- any number of samples, in files --------------------------------------------------------------------------------
+
+
+def draw_batches(
+  experiment: Experiment,
+  params: Params,
+  total: int,
+  folder: pathlib.Path,
+  describe: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda images: {},
+) -> list[pathlib.Path]:
+  """Exactly `total` samples in files batch_NNNNNN.npz of `folder`; hosts take the batches in turn.
+
+  A file is written whole or not at all, and one that is there is not drawn again: what a killed run has done stays.
+  Each holds "samples" (uint8 images as eval.quantization makes them, or points), "finite" (n,), "nfe" (n,), "seconds",
+  and what `describe` makes of the images, such as their features.
+
+  Returns:
+    the files of all hosts, in the order of the samples, once all are there.
+  """
+  config = experiment.config
+  size = min(config.eval.batch_size, total)
+  files = [folder / f"batch_{i:06d}.npz" for i in range(-(-total // size))]
+  with Bar("samples", total, " images") as bar:
+    for i in range(devices.host_index(), len(files), devices.host_count()):
+      if _is_whole(files[i]):
+        bar.show(min((i + 1) * size, total))
+        continue
+      start = time.monotonic()
+      batch, _ = _batch(experiment, params, i * size, total, bar)
+      batch["seconds"] = time.monotonic() - start
+      if data.is_image(config):
+        batch["samples"] = to_uint8(batch["samples"], config.eval.quantization)
+      arrays = batch | describe(batch["samples"])
+      pictures.save_atomically(files[i], lambda file, arrays=arrays: np.savez(file, **arrays))
+  devices.wait_for_all(f"samples in {folder}")
+  return files
+
+
+def read_batch(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """What `draw_batches` wrote. Raises BadInput where the file is damaged."""
+  try:
+    with np.load(file) as arrays:
+      return dict(arrays)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise BadInput(f"{str(file)!r} is damaged ({error}). The same command draws it again, and no other.") from error
+
+
+def _is_whole(file: pathlib.Path) -> bool:
+  """Whether a batch is there and can be read; a warning names one that cannot."""
+  try:
+    return file.exists() and bool(read_batch(file))
+  except BadInput as error:
+    log.warning("%s", error)
+    return False
+
+
+def save_samples(images: Iterator[np.ndarray], total: int, path: pathlib.Path, kind: str) -> pathlib.Path:
+  """Writes `total` samples, given in batches: to path.npz, into path.array_record, or as PNG files into a folder.
+
+  Only a batch is in memory at a time. Returns what was written.
+  """
+  if kind == "npz":
+    path = path.with_name(path.name + ".npz")
+    pictures.save_atomically(path, lambda file: _write_npz(file, images, total))
+  elif kind == "png":
+    path.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(_one_by_one(images)):
+      content = _png(image)
+      pictures.save_atomically(path / f"{i:06d}.png", lambda file, content=content: file.write(content))
+  else:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = path.with_name(path.name + ".array_record")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    writer = ArrayRecordWriter(str(unfinished), "group_size:1")
+    for image in _one_by_one(images):
+      writer.write(_png(image))
+    writer.close()
+    unfinished.replace(path)
+  return path
+
+
+def _one_by_one(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+  for batch in batches:
+    yield from batch
+
+
+def _png(image: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "png")
+  return file.getvalue()
+
+
+def _write_npz(file: Any, batches: Iterator[np.ndarray], total: int) -> None:
+  """An NPZ of one array, "samples", written batch by batch."""
+  first = next(batches)
+  header = {
+    "descr": np.lib.format.dtype_to_descr(first.dtype),
+    "fortran_order": False,
+    "shape": (total, *first.shape[1:]),
+  }
+  with (
+    zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+    archive.open("samples.npy", "w", force_zip64=True) as out,
+  ):
+    np.lib.format.write_array_header_2_0(out, header)
+    out.write(first.tobytes())
+    for batch in batches:
+      out.write(batch.tobytes())

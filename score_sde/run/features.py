@@ -1,0 +1,291 @@
+"""Feature extractors, from uint8 images to vectors, and the reference statistics that samples are compared with.
+
+Two are here: Inception, for natural images in color, and a classifier of the data at hand
+(`configs/classifier/`), which means more where images are gray or small.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import pathlib
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde.batch import Array
+from score_sde.metrics import Moments
+from score_sde.models.inception import Inception, from_pytorch
+from score_sde.run import checkpoints, data, devices
+from score_sde.run.checkpoints import torch_file
+from score_sde.run.config import BadInput, resolve
+from score_sde.run.experiment import load_classifier, make_workdir
+from score_sde.run.report.pictures import save_atomically
+from score_sde.run.report.progress import Bar
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+# sigma / alpha at which a classifier looks at images.
+LEAST_NOISE = 0.01
+
+# Images a device looks at together: Inception needs 10 MiB for each.
+AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extractor:
+  """Features and class logits of images, over all devices.
+
+  Attributes:
+    name: of the network and its weights; statistics of another are refused.
+    run: (variables, images (B, H, W, C) uint8) -> (features (B, D), logits (B, K)).
+    variables: of the network.
+  """
+
+  name: str
+  run: Callable[[Any, Array], tuple[Array, Array]]
+  variables: Any
+
+  def __post_init__(self):
+    object.__setattr__(self, "_mapped", devices.map_batch(self.run, (None, 0)))
+
+  def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(features, logits) of any number of uint8 images (N, H, W, C).
+
+    Raises:
+      BadInput: for images that are none, or of another type than uint8.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+      broken = "" if np.issubdtype(images.dtype, np.integer) or np.isfinite(images).all() else ", some not finite"
+      span = f" from {images.min():.3g} to {images.max():.3g}" if images.size else ""
+      raise BadInput(
+        f"Features are of uint8 images (N, H, W, C), 0 to 255; got {images.dtype} {images.shape}{span}{broken}."
+      )
+    size = AT_ONCE * devices.device_count()
+    parts = []
+    for i in range(0, len(images), size):
+      part = images[i : i + size]
+      filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])  # one shape, compiled once
+      out = self._mapped(self.variables, devices.shard(filled))
+      parts.append([np.asarray(a) for a in devices.unshard(out, len(part))])
+    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+  def dims(self, shape: tuple[int, ...]) -> int:
+    """Length D of the features of images of `shape` (H, W, C), found without computing any."""
+    return jax.eval_shape(self.run, self.variables, jax.ShapeDtypeStruct((1, *shape), np.uint8))[0].shape[1]
+
+
+def inception(path: str = "") -> Extractor:
+  """The Inception network of FIDs in papers, its weights from `path`, or downloaded once.
+
+  Raises:
+    BadInput: for weights that cannot be had, or are not these.
+  """
+  file = pathlib.Path(path) if path else downloaded()
+  if not file.is_file():
+    raise BadInput(f"eval.inception_path={path!r} is no file. Give {WEIGHTS} (from {URL}).")
+  try:
+    variables = from_pytorch(torch_file.read(file))
+  except ValueError as error:
+    raise BadInput(f"{file} cannot be used: {error}") from error
+
+  def run(variables: Any, images: Array) -> tuple[Array, Array]:
+    images = jnp.broadcast_to(images, (*images.shape[:3], 3))  # gray is gray in three colors
+    out = Inception().apply(variables, images)
+    return out["2048"], out["logits_unbiased"]
+
+  return Extractor("inception-2015-12-05", run, variables)
+
+
+def classifier(workdir: str, config: ConfigDict) -> Extractor:
+  """The last layer of the classifier trained in `workdir`, at the least noise.
+
+  Raises:
+    BadInput: where there is none, or its images are of another size than those of `config`.
+  """
+  its, params = load_classifier(workdir)
+  for key in ("image_size", "num_channels"):
+    if its.config.data[key] != config.data[key]:
+      raise BadInput(
+        f"eval.features={workdir!r} is a classifier of images with data.{key}={its.config.data[key]}, and these have "
+        f"{config.data[key]}. Train one on such images."
+      )
+  network, centered = its.network, its.config.data.centered
+
+  def run(variables: Any, images: Array) -> tuple[Array, Array]:
+    x = images.astype(jnp.float32) / 255
+    return network.apply(variables, 2 * x - 1 if centered else x, jnp.full(len(x), LEAST_NOISE), with_features=True)
+
+  return Extractor(f"classifier-{checkpoints.digest(params)}", run, {"params": params})
+
+
+def make(config: ConfigDict) -> Extractor:
+  """The extractor of `config.eval.features`: "inception", or the workdir of a classifier."""
+  e = config.eval
+  return inception(e.inception_path) if e.features == "inception" else classifier(e.features, config)
+
+
+def downloaded() -> pathlib.Path:
+  """Inception's weights in the cache, downloaded there and checked where they were not.
+
+  Raises:
+    BadInput: where they cannot be downloaded, or were damaged.
+  """
+  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "score_sde"
+  file = cache / WEIGHTS
+  if file.is_file():
+    return file
+  log.info("Downloading %s to %s.", URL, cache)
+  try:
+    with urllib.request.urlopen(URL, timeout=60) as response:
+      content = response.read()
+  except (urllib.error.URLError, TimeoutError) as error:
+    raise BadInput(
+      f"eval.features='inception' needs {WEIGHTS}, which cannot be downloaded here ({error}). Fetch {URL} elsewhere "
+      "and give it as --config.eval.inception_path."
+    ) from error
+  found = hashlib.sha256(content).hexdigest()
+  if found != SHA256:
+    raise BadInput(f"{URL} has the SHA-256 {found}, not {SHA256}: it was damaged or changed on its way. Try again.")
+  save_atomically(file, lambda handle: handle.write(content))
+  return file
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """What samples are compared with: the moments of real images' features, and some of these features themselves.
+
+  Attributes:
+    extractor: the name of what computed them; "" where a file does not say.
+    moments: mean and covariance.
+    features: (N, D), for KID, precision and recall; None in files of moments alone.
+    shape: (H, W, C) of the images; () where a file does not say.
+  """
+
+  extractor: str
+  moments: Moments
+  features: np.ndarray | None = None
+  shape: tuple[int, ...] = ()
+
+
+def collect(name: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], keep: int) -> tuple[Reference, np.ndarray]:
+  """(statistics, logits) of a stream of (features, logits) by the extractor `name`; the first `keep` features stay."""
+  moments, kept, logits, count = None, [], [], 0
+  for features, classes in parts:
+    moments = Moments.of(features) if moments is None else moments + Moments.of(features)
+    if count < keep:
+      kept.append(features[: keep - count])
+    count += len(features)
+    logits.append(classes)
+  return Reference(name, moments, np.concatenate(kept)), np.concatenate(logits)
+
+
+def check_count(name: str, count: int, dims: int) -> None:
+  """Raises BadInput where `count` images, that `name` stands for, are too few for a covariance of `dims` features."""
+  if count <= dims:
+    raise BadInput(
+      f"{name} gives {count} images, too few for the covariance of {dims} features: at least {dims + 1} are needed. "
+      "FIDs of papers are of 50,000."
+    )
+
+
+def write(path: pathlib.Path, reference: Reference) -> None:
+  """Writes a reference as an NPZ that pytorch-fid reads, too ("mu", "sigma")."""
+  m = reference.moments
+  arrays = {"mu": m.mean, "sigma": m.covariance, "count": m.count, "extractor": reference.extractor}
+  arrays["shape"] = np.array(reference.shape, np.int64)
+  if reference.features is not None:
+    arrays["features"] = reference.features
+  save_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Reference:
+  """A reference from ours, pytorch-fid's and EDM's files ("mu", "sigma"), or the official code's ("pool_3").
+
+  Raises:
+    BadInput: where there is none, or it is of another extractor, or of images of another `shape`.
+  """
+  try:
+    with np.load(path) as file:
+      arrays = {key: file[key] for key in file}
+  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    raise BadInput(
+      f"eval.reference={path!r} cannot be read as an NPZ ({error}). Make it: python -m score_sde.metrics stats "
+      "OUTPUT.npz --config=FILE."
+    ) from error
+  if "pool_3" in arrays:
+    features = arrays["pool_3"]
+    found = Reference("inception-2015-12-05", Moments.of(features), features)
+  elif {"mu", "sigma"} <= set(arrays):
+    count = int(arrays.get("count", 50_000))
+    moments = Moments(count, arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64) * (count - 1))
+    its_shape = tuple(int(n) for n in arrays.get("shape", ()))
+    found = Reference(str(arrays.get("extractor", "")), moments, arrays.get("features"), its_shape)
+  else:
+    raise BadInput(f"eval.reference={path!r} holds {', '.join(arrays)}; expected mu and sigma, or pool_3.")
+  dims = len(found.moments.mean)
+  if found.moments.mean.shape != (dims,) or found.moments.scatter.shape != (dims, dims):
+    raise BadInput(
+      f"eval.reference={path!r} has a mean {found.moments.mean.shape} and a covariance {found.moments.scatter.shape}; "
+      "expected (D,) and (D, D)."
+    )
+  if not (np.isfinite(found.moments.mean).all() and np.isfinite(found.moments.scatter).all()):
+    raise BadInput(f"eval.reference={path!r} holds numbers that are not finite. Compute it anew.")
+  check_count(f"eval.reference={path!r}", found.moments.count, dims)
+  name = found.extractor or ("inception-2015-12-05" if len(found.moments.mean) == 2048 else "another network")
+  if name != extractor.name:
+    raise BadInput(
+      f"eval.reference={path!r} was computed with {name}, and eval.features asks for {extractor.name}: features of two "
+      "networks cannot be compared. Compute it anew."
+    )
+  if shape and found.shape and found.shape != shape:
+    raise BadInput(f"eval.reference={path!r} is of images {found.shape}, and these are {shape}. Compute it anew.")
+  return found
+
+
+def of_data(config: ConfigDict, extractor: Extractor, split: str) -> Reference:
+  """The reference that the `split` of the config's data is."""
+  source = data.load(config, split)
+  check_count(f"data.dataset={config.data.dataset!r}", len(source), extractor.dims(data.example_shape(config)))
+
+  def parts(bar: Bar) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    done = 0
+    for read in data.in_order(source, config.eval.batch_size):
+      images = data.as_uint8(config, read()["image"])
+      yield extractor(images)
+      done += len(images)
+      bar.step(done, len(source))
+
+  with Bar(f"features of {data.name(config)}", len(source), " images") as bar:
+    found, _ = collect(extractor.name, parts(bar), config.eval.num_features)
+  return dataclasses.replace(found, shape=data.example_shape(config))
+
+
+def stats(config: ConfigDict, output: str) -> None:
+  """`python -m score_sde.metrics stats OUTPUT.npz --config=FILE`: the reference that the training images are.
+
+  Raises:
+    BadInput: for vectors in place of images, an extractor that cannot be had, or an output that cannot be written.
+  """
+  config = resolve(config)
+  if not data.is_image(config):
+    raise BadInput(f"data.dataset={config.data.dataset!r} are vectors, which have no features.")
+  if not config.eval.features:
+    raise BadInput("eval.features is unset: give 'inception', or the workdir of a classifier (configs/classifier/).")
+  if not output.endswith(".npz"):
+    raise BadInput(f"{output!r} must end in .npz.")
+  path = make_workdir(str(pathlib.Path(output).parent)) / pathlib.Path(output).name
+  reference = of_data(config, make(config), "train")
+  write(path, reference)
+  log.info("Wrote %s: %s of %d images.", output, reference.extractor, reference.moments.count)

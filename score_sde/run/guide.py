@@ -1,0 +1,316 @@
+"""Conditional generation from the command line: what config.guidance asks for, of a trained model."""
+
+import dataclasses
+import functools
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from score_sde.batch import example_keys, expand, fold, normal
+from score_sde.guidance import by_classifier, classifier_free, condition_on, dps, operators, pigdm, put_in, tmpd
+from score_sde.guidance.nonlinear import PhaseRetrieval, Quantized
+from score_sde.likelihood import encoder, interpolate
+from score_sde.run import checkpoints, data, devices
+from score_sde.run import evaluate as evaluation
+from score_sde.run.config import CONSTRAINTS, LINEAR_TASKS, BadInput, as_bad_input, sde_name, signature
+from score_sde.run.experiment import Experiment, Params, build, load_classifier
+from score_sde.run.report import pictures
+from score_sde.run.report.progress import Bar
+
+log = logging.getLogger(__name__)
+
+# Streams of the key, and of an input's.
+MEASURE, DRAW = range(2)
+
+# Images from one latent to the other, for guidance.task=interpolate.
+BETWEEN = 9
+
+
+def sample(config: ConfigDict, workdir: str) -> None:
+  """`run.py --mode=sample`: samples of the newest checkpoint in `workdir`, as config.guidance conditions them.
+
+  Without guidance, or guided to a class, see `evaluation.sample`. Every other task writes `guided/NAME.png` for each
+  input, guided.png with all of them, and guided.npz ("inputs", "measurements", "samples").
+
+  Raises:
+    BadInput: for whatever cannot work, before anything is sampled.
+    Interrupted: when asked to stop.
+  """
+  experiment = build(config)
+  if experiment.config.guidance.task == "none":
+    return evaluation.sample(config, workdir, experiment)
+  if experiment.config.guidance.task == "class":
+    return evaluation.sample(config, workdir, with_class(experiment))
+  if not data.is_image(experiment.config):
+    raise BadInput(f"guidance.task={experiment.config.guidance.task!r} needs images, not {config.data.dataset!r}.")
+  return _sample_inputs(experiment, workdir)
+
+
+def evaluate(config: ConfigDict, workdir: str) -> None:
+  """`run.py --mode=eval`: see `evaluation.evaluate`; guided to a class, samples and likelihoods are of classes."""
+  experiment = build(config)
+  evaluation.evaluate(config, workdir, with_class(experiment) if config.guidance.task == "class" else experiment)
+
+
+# --- a class ------------------------------------------------------------------------------------------------------
+
+
+def with_class(experiment: Experiment) -> Experiment:
+  """The experiment whose score is guided to classes.
+
+  Raises:
+    BadInput: for a classifier that is missing or of other data or another SDE; a class that there is not.
+  """
+  config, g = experiment.config, experiment.config.guidance
+  with as_bad_input():
+    if g.method == "classifier_free":
+      conditional = classifier_free(experiment.sde, g.scale, g.low, g.high)
+      return dataclasses.replace(experiment, guide=lambda score: condition_on(score, conditional))
+    classifier, params = load_classifier(g.classifier)
+    check_fits(classifier, config, g.classifier)
+    conditional = by_classifier(classifier.model.logits, g.scale)
+  classes = classifier.config.model.num_classes
+  if g.label is not None and not 0 <= g.label < classes:
+    raise BadInput(f"guidance.label={g.label} is no class: the classifier of {g.classifier!r} has {classes}, from 0.")
+  guide = lambda score: condition_on(score, conditional, params)
+  return dataclasses.replace(experiment, guide=guide, sampled_classes=classes)
+
+
+def check_fits(classifier: Experiment, config: ConfigDict, workdir: str) -> None:
+  """Raises BadInput where the classifier trained in `workdir` saw other data or another SDE than `config`'s model."""
+  theirs, ours = signature(classifier.config), signature(config)
+  keys = ("training.sde", "the SDE", "data.centered", "data.image_size", "data.num_channels")
+  differ = "; ".join(f"{k} is {theirs[k]!r}, the model's {ours[k]!r}" for k in keys if theirs[k] != ours[k])
+  if differ:
+    raise BadInput(
+      f"The classifier of guidance.classifier={workdir!r} does not fit the model: {differ}. Train one under the same "
+      "SDE and on images of the same size and scale."
+    )
+
+
+# --- measurements and editing -------------------------------------------------------------------------------------
+
+
+def make_operator(config: ConfigDict, batch: int) -> Any:
+  """What config.guidance.task measures of `batch` images; masks, lines, signs and angles that are random come from
+  config.seed, for each image its own.
+
+  Raises:
+    BadInput: for a mask of another size or range, or settings that do not fit the images.
+  """
+  g, size = config.guidance, config.data.image_size
+  shape, rng = (batch, size, size, config.data.num_channels), np.random.default_rng(config.seed)
+  if g.task == "colorize" and config.data.num_channels != 3:
+    raise BadInput(f"guidance.task='colorize' needs data.num_channels=3, got {config.data.num_channels}.")
+  pool = {"average": operators.average_pool, "bicubic": operators.bicubic}[g.kernel]
+  makers = {
+    "inpaint": lambda: operators.mask(_known(g.mask, g.fraction, rng, (batch, size, size, 1))),
+    "colorize": lambda: operators.grayscale(batch),
+    "super_resolution": lambda: pool(batch, size, g.factor),
+    "deblur": lambda: operators.gaussian_blur(batch, size, g.blur),
+    "motion_deblur": lambda: operators.motion_blur(rng.uniform(0, np.pi, batch), size, g.length),
+    "fourier": lambda: operators.fourier_lines(rng, shape, g.fraction),
+    "projections": lambda: operators.random_projections(rng, shape, g.fraction),
+    "phase_retrieval": PhaseRetrieval,
+    "jpeg": lambda: Quantized(g.quality, 2.0 if config.data.centered else 1.0),
+  }
+  with as_bad_input():
+    operator = makers[g.task]()
+    if g.task in LINEAR_TASKS:
+      operators.check_operator(operator, shape, jax.random.key(config.seed))
+  return operator
+
+
+def _known(name: str, fraction: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+  """1 where pixels are known, (B, H, W, 1), of a mask by name or from a file."""
+  _, height, width, _ = shape
+  known = np.ones(shape, np.float32)
+  missing = {
+    "left": np.s_[:, :, : width // 2],
+    "right": np.s_[:, :, width // 2 :],
+    "top": np.s_[:, : height // 2],
+    "bottom": np.s_[:, height // 2 :],
+    "center": np.s_[:, height // 4 : height - height // 4, width // 4 : width - width // 4],
+  }
+  if name in missing:
+    known[missing[name]] = 0
+    return known
+  if name == "random":
+    if not 0 < fraction < 1:
+      raise BadInput(f"guidance.fraction={fraction} of a random mask must lie in (0, 1).")
+    return (rng.random(shape) < fraction).astype(np.float32)
+  try:
+    with Image.open(name) as image:
+      pixels = np.asarray(image.convert("L"))
+  except OSError as error:
+    names = ", ".join((*missing, "random"))
+    raise BadInput(f"guidance.mask={name!r} is none of {names}, and no image that can be read.") from error
+  if pixels.shape != (height, width):
+    raise BadInput(
+      f"guidance.mask={name!r} has {pixels.shape[0]} x {pixels.shape[1]} pixels; the model's images have "
+      f"{height} x {width}. Resize it."
+    )
+  if not np.isin(pixels, (0, 255)).all():
+    raise BadInput(
+      f"guidance.mask={name!r} must be black (0, missing) and white (255, known) alone; it has values from "
+      f"{pixels.min()} to {pixels.max()} between."
+    )
+  return np.broadcast_to((pixels[None, ..., None] > 0).astype(np.float32), shape)
+
+
+def _inputs(config: ConfigDict) -> tuple[list[str], np.ndarray]:
+  """Names of the inputs, and the images (N, H, W, C), uint8."""
+  g = config.guidance
+  if g.input:
+    found = data.read_inputs(config)[: g.num_inputs]
+    return [name for name, _ in found], np.stack([image for _, image in found])
+  source = data.load(config, "test")
+  n = min(g.num_inputs, len(source))
+  return [f"test_{i}" for i in range(n)], source.gather(np.arange(n))["image"]
+
+
+def _scaled(config: ConfigDict, images: np.ndarray) -> jax.Array:
+  """Images as the model sees them, without dequantization; those of files have 256 levels."""
+  plain = ConfigDict(config).unlock()
+  plain.data.uniform_dequantization = False
+  plain.data.levels = 256 if config.guidance.input else config.data.levels
+  return data.prepare(plain, jax.random.split(jax.random.key(0), len(images)), jnp.asarray(images), train=False)
+
+
+def _score_of_posterior(experiment: Experiment, params: Params):
+  """The model's score, conditioned on a measurement as guidance.method says."""
+  g, sde, score = experiment.config.guidance, experiment.sde, experiment.score(params)
+  if g.method in CONSTRAINTS:
+    return score
+  options = {"scale": g.scale}
+  if g.method == "tmpd":
+    return condition_on(score, tmpd(sde, diagonal=g.covariance == "diagonal", iterations=g.iterations, **options))
+  options["prior_variance"] = g.prior_variance
+  if g.method == "pigdm":
+    return condition_on(score, pigdm(sde, **options))
+  return condition_on(score, dps(sde, paper_steps=g.paper_steps, **options))
+
+
+def _sample_inputs(experiment: Experiment, workdir: str) -> None:
+  config, g = experiment.config, experiment.config.guidance
+  names, images = _inputs(config)
+  if g.task == "interpolate" and len(images) < 2:
+    raise BadInput("guidance.task='interpolate' needs two inputs or more; give a folder of them as guidance.input.")
+  operator = None if g.task in ("edit", "interpolate") else make_operator(config, len(images))
+  path = evaluation.open_workdir(workdir)
+  with checkpoints.manager(workdir) as opened:
+    step, params = evaluation.restore(opened, experiment, workdir)
+  x, start = _scaled(config, images), time.monotonic()
+  draw = {"edit": _edit, "interpolate": _interpolate}.get(g.task) or functools.partial(_measure_and_sample, operator)
+  columns, samples, nfe = draw(experiment, params, x)
+  seconds = time.monotonic() - start
+  if not devices.is_first_host():
+    return
+  rows = [{name: images[i] for name, images in columns.items()} for i in range(len(samples))]
+  method = f", {g.method}" if g.method and g.method != "ddrm" else ""
+  title = (
+    f"{data.name(config)} · {sde_name(config.training.sde)} · step {step:,}: {g.task}{method}\n"
+    f"{g.method if g.method == 'ddrm' else config.sampling.method}, {nfe:.0f} evaluations, "
+    f"{seconds:.0f} s for {math.prod(samples.shape[:2])} images"
+  )
+  for name, row in zip(names, rows, strict=False):
+    pictures.posteriors(path / "guided" / f"{name}.png", [row], title)
+  pictures.posteriors(path / "guided.png", rows, title)
+  arrays = {"samples": evaluation.to_uint8(samples), "inputs": evaluation.to_uint8(_shown(config, x))}
+  if "measurement" in columns:
+    arrays["measurements"] = evaluation.to_uint8(columns["measurement"])
+  pictures.save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
+  log.info("Wrote guided.png, guided.npz and %d pictures in guided/ to %s (%.1f s).", len(rows), path, seconds)
+
+
+def _shown(config: ConfigDict, x: Any) -> np.ndarray:
+  return np.clip(np.asarray(data.inverse(config, x)), 0, 1)
+
+
+def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition: Any = None, start: Any = None):
+  """guidance.samples_per_input samples (N, S, ...) for each of N inputs, and the evaluations each took."""
+  n, each = len(x), experiment.config.guidance.samples_per_input
+  repeated = jax.tree.map(lambda a: jnp.repeat(a, each, axis=0), condition)
+  with Bar(f"{n} x {each} samples", 1, " steps") as bar:
+    out, info = experiment.sampler(
+      score, key, (n * each, *x.shape[1:]), condition=repeated, start=start, progress=bar.step
+    )  # fmt: skip
+  if not np.asarray(info["finite"]).all():
+    log.warning("%d of %d samples are not finite.", int((~np.asarray(info["finite"])).sum()), n * each)
+  if condition is not None and hasattr(condition.operator, "put_in"):
+    out = put_in(repeated, out)
+  return out.reshape(n, each, *x.shape[1:]), float(np.mean(info["nfe"]))
+
+
+def _measure_and_sample(operator: Any, experiment: Experiment, params: Params, x: jax.Array):
+  config, g = experiment.config, experiment.config.guidance
+  key = jax.random.key(config.seed)
+  noise = g.noise * (2 if config.data.centered else 1)
+  with as_bad_input():
+    measurement = operators.measure(
+      example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(x))), operator, x, noise
+    )
+  score = _score_of_posterior(experiment, params)
+  samples, nfe = _draw(experiment, score, jax.random.fold_in(key, DRAW), x, measurement)
+  samples = _shown(config, samples)
+  columns = {"input": _shown(config, x), "measurement": _pictured(config, measurement, x)}
+  return columns | _of_samples(samples), samples, nfe
+
+
+def _of_samples(samples: np.ndarray) -> dict[str, np.ndarray]:
+  """Columns: the first samples of each input, their mean and their standard deviation (white is 1/4 or more)."""
+  shown = {f"sample {i + 1}": samples[:, i] for i in range(min(4, samples.shape[1]))}
+  spread = samples.std(axis=1).mean(axis=-1, keepdims=True)
+  return shown | {"mean": samples.mean(axis=1), "std": np.broadcast_to(np.clip(4 * spread, 0, 1), samples[:, 0].shape)}
+
+
+def _pictured(config: ConfigDict, measurement: operators.Measurement, x: jax.Array) -> np.ndarray:
+  """A measurement as images: of a linear one the smallest x that explains it, unknown pixels gray."""
+  operator, y = measurement.operator, measurement.y
+  if isinstance(operator, operators.LinearOperator):
+    if isinstance(operator, operators.Subsampled) and operator.basis == "pixels":
+      middle = 0.0 if config.data.centered else 0.5
+      return _shown(config, jnp.where(operator.mask > 0, y, middle))
+    return _shown(config, operator.pinv(y))
+  y = np.asarray(y)
+  if y.shape == x.shape:
+    return _shown(config, y)
+  strength = np.log1p(np.fft.fftshift(np.abs(y), axes=(1, 2)))
+  return strength / strength.max(axis=(1, 2, 3), keepdims=True)
+
+
+def _edit(experiment: Experiment, params: Params, x: jax.Array):
+  """SDEdit: noise is added up to guidance.t0, and taken off again. Meng et al. 2022, Algorithm 2."""
+  config, g, sde = experiment.config, experiment.config.guidance, experiment.sde
+  key = jax.random.key(config.seed)
+  repeated = jnp.repeat(x, g.samples_per_input, axis=0)
+  keys = example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(repeated)))
+  mean, std = sde.marginal(repeated, jnp.full(len(repeated), g.t0))
+  noisy = mean + expand(std, mean) * normal(fold(keys, 0), mean)
+  samples, nfe = _draw(experiment, experiment.score(params), jax.random.fold_in(key, DRAW), x, start=noisy)
+  samples = _shown(config, samples)
+  first = np.asarray(noisy[:: g.samples_per_input])
+  low, high = (f(first, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+  columns = {"input": _shown(config, x), f"at t = {g.t0:g}": (first - low) / (high - low)}
+  return columns | _of_samples(samples), samples, nfe
+
+
+def _interpolate(experiment: Experiment, params: Params, x: jax.Array):
+  """Between inputs 1 and 2, 2 and 3, ... along great circles of their latents."""
+  config, s = experiment.config, experiment.config.sampling
+  encode, decode = encoder(experiment.sde, rtol=s.rtol, atol=s.atol, solver=s.solver, max_steps=s.max_steps)
+  score = experiment.score(params)
+  latent, there = encode(score, x)
+  path = interpolate(latent[:-1], latent[1:], np.linspace(0, 1, BETWEEN))
+  y, back = decode(score, path.reshape(-1, *x.shape[1:]))
+  images = _shown(config, jnp.moveaxis(y.reshape(path.shape), 0, 1))
+  columns = {"input": _shown(config, x[:-1])}
+  columns |= {f"{i}/{BETWEEN - 1}": images[:, i] for i in range(BETWEEN)} | {"next": _shown(config, x[1:])}
+  return columns, images, float(np.mean(there["nfe"]) + np.mean(back["nfe"]))

@@ -1,0 +1,85 @@
+"""The curves of a run over its steps: metrics.csv and TensorBoard; and the best snapshot by them."""
+
+import csv
+import io
+import math
+import pathlib
+
+from tensorboardX import SummaryWriter
+
+from score_sde.run.report import pictures
+
+FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss", "fid")
+
+
+class Curves:
+  """Writes the curves; a resumed run cuts them back to where it resumes. Of several hosts, one `writes`.
+
+  Attributes:
+    measured: steps of the snapshots whose FID is there already.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int, writes: bool = True):
+    self._path = workdir / "metrics.csv"
+    rows = [row for row in read(workdir) if row["step"] <= step]
+    self.measured = {row["step"] for row in rows if _has_fid(row)}
+    self._tensorboard = None
+    if not writes:
+      return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS)
+    writer.writeheader()
+    writer.writerows(_written(row) for row in rows)
+    pictures.save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+  def write(self, step: int, **values: float) -> None:
+    """Adds a row; values that are no field of metrics.csv go to TensorBoard alone."""
+    if not self._tensorboard:
+      return
+    with self._path.open("a", newline="") as file:
+      csv.DictWriter(file, FIELDS).writerow(_written({"step": step} | values))
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+    self._tensorboard.flush()
+
+  def picture(self, name: str, path: pathlib.Path, step: int) -> None:
+    """Adds a PNG to TensorBoard."""
+    if not self._tensorboard:
+      return
+    import matplotlib.image
+
+    self._tensorboard.add_image(name, matplotlib.image.imread(path)[..., :3], step, dataformats="HWC")
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    if self._tensorboard:
+      self._tensorboard.close()
+
+
+def _written(row: dict[str, float]) -> dict[str, str]:
+  return {k: str(row[k]) if k == "step" else repr(float(row.get(k, math.nan))) for k in FIELDS}
+
+
+def read(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+  """The rows of metrics.csv; a last line cut short by a kill is left out."""
+  path = pathlib.Path(workdir) / "metrics.csv"
+  if not path.exists():
+    return []
+  rows = []
+  for row in csv.DictReader(path.read_text().splitlines()):
+    try:
+      rows.append({k: int(v) if k == "step" else float(v) for k, v in row.items()})
+    except (TypeError, ValueError):
+      break
+  return rows
+
+
+def _has_fid(row: dict[str, float]) -> bool:
+  return math.isfinite(row.get("fid", math.nan))
+
+
+def best_step(workdir: str | pathlib.Path) -> int | None:
+  """The step of the snapshot with the least FID; None where none was measured."""
+  rows = [row for row in read(workdir) if _has_fid(row)]
+  return min(rows, key=lambda row: row["fid"])["step"] if rows else None
