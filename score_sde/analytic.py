@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array, sum_over_dims
+from score_sde.errors import InvalidArgument
 from score_sde.sde import LinearSDE, Score, denoiser
 
 
@@ -34,13 +35,13 @@ class GaussianMixture:
     weights = np.asarray(self.weights, np.float64)
     k, d = means.shape
     if covariances.shape != (k, d, d) or weights.shape != (k,) or not (weights > 0).all():
-      raise ValueError(
+      raise InvalidArgument(
         f"A mixture of {k} components in {d} dimensions needs covariances {(k, d, d)} and {k} positive weights, got "
         f"{covariances.shape} and {weights}."
       )
     spectrum, basis = np.linalg.eigh(covariances)
     if spectrum.min() < -1e-10 * max(spectrum.max(), 1.0):
-      raise ValueError(f"covariances must be positive semidefinite; the smallest eigenvalue is {spectrum.min()}.")
+      raise InvalidArgument(f"covariances must be positive semidefinite; the smallest eigenvalue is {spectrum.min()}.")
     values = (means, covariances, weights / weights.sum(), np.maximum(spectrum, 0), basis)
     for name, value in zip(("means", "covariances", "weights", "_spectrum", "_basis"), values, strict=True):
       object.__setattr__(self, name, value)

@@ -7,7 +7,12 @@ same example sees the same noise on one device, on eight, or on two hosts.
 import jax
 import jax.numpy as jnp
 
+from score_sde.errors import InvalidArgument
+
 Array = jax.Array
+
+# Streams of a sample's key: what it starts from, and its steps.
+PRIOR, STEPS = range(2)
 
 
 def expand(a: Array, x: Array) -> Array:
@@ -43,3 +48,18 @@ def sum_over_dims(x: Array) -> Array:
 def norm(x: Array) -> Array:
   """Euclidean norm of every example: (B, ...) -> (B,)."""
   return jnp.sqrt(sum_over_dims(x**2))
+
+
+def as_key(key: Array) -> Array:
+  """Returns one random key, also for the raw uint32 array that `jax.random.PRNGKey` makes.
+
+  Raises:
+    InvalidArgument: for anything else, such as an integer or several keys.
+  """
+  dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+  if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+    return key
+  if dtype == jnp.uint32 and shape is not None and len(shape) == 1:
+    return jax.random.wrap_key_data(key)
+  given = repr(key) if shape is None else f"an array of {dtype}{list(shape)}"
+  raise InvalidArgument(f"key={given} must be one random key: use jax.random.key(0).", "key")

@@ -5,9 +5,8 @@ With z the noise of x_t = alpha x + sigma z, every term is a multiple of |z + si
 drawn uniformly in lambda = log_snr, which makes the weight of the continuous bound constant.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,9 @@ import numpy as np
 from score_sde.analytic import GaussianMixture
 from score_sde.batch import Array, expand, fold, normal, sum_over_dims, uniform
 from score_sde.losses import importance_times
-from score_sde.run import devices
-from score_sde.sde import LinearSDE, Score, as_argument, bind
+from score_sde.options import Options, option
+from score_sde.sampling.sample import check_times
+from score_sde.sde import SDE, LinearSDE, Score, linear
 
 # Streams of an example's key.
 TIME, NOISE, LAST = range(3)
@@ -36,54 +36,52 @@ def _noise_error(sde: LinearSDE, score: Score, x: Array, z: Array, t: Array) -> 
   return sum_over_dims((z + sigma * score(mean + sigma * z, t)) ** 2)
 
 
-def _mapped(one: Callable) -> Callable:
-  """`one(score, keys, x)` over all devices, as `bound(score, keys, x, condition=None)`."""
-  run = devices.map_batch(lambda score, batch: one(bind(score, batch[2]), *batch[:2]), (None, 0))
-
-  def bound(score: Score, keys: Array, x: Array, condition: Any = None) -> Array:
-    return devices.unshard(run(as_argument(score), devices.shard((keys, x, condition))), x.shape[0])
-
-  return bound
-
-
-def evidence_bound(sde: LinearSDE, *, eps: float = 1e-5, num_times: int = 16) -> Callable[..., Array]:
-  """Builds `bound(score, keys, x, condition=None)`: an unbiased estimate (B,) of a lower bound of log p(x), in nats.
+@dataclasses.dataclass(frozen=True)
+class EvidenceBound(Options):
+  """An unbiased estimate of a lower bound of log p(x) in nats, under the reverse-time SDE of a linear SDE.
 
       log p(x) >= -KL(q(x_T | x) ‖ prior) - ½ ∫ E|z + sigma score|² d lambda + E log N(x; D(x_eps), (sigma/alpha)² I)
 
   with lambda from that of T to that of eps and each example's `num_times` times stratified in it; tight for the exact
   score. Song et al. 2021b (ScoreFlow), Theorem 3, with the step from x_eps to x as reconstruction; Kingma et al. 2021.
 
-  Raises:
-    ValueError: for an eps outside (0, T) or no times.
+  Example:
+    >>> import jax, jax.numpy as jnp, score_sde as ss
+    >>> keys = jax.random.split(jax.random.key(0), 4)
+    >>> ss.EvidenceBound()(ss.VP(), lambda x, t: -x, keys, jnp.zeros((4, 2))).shape
+    (4,)
   """
-  if not 0 < eps < sde.T:
-    raise ValueError(f"eval.eps must lie in (0, {sde.T}), got {eps}.")
-  if num_times < 1:
-    raise ValueError(f"eval.num_times must be at least 1, got {num_times}.")
 
-  def one(score: Score, keys: Array, x: Array) -> Array:
+  eps: float = option(1e-5, "time at which the data stands", "(0, inf)")
+  num_times: int = option(64, "noise levels per example", "[1, inf)")
+
+  @property
+  def evaluations(self) -> int:
+    """Evaluations of the score per example."""
+    return self.num_times + 1
+
+  def __call__(self, sde: SDE, score: Score, keys: Array, x: Array) -> Array:
+    """Returns the bound (B,) of x (B, ...), with keys (B,). Raises InvalidArgument for an eps outside (0, T)."""
+    sde = linear(sde, "The evidence lower bound")
+    check_times(sde, self.eps, sde.T)
     dims = math.prod(x.shape[1:])
     u = uniform(fold(keys, TIME), jnp.zeros(x.shape[:1], x.dtype))
 
-    def at(k):
-      t, range_of_lambda = importance_times(sde, (u + k) / num_times, eps)
+    def at(k: Array) -> Array:
+      t, range_of_lambda = importance_times(sde, (u + k) / self.num_times, self.eps)
       return 0.5 * range_of_lambda * _noise_error(sde, score, x, normal(fold(fold(keys, NOISE), k), x), t)
 
-    diffusion = jnp.mean(jax.lax.map(at, jnp.arange(num_times)), axis=0)
-    last, end = jnp.full(x.shape[:1], eps, x.dtype), jnp.full((), sde.T, x.dtype)
+    diffusion = jnp.mean(jax.lax.map(at, jnp.arange(self.num_times)), axis=0)
+    last, end = jnp.full(x.shape[:1], self.eps, x.dtype), jnp.full((), sde.T, x.dtype)
     std = sde.sigma(last) / sde.alpha(last)
     error = _noise_error(sde, score, x, normal(fold(keys, LAST), x), last)
     reconstruction = dims / 2 * jnp.log(2 * math.pi * std**2) + error / 2
     return -(_prior_divergence(x, sde.alpha(end), sde.sigma(end), sde.prior_std) + diffusion + reconstruction)
 
-  return _mapped(one)
 
-
-def chain_bound(
-  sde: LinearSDE, *, num_scales: int, low: float, high: float, levels: int = 256, posterior_variance: bool = True
-) -> Callable[..., Array]:
-  """Builds `bound(score, keys, x, condition=None)`: a lower bound (B,) of log P(x) of discrete images, in nats.
+@dataclasses.dataclass(frozen=True)
+class ChainBound(Options):
+  """A lower bound of log P(x) of discrete images in nats, under the chain of a discrete model.
 
       -log P(x) <= KL(q(x_N | x) ‖ prior) + sum_i KL(q(x_i-1 | x_i, x) ‖ p(x_i-1 | x_i)) - log P(x | x_1)
 
@@ -91,55 +89,65 @@ def chain_bound(
   the denoised image integrated over the bin of each of `levels` gray levels, evenly spaced from `low` to `high`, the
   outer ones open. Ho et al. 2020, eq. (5) and (13); also for a discrete VE model.
 
-  Args:
-    posterior_variance: of p(x_i-1 | x_i), see `sampling.predictors.ancestral_sampling`; False is DDPM's beta.
+  `posterior_variance`: of p(x_i-1 | x_i), as in ancestral sampling; False is DDPM's beta, None and True the posterior's.
 
-  Raises:
-    ValueError: for an SDE without discrete noise levels.
+  Example:
+    >>> import jax, jax.numpy as jnp, score_sde as ss
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> ss.ChainBound(num_scales=100)(ss.VP(), lambda x, t: -x, keys, jnp.zeros((2, 4, 4, 1))).shape
+    (2,)
   """
-  try:
-    alpha, sigma = sde.levels(num_scales)
-  except TypeError as error:
-    raise ValueError(str(error)) from error
-  order = np.argsort(sigma / alpha)
-  alpha, sigma = alpha[order], sigma[order]
-  ratio = alpha[1:] / alpha[:-1]
-  added = sigma[1:] ** 2 - (ratio * sigma[:-1]) ** 2
-  posterior = added * (sigma[:-1] / sigma[1:]) ** 2
-  model = posterior if posterior_variance else added
-  gain = (alpha[:-1] * added / sigma[1:] ** 2) ** 2 / (2 * model) * (sigma[1:] / alpha[1:]) ** 2
-  constant = (posterior / model - 1 - np.log(posterior / model)).sum() / 2
-  half_bin = (high - low) / (levels - 1) / 2
 
-  def one(score: Score, keys: Array, x: Array) -> Array:
+  num_scales: int = 1000
+  low: float = -1.0
+  high: float = 1.0
+  levels: int = 256
+  posterior_variance: bool | None = option(None, "variance of a step: False is the chain's (beta)")
+
+  @property
+  def evaluations(self) -> int:
+    """Evaluations of the score per example."""
+    return self.num_scales
+
+  def __call__(self, sde: SDE, score: Score, keys: Array, x: Array) -> Array:
+    """Returns the bound (B,) of x (B, ...), with keys (B,). Raises InvalidArgument for an SDE without noise levels."""
+    sde = linear(sde, "The bound of a discrete chain")
+    alpha, sigma = sde.levels(self.num_scales)
+    order = np.argsort(sigma / alpha)
+    alpha, sigma = alpha[order], sigma[order]
+    ratio = alpha[1:] / alpha[:-1]
+    added = sigma[1:] ** 2 - (ratio * sigma[:-1]) ** 2
+    posterior = added * (sigma[:-1] / sigma[1:]) ** 2
+    model = added if self.posterior_variance is False else posterior
+    gain = (alpha[:-1] * added / sigma[1:] ** 2) ** 2 / (2 * model) * (sigma[1:] / alpha[1:]) ** 2
+    constant = (posterior / model - 1 - np.log(posterior / model)).sum() / 2
+    half_bin = (self.high - self.low) / (self.levels - 1) / 2
     dims = math.prod(x.shape[1:])
     table = lambda values: jnp.asarray(values, x.dtype)
 
-    def noised(i):
+    def noised(i: Array | int) -> tuple[Array, Array]:
       """(noise, score) at the i-th level, the cleanest first."""
       z = normal(fold(fold(keys, NOISE), i), x)
       # A hair late, or float32 finds some levels one index low.
-      t = jnp.full(x.shape[:1], jnp.minimum((i + 2e-4) / (num_scales - 1), 1) * sde.T, x.dtype)
+      t = jnp.full(x.shape[:1], jnp.minimum((i + 2e-4) / (self.num_scales - 1), 1) * sde.T, x.dtype)
       return z, score(table(alpha)[i] * x + table(sigma)[i] * z, t)
 
-    def step(i):
+    def step(i: Array) -> Array:
       z, s = noised(i + 1)
       return table(gain)[i] * sum_over_dims((z + table(sigma)[i + 1] * s) ** 2)
 
-    total = jnp.sum(jax.lax.map(step, jnp.arange(num_scales - 1)), axis=0) + dims * constant
+    total = jnp.sum(jax.lax.map(step, jnp.arange(self.num_scales - 1)), axis=0) + dims * constant
     z, s = noised(0)
     std = float(sigma[0] / alpha[0])
     off = -std * (z + float(sigma[0]) * s)  # x minus the denoised image
-    upper = jnp.where(x > high - half_bin, jnp.inf, (off + half_bin) / std)
-    lower = jnp.where(x < low + half_bin, -jnp.inf, (off - half_bin) / std)
+    upper = jnp.where(x > self.high - half_bin, jnp.inf, (off + half_bin) / std)
+    lower = jnp.where(x < self.low + half_bin, -jnp.inf, (off - half_bin) / std)
     # Both limits on the side where the normal law's tail is small, or their difference would round to zero.
     lower, upper = jnp.where(lower > 0, -upper, lower), jnp.where(lower > 0, -lower, upper)
     above, below = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(lower)
     inside = above + jnp.log(jnp.maximum(-jnp.expm1(below - above), 1e-30))
     end = _prior_divergence(x, float(alpha[-1]), float(sigma[-1]), sde.prior_std)
     return sum_over_dims(inside) - total - end
-
-  return _mapped(one)
 
 
 def score_error(sde: LinearSDE, exact: Score, score: Score, key: Array, x: Array, times: Array) -> Array:

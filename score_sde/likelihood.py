@@ -3,87 +3,131 @@
     log p_0(x) = log p_T(x_T) + ∫₀ᵀ div f̃(x_t, t) dt,        div f̃ = E[eᵀ (∂f̃/∂x) e]
 
 Song et al. 2021, eq. (39) and (40); Hutchinson 1990, Skilling 1989 for the estimate of the trace. Drift and divergence
-come from one forward derivative (`jax.jvp`), some two evaluations of the score.
+come from one forward derivative (`jax.jvp`), which costs about two evaluations of the score.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, norm, sum_over_dims
-from score_sde.run import devices
-from score_sde.sampling.ode import flow, solve
-from score_sde.sde import SDE, Reverse, Score, as_argument, bind
+from score_sde.batch import Array, as_key, example_keys, expand, norm, sum_over_dims
+from score_sde.errors import InvalidArgument
+from score_sde.options import Options, option
+from score_sde.sampling.ode import AdaptiveODE, solve
+from score_sde.sampling.sample import check_condition, check_score, check_times
+from score_sde.sde import SDE, Reverse, Score, bind
 from score_sde.trace import PROBES, along, basis
 
 
+class LogDensity(NamedTuple):
+  """What `ExactLikelihood` finds for each example.
+
+  Attributes:
+    log_p: log-density of x_eps in nats, (B,).
+    x_T: the latent, like x.
+    nfe: evaluations of the score, (B,).
+    t: the time that the solve reached, (B,): T, unless it ran into `max_steps`, where log_p is not to be used.
+  """
+
+  log_p: Array
+  x_T: Array
+  nfe: Array
+  t: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactLikelihood(Options):
+  """The log-density of data under the probability-flow ODE, by one adaptive solve per example.
+
+      log p_0(x) = log p_T(x_T) + ∫₀ᵀ div f̃(x_t, t) dt,        div f̃ = E[eᵀ (∂f̃/∂x) e]
+
+  Song et al. 2021, eq. (39) and (40). Works under every SDE with a known prior. `probe` "rademacher" or "gaussian"
+  vectors estimate the divergence; "exact" computes it with as many derivatives as dimensions.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, score_sde as ss
+    >>> keys = jax.random.split(jax.random.key(0), 4)
+    >>> ss.ExactLikelihood(probe="exact")(ss.VP(), lambda x, t: -x, keys, jnp.zeros((4, 2))).log_p.round(3).tolist()
+    [-1.838, -1.838, -1.838, -1.838]
+  """
+
+  eps: float = option(1e-5, "time at which the data stands", "(0, inf)")
+  rtol: float = option(1e-5, "relative tolerance of the ODE", "(0, inf)")
+  atol: float = option(1e-5, "absolute tolerance of the ODE", "(0, inf)")
+  probe: str = option("rademacher", "probes of the divergence", choices=(*PROBES, "exact"))
+  num_probes: int = option(1, "probes per example", "[1, inf)")
+  # Of the adaptive solve; a config gives them for sampling and likelihoods together.
+  solver: str = "dopri5"
+  max_steps: int = 4096
+
+  def __call__(
+    self,
+    sde: SDE,
+    score: Callable[..., Array],
+    keys: Array,
+    x: Array,
+    condition: Any = None,
+    prior_logp: Callable[[Array], Array] | None = None,
+  ) -> LogDensity:
+    """Returns the log-densities of x (B, ...), with keys (B,) for the probes. A pure function.
+
+    With a `condition`, a pytree of (B, ...) arrays, each example's score is score(x, t, condition). `prior_logp` is the
+    log-density (B,) of x_T, in place of the SDE's prior: the exact one of `analytic` data, say.
+
+    Raises:
+      InvalidArgument: for an SDE without a likelihood, or an eps outside (0, T).
+    """
+    if prior_logp is None and sde.why_no_likelihood:
+      raise InvalidArgument(f"{type(sde).__name__} has no likelihood: {sde.why_no_likelihood}")
+    check_times(sde, self.eps, sde.T)
+    log_prior = prior_logp or sde.prior_logp
+
+    def one(key: Array, x: Array, condition: Any) -> LogDensity:
+      reverse = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
+      if self.probe == "exact":
+        probes, weight = basis(x, x.size), 1.0
+      else:
+        probes, weight = PROBES[self.probe](key, (self.num_probes, *x.shape), x.dtype), 1 / self.num_probes
+
+      def field(t: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
+        x, _ = state
+        drift = lambda x: reverse.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
+        value, products = along(drift, x, probes)
+        return value, weight * jnp.sum(products * probes)
+
+      options = {"rtol": self.rtol, "atol": self.atol, "solver": self.solver, "max_steps": self.max_steps}
+      state = (x, jnp.zeros((), x.dtype))
+      (z, delta), nfe, t = solve(field, state, probes, self.eps, sde.T, **options)
+      return LogDensity(log_prior(z[None])[0] + delta, z, nfe, t)
+
+    return jax.vmap(one)(keys, x, condition)
+
+
 def log_likelihood(
-  sde: SDE,
-  *,
-  eps: float = 1e-5,
-  rtol: float = 1e-5,
-  atol: float = 1e-5,
-  solver: str = "dopri5",
-  probe: str = "rademacher",
-  num_probes: int = 1,
-  max_steps: int = 4096,
-  prior_logp: Callable[[Array], Array] | None = None,
-) -> Callable[[Score, Array, Array], tuple[Array, Array, Array, Array]]:
-  """Builds `log_p(score, keys, x, condition=None) -> (log-density in nats, x_T, nfe, t)`.
+  key: Array, sde: SDE, score: Callable[..., Array], x: Array, *, condition: Any = None, **options: Any
+) -> Array:
+  """Returns log p(x) in nats, (B,), of x (B, ...) under the probability-flow ODE of `score`. A pure function.
 
-  t (B,) is the time that the solve reached: T, unless it ran into `max_steps`, where the density is not to be used.
-
-  It compiles once a shape of `x` (B, ...). With a `condition`, a pytree of (B, ...) arrays, each example's score is
-  score(x, t, condition), as that of a class-conditional network is.
-
-  Args:
-    sde: the forward SDE.
-    eps: time at which `x` stands; the density is that of x_eps.
-    rtol, atol, solver, max_steps: of the adaptive solve, one for every sample.
-    probe: "rademacher" or "gaussian" vectors estimate the divergence, one key of `keys` (B,) an example;
-      "exact" computes it with as many derivatives as dimensions.
-    num_probes: probes an example.
-    prior_logp: log-density (B,) of x_T, in place of the SDE's prior: the exact one of `analytic` data, say.
+  NaN stands for a solve that ran into `max_steps`. `options` are those of `ExactLikelihood`, which also returns the
+  latents and how many evaluations were made.
 
   Raises:
-    ValueError: for an unknown probe, or an SDE without a likelihood.
+    InvalidArgument: for an SDE without a likelihood, a score of another arity, shape or dtype, options out of range.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, score_sde as ss
+    >>> ss.log_likelihood(jax.random.key(0), ss.VP(), lambda x, t: -x, jnp.zeros((4, 2)), probe="exact").shape
+    (4,)
   """
-  if prior_logp is None and sde.why_no_likelihood:
-    raise ValueError(f"{type(sde).__name__} has no likelihood: {sde.why_no_likelihood}")
-  prior_logp = prior_logp or sde.prior_logp
-  if probe != "exact" and probe not in PROBES:
-    raise ValueError(f"eval.probe={probe!r} is unknown; choose one of {', '.join(PROBES)}, exact.")
-
-  def one(score: Score, key: Array, x: Array, condition: Any):
-    reverse = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
-    dims = x.size
-    if probe == "exact":
-      probes, weight = basis(x, dims), 1.0
-    else:
-      probes = PROBES[probe](key, (num_probes, *x.shape), x.dtype)
-      weight = 1 / num_probes
-
-    def field(t, state, probes):
-      x, _ = state
-      drift = lambda x: reverse.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
-      value, products = along(drift, x, probes)
-      return value, weight * jnp.sum(products * probes)
-
-    options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps}
-    state = (x, jnp.zeros((), x.dtype))
-    (z, delta), nfe, t = solve(field, state, probes, eps, sde.T, **options)
-    return prior_logp(z[None])[0] + delta, z, nfe, t
-
-  mapped = devices.map_batch(lambda score, batch: jax.vmap(lambda b: one(score, *b))(batch), (None, 0))
-
-  def log_p(score: Score, keys: Array, x: Array, condition: Any = None) -> tuple[Array, Array, Array, Array]:
-    out = mapped(as_argument(score), devices.shard((keys, x, condition)))
-    return devices.unshard(out, x.shape[0])
-
-  return log_p
+  keys = example_keys(as_key(key), jnp.arange(x.shape[0]))
+  check_condition(condition, x.shape[0])
+  check_score(score, x, condition)
+  found = ExactLikelihood(**options)(sde, score, keys, x, condition)
+  return jnp.where(found.t >= jnp.asarray(sde.T, found.t.dtype), found.log_p, jnp.nan)
 
 
 def bits_per_dim(log_p: Array, dims: int, levels: int, scale: float) -> Array:
@@ -107,11 +151,13 @@ def normalize(
   axis; `points` are (n, 1) or (n, n, 2), and the log-density at them, in nats, integrates to one over the box.
 
   Raises:
-    ValueError: for another number of dimensions, or an empty box.
+    InvalidArgument: for another number of dimensions, or an empty box.
   """
   low, high = (jnp.atleast_1d(jnp.asarray(a, jnp.float32)) for a in (low, high))
   if len(low) not in (1, 2) or low.shape != high.shape or not bool((low < high).all()):
-    raise ValueError(f"Quadrature needs one or two dimensions and low < high, got {low} and {high}.")
+    raise InvalidArgument(
+      f"low={low} and high={high} must satisfy low < high, in one or two dimensions.", "low", "high"
+    )
   width = (high - low) / n
   axes = [a + w * (jnp.arange(n) + 0.5) for a, w in zip(low, width, strict=True)]
   points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
@@ -120,39 +166,40 @@ def normalize(
   return points, values - log_z, log_z
 
 
-Code = Callable[..., tuple[Array, dict[str, Array]]]
+# Keeps data that lies between modes, where the flow stretches most, within 1e-3 after both ways.
+PRECISE = AdaptiveODE(rtol=1e-6, atol=1e-6)
 
 
-def encoder(
-  sde: SDE, *, eps: float = 1e-5, rtol: float = 1e-6, atol: float = 1e-6, solver: str = "dopri5", max_steps: int = 4096
-) -> tuple[Code, Code]:
-  """Builds `(encode, decode)`, each `(score, x, condition=None) -> (y, info)` on x (B, ...).
+def encode(
+  sde: SDE, score: Score, x: Array, *, eps: float = 1e-5, ode: AdaptiveODE = PRECISE, condition: Any = None
+) -> tuple[Array, dict[str, Array]]:
+  """Returns (latent, info): data x (B, ...), standing at time `eps`, carried to its latent at T. A pure function.
 
-  `encode` carries data, standing at time `eps`, to its latent at T, `decode` back: each datum has one latent, and each
-  latent one datum. Under VP and sub-VP latents of data are standard normal, under VE N(0, sigma_max² I); scaled by a
-  temperature below one they decode to smoother data. A tolerance of 1e-6 keeps data that lies between modes, where the
-  flow stretches most, within 1e-3 after both ways. Song et al. 2021, Section 4.3 and Appendix D.5.
-
-  `info` holds (B,) "nfe" and "t", the time reached, which tells a solve that ran into `max_steps`.
+  Each datum has one latent, and each latent one datum. Under VP and sub-VP latents of data are standard normal, under VE
+  N(0, sigma_max² I); scaled by a temperature below one they decode to smoother data. `info` holds (B,) "nfe" and "t", the
+  time reached, which tells a solve that ran into `max_steps`. Song et al. 2021, Section 4.3 and Appendix D.5.
 
   Raises:
-    ValueError: for an unknown solver or an eps outside (0, T).
+    InvalidArgument: for an eps outside (0, T).
+
+  Example:
+    >>> import jax.numpy as jnp, score_sde as ss
+    >>> latent, info = ss.encode(ss.VP(), lambda x, t: -x, jnp.ones((4, 2)))
+    >>> latent.shape
+    (4, 2)
   """
-  if not 0 < eps < sde.T:
-    raise ValueError(f"eps must lie in (0, {sde.T}), got {eps}.")
-  options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps}
+  check_times(sde, eps, sde.T)
+  y, nfe, t = ode.move(sde, score, x, eps, sde.T, condition=condition)
+  return y, {"nfe": nfe, "t": t}
 
-  def along(start: float, stop: float) -> Code:
-    move = flow(sde, start=start, stop=stop, **options)
-    run = devices.map_batch(lambda score, batch: move(score, *batch), (None, 0))
 
-    def code(score: Score, x: Array, condition: Any = None) -> tuple[Array, dict[str, Array]]:
-      y, nfe, t = devices.unshard(run(as_argument(score), devices.shard((x, condition))), x.shape[0])
-      return y, {"nfe": nfe, "t": t}
-
-    return code
-
-  return along(eps, sde.T), along(sde.T, eps)
+def decode(
+  sde: SDE, score: Score, latent: Array, *, eps: float = 1e-5, ode: AdaptiveODE = PRECISE, condition: Any = None
+) -> tuple[Array, dict[str, Array]]:
+  """Returns (data, info): the inverse of `encode`, with the same arguments and errors."""
+  check_times(sde, eps, sde.T)
+  y, nfe, t = ode.move(sde, score, latent, sde.T, eps, condition=condition)
+  return y, {"nfe": nfe, "t": t}
 
 
 def interpolate(a: Array, b: Array, weights: Array) -> Array:

@@ -22,14 +22,15 @@ drawing t in proportion to it, so that log-SNR is uniform, lowers its variance (
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, fold, normal, sum_over_dims, uniform
+from score_sde.errors import InvalidArgument
+from score_sde.options import Options, option
 from score_sde.parameterization import Level, Params, ScoreModel
-from score_sde.sde import SDE, LinearSDE, Score, simulate
+from score_sde.sde import SDE, LinearSDE, Score, linear, simulate
 from score_sde.trace import PROBES, along, basis
 
 # Streams of an example's key, one for each purpose.
@@ -120,6 +121,7 @@ IMPLICIT = {
   "fd_ssm": lambda score, x, probes, interior, step: finite_difference(score, x, probes, interior, step=step),
 }
 OBJECTIVES = ("dsm", "esm", *IMPLICIT)
+SLICED = ("ssm", "ssm_vr", "fd_ssm")
 
 # ISM takes a derivative a dimension.
 MAX_EXACT_DIMS = 1024
@@ -155,7 +157,7 @@ WEIGHTINGS = {
 }
 
 
-def uniform_times(sde: LinearSDE, u: Array, eps: float) -> Array:
+def uniform_times(sde: SDE, u: Array, eps: float) -> Array:
   """Maps u (B,), uniform in [0, 1), to times uniform in [eps, T]."""
   return eps + u * (sde.T - eps)
 
@@ -188,7 +190,7 @@ TIME_SAMPLINGS = ("uniform", "importance", "lognormal", "single")
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreMatching:
+class ScoreMatching(Options):
   """The training loss: `loss(params, keys, x0, index, batch_size, train, y)` -> (B,).
 
   Attributes:
@@ -199,7 +201,8 @@ class ScoreMatching:
     target: for "esm", the exact score(x, t) of the noisy data.
     eps: smallest time, for a continuous model.
     weighting: a name in WEIGHTINGS: "simple" (1), "likelihood" (g² / sigma²), "edm" (1 + (sigma / alpha sigma_data)²),
-      "flow" ((1 + sigma / alpha)²), "power" (sigma^weighting_power), "min_snr" (min(1, snr_gamma / SNR)).
+      "flow" ((1 + sigma / alpha)²), "power" (sigma^weighting_power), "min_snr" (min(1, snr_gamma / SNR)); or a function
+      (loss, t (B,), level) -> weight (B,).
     weighting_power, snr_gamma: of those two.
     time_sampling: how t is drawn, a name in TIME_SAMPLINGS: "uniform", "importance" (with likelihood weighting, in
       proportion to the weight), "lognormal", or "single": one noise level.
@@ -212,79 +215,93 @@ class ScoreMatching:
     path_steps: Euler-Maruyama steps of a simulated path.
 
   Raises:
-    ValueError: for options that cannot work together.
+    InvalidArgument: for options that cannot work together.
   """
 
   model: ScoreModel
-  objective: str = "dsm"
   target: Score | None = None
-  eps: float = 1e-5
-  weighting: str = "simple"
-  weighting_power: float = 0.0
-  snr_gamma: float = 5.0
-  time_sampling: str = "uniform"
-  p_mean: float = -1.2
-  p_std: float = 1.2
-  single_sigma: float = 0.1
-  reduce_mean: bool = True
-  stratified: bool = False
-  probe: str = "rademacher"
-  num_probes: int = 1
-  fd_step: float = 0.05
-  path_steps: int = 128
+  objective: str = option(
+    "dsm", "score matching: denoising, explicit, implicit (exact trace), sliced, its variance reduced, by differences",
+    choices=OBJECTIVES,
+  )  # fmt: skip
+  eps: float = option(1e-5, "smallest time of a continuous model", "(0, inf)")
+  weighting: str | Callable[..., Array] = option("simple", "weight of the noise levels", choices=tuple(WEIGHTINGS))
+  weighting_power: float = option(
+    0.0, "sigma^power times the squared error of the noise; -2 weights the score's", "(-inf, inf)",
+    needs={"weighting": ("power",)},
+  )  # fmt: skip
+  snr_gamma: float = option(
+    5.0, "largest signal-to-noise ratio that counts", "(0, inf)", needs={"weighting": ("min_snr",)}
+  )
+  time_sampling: str = option("uniform", "how times are drawn", choices=TIME_SAMPLINGS)
+  p_mean: float = option(
+    -1.2, "mean of log(sigma / alpha)", "(-inf, inf)", needs={"time_sampling": ("lognormal",)}
+  )  # fmt: skip
+  p_std: float = option(
+    1.2, "standard deviation of log(sigma / alpha)", "(0, inf)", needs={"time_sampling": ("lognormal",)}
+  )  # fmt: skip
+  single_sigma: float = option(
+    0.1, "sigma / alpha of the one noise level", "(0, inf)", needs={"time_sampling": ("single",)}
+  )
+  reduce_mean: bool = option(True, "mean over dimensions instead of half their sum")
+  stratified: bool = option(False, "spread the times of a batch evenly")
+  probe: str = option(
+    "rademacher", "probes of sliced score matching", choices=tuple(PROBES), needs={"objective": SLICED}
+  )
+  num_probes: int = option(1, "probes per example", "[1, inf)", needs={"objective": SLICED})
+  fd_step: float = option(
+    0.05, "step of finite differences, in units of sigma", "(0, inf)", needs={"objective": ("fd_ssm",)}
+  )
+  path_steps: int = option(
+    128, "Euler-Maruyama steps of a simulated path", "[1, inf)", needs={"the SDE": ("without a closed-form kernel",)}
+  )
 
-  def __post_init__(self):
-    for key, name, known in (
-      ("objective", self.objective, OBJECTIVES),
-      ("weighting", self.weighting, tuple(WEIGHTINGS)),
-      ("time_sampling", self.time_sampling, TIME_SAMPLINGS),
-      ("probe", self.probe, tuple(PROBES)),
-    ):
-      if name not in known:
-        raise ValueError(f"training.{key}={name!r} is unknown; choose one of {', '.join(known)}.")
-    linear, discrete = isinstance(self.model.sde, LinearSDE), self.model.num_scales is not None
-    if not linear:
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    discrete = self.model.num_scales is not None
+    if not self.model.sde.is_linear:
       self._check_simulated()
     if self.objective == "esm" and self.target is None:
-      raise ValueError("training.objective='esm' needs the exact score of the noisy data; use 'dsm', which does not.")
+      raise InvalidArgument("objective='esm' needs target, the exact score of the noisy data: use 'dsm'.", "objective")
     if self.objective == "esm" and discrete:
-      raise ValueError("training.objective='esm' needs training.continuous=True: the exact score is of a time.")
+      raise InvalidArgument("objective='esm' needs a continuous model: the exact score is of a time.", "objective")
     if self.time_sampling == "importance" and self.weighting != "likelihood":
-      raise ValueError("training.importance_sampling draws times for training.likelihood_weighting: set both or none.")
+      raise InvalidArgument(
+        f"time_sampling='importance' draws times for weighting='likelihood', not for weighting={self.weighting!r}: set "
+        "both or none.", "time_sampling", "weighting",
+      )  # fmt: skip
     if discrete and (self.weighting == "likelihood" or self.time_sampling != "uniform"):
-      raise ValueError(
-        f"training.weighting={self.weighting!r} with training.time_sampling={self.time_sampling!r} needs "
-        "training.continuous=True: a discrete model has levels, not times."
-      )
-    for key in ("p_std", "single_sigma", "snr_gamma", "fd_step", "num_probes", "path_steps"):
-      if not getattr(self, key) > 0:
-        raise ValueError(f"training.{key} must be positive, got {getattr(self, key)}.")
-    if not 0 < self.eps < self.model.sde.T:
-      raise ValueError(f"training.eps must lie in (0, {self.model.sde.T}), got {self.eps}.")
+      raise InvalidArgument(
+        f"weighting={self.weighting!r} with time_sampling={self.time_sampling!r} needs a continuous model: a discrete one "
+        "has levels, not times.", "weighting", "time_sampling",
+      )  # fmt: skip
+    if not self.eps < self.model.sde.T:
+      raise InvalidArgument(f"eps={self.eps} must lie in (0, {self.model.sde.T}).", "eps")
     if self.time_sampling == "single":
       first, last = self._extremes()
       if not first <= self.single_sigma <= last:
-        raise ValueError(
-          f"training.single_sigma={self.single_sigma} is no noise level of the SDE, whose sigma / alpha runs from "
-          f"{first:.3g} (at training.eps) to {last:.3g}."
-        )
+        raise InvalidArgument(
+          f"single_sigma={self.single_sigma} is no noise level of the SDE, whose sigma / alpha runs from {first:.3g} (at "
+          f"the smallest time) to {last:.3g}.", "single_sigma",
+        )  # fmt: skip
 
-  def _check_simulated(self):
+  def _check_simulated(self) -> None:
     name = type(self.model.sde).__name__
     if self.objective not in IMPLICIT:
-      raise ValueError(
-        f"training.objective={self.objective!r} needs a closed-form kernel, which {name} has not: choose one of "
-        f"{', '.join(IMPLICIT)}."
-      )
+      raise InvalidArgument(
+        f"objective={self.objective!r} needs a closed-form kernel, which {name} has not: choose one of "
+        f"{', '.join(IMPLICIT)}.", "objective",
+      )  # fmt: skip
     if self.weighting == "likelihood" or self.time_sampling not in ("uniform", "lognormal"):
-      raise ValueError(
-        f"training.weighting={self.weighting!r} with training.time_sampling={self.time_sampling!r} needs a closed-form "
-        f"kernel, which {name} has not: use another weighting, and 'uniform' or 'lognormal'."
-      )
+      raise InvalidArgument(
+        f"weighting={self.weighting!r} with time_sampling={self.time_sampling!r} needs a closed-form kernel, which {name} "
+        "has not: use another weighting, and 'uniform' or 'lognormal'.", "weighting", "time_sampling",
+      )  # fmt: skip
 
-  def _extremes(self):
-    sde = self.model.sde
-    return (float(jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2)) for t in (self.eps, sde.T))
+  def _extremes(self) -> tuple[float, float]:
+    sde = linear(self.model.sde, "time_sampling='single'")
+    first, last = (float(jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2)) for t in (self.eps, sde.T))
+    return first, last
 
   def __call__(
     self,
@@ -315,14 +332,16 @@ class ScoreMatching:
   def _times(self, u: Array, x: Array) -> tuple[Array, Array | None]:
     """Times in [eps, T] from `u`, and what the loss without its weight is multiplied by, under importance sampling."""
     sde = self.model.sde
+    if self.time_sampling == "lognormal" and not sde.is_linear:
+      return _lognormal_scales(x, sde, u, self.eps, self.p_mean, self.p_std), None
+    if self.time_sampling == "uniform":
+      return uniform_times(sde, u, self.eps), None
+    sde = linear(sde, f"time_sampling={self.time_sampling!r}")
     if self.time_sampling == "importance":
       return importance_times(sde, u, self.eps)
     if self.time_sampling == "lognormal":
-      times = lognormal_times if isinstance(sde, LinearSDE) else partial(_lognormal_scales, x)
-      return times(sde, u, self.eps, self.p_mean, self.p_std), None
-    if self.time_sampling == "single":
-      return jnp.full_like(u, sde.time_of_log_snr(jnp.asarray(-2 * math.log(self.single_sigma), u.dtype))), None
-    return uniform_times(sde, u, self.eps), None
+      return lognormal_times(sde, u, self.eps, self.p_mean, self.p_std), None
+    return jnp.full_like(u, sde.time_of_log_snr(jnp.asarray(-2 * math.log(self.single_sigma), u.dtype))), None
 
   def at_time(self, params: Params, x0: Array, t: Array, z: Array, **options) -> Array:
     """The weighted objective (B,) at times `t` with noise `z`; options as for `at_level`."""
@@ -345,13 +364,14 @@ class ScoreMatching:
     `keys` (B,), the examples' own, draw the probes and the simulated path and, in training, drive dropout.
     """
     model = self.model
-    weight = WEIGHTINGS[self.weighting](self, t, level)
+    weigh = self.weighting if callable(self.weighting) else WEIGHTINGS[self.weighting]
+    weight = weigh(self, t, level)
     dropout = fold(keys, DROPOUT) if train else None
     if self.objective == "dsm":
       return weight * reduce(model.noise_error(params, x0, z, level, dropout, y), self.reduce_mean)
     score = lambda x: model.score_of_level(params, x, level, dropout, y)
     interior = None
-    if isinstance(model.sde, LinearSDE):
+    if model.sde.is_linear:
       x = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * z
     else:
       x = simulate(model.sde, fold(keys, PATH), x0, t, self.path_steps)

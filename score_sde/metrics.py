@@ -7,6 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from score_sde.errors import InvalidArgument
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
@@ -38,9 +40,9 @@ class Moments:
 
   @property
   def covariance(self) -> np.ndarray:
-    """Unbiased, (D, D). Raises ValueError for fewer than two vectors."""
+    """Unbiased, (D, D). Raises InvalidArgument for fewer than two vectors."""
     if self.count < 2:
-      raise ValueError(f"A covariance needs at least 2 vectors, got {self.count}.")
+      raise InvalidArgument(f"A covariance needs at least 2 vectors, got {self.count}.")
     return self.scatter / (self.count - 1)
 
 
@@ -69,10 +71,10 @@ def kid(
   Bińkowski et al. 2018, Section 4; the subsets are those that torch-fidelity draws.
 
   Raises:
-    ValueError: where a set is smaller than a subset.
+    InvalidArgument: where a set is smaller than a subset.
   """
   if min(len(features1), len(features2)) < subset_size:
-    raise ValueError(
+    raise InvalidArgument(
       f"KID draws subsets of {subset_size}, and there are {len(features1)} and {len(features2)} features. Use fewer."
     )
   rng, values, m = np.random.RandomState(seed), [], subset_size
@@ -117,10 +119,3 @@ def _distances(a: np.ndarray, b: np.ndarray, rows: int = 2048):
   for i in range(0, len(a), rows):
     part = a[i : i + rows]
     yield np.maximum((part**2).sum(axis=1)[:, None] + lengths - 2 * part @ b.T, 0)
-
-
-if __name__ == "__main__":  # python -m score_sde.metrics stats OUTPUT.npz --config=FILE
-  from score_sde.run import cli
-  from score_sde.run.features import stats
-
-  cli.run_tool({"stats": stats}, ("OUTPUT.npz",), needs_workdir=False)

@@ -16,7 +16,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, sum_over_dims
-from score_sde.sde import SDE, LinearSDE
+from score_sde.errors import InvalidArgument
+from score_sde.options import Options, option
+from score_sde.sde import SDE, linear
 
 Params = Any
 Network = Callable[..., Array]  # (params, x, labels, keys or None[, y]) -> like x
@@ -134,7 +136,7 @@ _SCALE_CONDITIONINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreModel:
+class ScoreModel(Options):
   """A network as a model of the score of `sde`: hashable, without parameters, every method a pure function of them.
 
   Under an SDE without a closed-form kernel, x_0 and z have no meaning, alpha is 1 and sigma is `sde.scale`: the network
@@ -144,7 +146,7 @@ class ScoreModel:
     sde: the SDE that the data is diffused by.
     network: (params, x, labels, keys[, y]) -> output like x; keys (B,) drive dropout, None turns it off; classes y
       (B,) come only where there are any.
-    prediction: a name in PREDICTIONS. "edm" is data prediction with the network's input and output scaled to unit
+    parameterization: what the network predicts, a name in PREDICTIONS. "edm" is data prediction with the network's input and output scaled to unit
       variance at every noise level: D = c_skip x / alpha + c_out F(c_in x / alpha).
     conditioning: a name in CONDITIONINGS, for a continuous model.
     num_scales: the number of noise levels of a discrete model (SMLD, DDPM); None for a continuous one.
@@ -152,47 +154,55 @@ class ScoreModel:
     potential: (params, x, labels, keys[, y]) -> (B,), for an energy-based model: `network` is its gradient in x.
 
   Raises:
-    ValueError: for a prediction that the SDE has no meaning for.
+    InvalidArgument: for a parameterization that has no meaning under the SDE.
   """
 
   sde: SDE
   network: Network
-  prediction: str
-  conditioning: str = "sigma"
-  num_scales: int | None = None
-  sigma_data: float = 0.5
+  parameterization: str = option("score", "what the network predicts", choices=tuple(PREDICTIONS))
+  conditioning: str = option("sigma", "how a continuous model sees time", choices=tuple(CONDITIONINGS))
+  num_scales: int | None = option(None, "noise levels of a discrete model; steps of the published samplers", "[1, inf)")
+  sigma_data: float = option(
+    0.5,
+    "standard deviation of the data",
+    "(0, inf)",
+    needs=({"parameterization": ("edm",)}, {"training.weighting": ("edm",)}),
+  )
   potential: Network | None = None
 
-  def __post_init__(self):
-    if isinstance(self.sde, LinearSDE):
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.sde.is_linear:
       return
     name = type(self.sde).__name__
-    if self.prediction not in ("score", "noise", "edm"):
-      raise ValueError(
-        f"model.parameterization={self.prediction!r} needs a closed-form kernel, which {name} has not: use 'edm', "
-        "'noise' (minus the score times the SDE's scale) or 'score'."
-      )
+    if self.parameterization not in ("score", "noise", "edm"):
+      raise InvalidArgument(
+        f"parameterization={self.parameterization!r} needs a closed-form kernel, which {name} has not: use 'edm', "
+        "'noise' (minus the score times the SDE's scale) or 'score'.", "parameterization",
+      )  # fmt: skip
     if self.num_scales is not None:
-      raise ValueError(f"{name} has no discrete noise levels; train it with training.continuous=True.")
+      raise InvalidArgument(f"{name} has no discrete noise levels: train it as a continuous model.")
 
   def level(self, t: Array, x: Array) -> Level:
     """The noise level of x at time t; for a discrete model the entry of its table."""
-    if not isinstance(self.sde, LinearSDE):
+    if not self.sde.is_linear:
       scale = self.sde.scale(x, t)
       return Level(jnp.ones_like(t), scale, _SCALE_CONDITIONINGS[self.conditioning](self.sde, t, scale))
+    sde = linear(self.sde, "A noise level")
     if self.num_scales is None:
-      return Level(self.sde.alpha(t), self.sde.sigma(t), CONDITIONINGS[self.conditioning](self.sde, t))
-    label, index = self.sde.level(t, self.num_scales)
+      return Level(sde.alpha(t), sde.sigma(t), CONDITIONINGS[self.conditioning](sde, t))
+    label, index = sde.level(t, self.num_scales)
     return dataclasses.replace(self.level_of_index(index, t.dtype), label=label)
 
   def level_of_index(self, index: Array, dtype: jnp.dtype = jnp.float32) -> Level:
     """The `index`-th noise level of a discrete model, as in its training."""
-    alpha, sigma = (jnp.asarray(table, dtype)[index] for table in self.sde.levels(self.num_scales))
+    tables = linear(self.sde, "A discrete model").levels(self.num_scales or 0)
+    alpha, sigma = (jnp.asarray(table, dtype)[index] for table in tables)
     return Level(alpha, sigma, index)
 
   def output(self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None) -> Array:
     """What the network itself returns at `x`."""
-    if self.prediction == "edm":
+    if self.parameterization == "edm":
       x = expand(self._input_scale(level), x) * x
     return self.network(params, x, level.label, keys, *([] if y is None else [y])).astype(x.dtype)
 
@@ -212,7 +222,7 @@ class ScoreModel:
     self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None
   ) -> Array:
     """The score at a noise level, with dropout by `keys`."""
-    if self.prediction == "score":
+    if self.parameterization == "score":
       return self.output(params, x, level, keys, y)
     return -self._estimate(0, params, x, level, keys, y) / expand(level.sigma, x)
 
@@ -222,26 +232,26 @@ class ScoreModel:
     Every parameterization is linear in x and the network's output: score = a x + b ∇φ(c x) gives ½ a |x|² + b/c φ(c x).
 
     Raises:
-      ValueError: where the network is no gradient.
+      InvalidArgument: where the network is no gradient.
     """
     if self.potential is None:
-      raise ValueError("Only an energy-based model has a density: set model.energy.")
+      raise InvalidArgument("Only an energy-based model has a density: this network is the gradient of no potential.")
     level = self.level(t, x)
     scale = self._input_scale(level)
-    to_noise = PREDICTIONS[self.prediction][0]
+    to_noise = PREDICTIONS[self.parameterization][0]
     a, b = (-to_noise(*v, level.alpha, level.sigma, self.sigma_data) / level.sigma for v in ((0.0, 1.0), (1.0, 0.0)))
     potential = self.potential(params, expand(scale, x) * x, level.label, None, *([] if y is None else [y]))
     return a / 2 * sum_over_dims(x**2) + b / scale * potential
 
   def _input_scale(self, level):
-    if self.prediction == "edm":
+    if self.parameterization == "edm":
       return 1 / jnp.sqrt(level.sigma**2 + (level.alpha * self.sigma_data) ** 2)
     return jnp.ones_like(level.sigma)
 
   def _estimate(self, kind, params, x, level, keys=None, y=None):
     out = self.output(params, x, level, keys, y)
     alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-    return PREDICTIONS[self.prediction][kind](out, x, alpha, sigma, self.sigma_data)
+    return PREDICTIONS[self.parameterization][kind](out, x, alpha, sigma, self.sigma_data)
 
   def noise_error(
     self, params: Params, x0: Array, z: Array, level: Level, keys: Array | None = None, y: Array | None = None
@@ -249,4 +259,4 @@ class ScoreModel:
     """E[z | x_t] - z, up to sign, like `x0`: sigma times the error of the score. Written so that nothing cancels."""
     alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)
     out = self.output(params, alpha * x0 + sigma * z, level, keys, y)
-    return PREDICTIONS[self.prediction][2](out, x0, z, alpha, sigma, self.sigma_data)
+    return PREDICTIONS[self.parameterization][2](out, x0, z, alpha, sigma, self.sigma_data)

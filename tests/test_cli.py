@@ -16,7 +16,13 @@ SLOW = pytest.mark.slow
     pytest.param(["--mode=trian"], ["--mode=trian", "train, sample, eval"], marks=SLOW),
     pytest.param(["--modus=train"], ["modus"], marks=SLOW),
     (["leftover"], ["'leftover'", "--name=value"]),
-    (["--config.sampling.snr=0.2"], ["--config.sampling.snr has no effect here", "only a sampling.corrector reads it"]),
+    (
+      ["--config.sampling.snr=0.2"],
+      [
+        "--config.sampling.snr has no effect here",
+        "only sampling.method='pc' with sampling.corrector='langevin' or 'ald'",
+      ],
+    ),
     (["--mode=sample"], ["holds no checkpoints", "--mode=train"]),
     pytest.param(["--config.data.dataset=digit"], ["data.dataset='digit'", "digits"], marks=SLOW),
     (["--config.data.dataset=folder", "--config.data.path=/nowhere"], ["'/nowhere'", "existing folder"]),

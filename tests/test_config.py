@@ -6,7 +6,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from score_sde.run.config import BadInput, default_config, get, reads, resolve, unknown_key, why_unread
+from score_sde.options import check_value
+from score_sde.run.config import BadInput, default_config, get, keys, resolve, unknown_key, why_unread
 from score_sde.run.experiment import build
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -68,15 +69,15 @@ def changed(key, value):
     ),
     ("model.embedding_type", "positional", r"Use --config.model.embedding_type=fourier"),
     ("model.parameterization", "nose", r"Did you mean 'noise'"),
-    ("model.dropout", 1.5, r"model.dropout must lie in \[0, 1\), got 1.5"),
-    ("model.sigma_min", 60.0, r"0 < sigma_min < sigma_max, got 60.0"),
-    ("optim.lr", 0.0, r"optim.lr must be positive, got 0.0"),
-    ("training.batch_size", 0, r"training.batch_size must be positive"),
-    ("sampling.num_steps", -3, r"sampling.num_steps must be positive, got -3"),
+    ("model.dropout", 1.5, r"model.dropout=1.5 must lie in \[0, 1\)"),
+    ("model.sigma_min", 60.0, r"model.sigma_min=60.0 and model.sigma_max=50.0 must satisfy 0 < sigma_min < sigma_max"),
+    ("optim.lr", 0.0, r"optim.lr=0.0 must be positive"),
+    ("training.batch_size", 0, r"training.batch_size=0 must be at least 1"),
+    ("sampling.num_steps", -3, r"sampling.num_steps=-3 must be at least 1"),
     ("sampling.predictor", "euler", r"sampling.predictor='euler' is unknown; choose one of euler_maruyama"),
-    ("sampling.eps", 2.0, r"sampling.eps must lie in \(0, 1.0\)"),
+    ("sampling.eps", 2.0, r"sampling.eps=2.0 must lie in \(0, 1.0\)"),
     ("sampling.method", "sde", r"choose one of pc, ncsn, ddpm, ode"),
-    ("training.importance_sampling", True, r"set both or none"),
+    ("training.importance_sampling", True, r"training.time_sampling='importance' draws times .* set both or none"),
     ("model.name", "unet", r"model.name='unet' is unknown; choose one of ncsnpp, ddpm, ncsn, "),
   ],
 )
@@ -150,8 +151,26 @@ def test_what_reads_a_key_follows_from_the_others(key, unread, read):
   assert told(read) is None
 
 
-def test_readers_are_of_keys_that_there_are():
-  listed = [key for keys, *_ in reads._READERS for key in keys]
-  assert len(listed) == len(set(listed))
-  for key in listed:
-    get(default_config(), key)
+def test_the_keys_of_a_config_are_the_options_of_what_reads_them():
+  """Every key is a field with a meaning, has a default that it accepts, and is read under some config."""
+  config = default_config()
+  there = {f"{section}.{name}" for section in config if section != "seed" for name in config[section]}
+  assert there == set(keys())
+  for readers in keys().values():
+    for _, field, option in readers:
+      assert option.doc, field.name
+      check_value(field.name, field.default, option)
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("sampling.posterior_variance", True),
+    ("eval.inception_path", "weights.pth"),
+    ("data.path", "/missing"),
+    ("eval.features", "folder"),
+  ],
+)
+def test_what_nothing_reads_is_named_wherever_it_stands(key, value):
+  """Keys that once could be set without effect and without a word."""
+  assert why_unread(resolve(changed(key, value)), key)

@@ -82,10 +82,10 @@ def test_hosts_share_a_batch_without_overlap(monkeypatch):
   config = digits(training__batch_size=64)
   source = data.load(config, "train")
   whole = next(data.batches(config, source, 33))
-  monkeypatch.setattr(data.stream.parallel, "host_count", lambda: 4)
+  monkeypatch.setattr(data.stream.devices, "host_count", lambda: 4)
   parts = []
   for host in range(4):
-    monkeypatch.setattr(data.stream.parallel, "host_index", lambda host=host: host)
+    monkeypatch.setattr(data.stream.devices, "host_index", lambda host=host: host)
     parts.append(next(data.batches(config, source, 33)))
   for key, value in whole.items():
     np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), value)
@@ -96,26 +96,28 @@ def test_scaling_has_an_inverse_and_dequantization_fills_each_level(sde):
   image = jnp.broadcast_to(jnp.arange(17, dtype=jnp.uint8)[:, None, None, None], (17, 8, 8, 1))
   keys = example_keys(jax.random.key(0), jnp.arange(17))
   config = digits(training__sde=sde)
-  x = data.prepare(config, keys, image, train=True)
+  scaling = data.scaling_of(config)
+  x = scaling.prepare(keys, image, train=True)
   low = -1.0 if sde == "vpsde" else 0.0
   assert (float(x.min()), float(x.max())) == (low, 1.0)
-  np.testing.assert_allclose(data.inverse(config, x) * 16, image, atol=1e-5)
+  np.testing.assert_allclose(scaling.inverse(x) * 16, image, atol=1e-5)
 
   config = digits(training__sde=sde, data__uniform_dequantization=True)
-  x = data.inverse(config, data.prepare(config, keys, image, train=False))
+  scaling = data.scaling_of(config)
+  x = scaling.inverse(scaling.prepare(keys, image))
   np.testing.assert_array_equal(np.floor(np.asarray(x) * 17 + 1e-6), image)
   assert 0.4 < float(jnp.mean(x * 17 - image)) < 0.6
 
 
 def test_flips_are_by_example_and_only_in_training():
-  config = digits()
+  scaling = data.scaling_of(digits())
   image = jnp.broadcast_to(jnp.arange(8, dtype=jnp.uint8)[None, None, :, None], (64, 8, 8, 1))
   keys = example_keys(jax.random.key(0), jnp.arange(64))
-  flipped = np.asarray(data.prepare(config, keys, image, train=True))[:, 0, 0, 0] > 0.1
+  flipped = np.asarray(scaling.prepare(keys, image, train=True))[:, 0, 0, 0] > 0.1
   assert 15 < flipped.sum() < 49
-  part = np.asarray(data.prepare(config, keys[10:20], image[10:20], train=True))[:, 0, 0, 0] > 0.1
+  part = np.asarray(scaling.prepare(keys[10:20], image[10:20], train=True))[:, 0, 0, 0] > 0.1
   np.testing.assert_array_equal(part, flipped[10:20])
-  assert not (np.asarray(data.prepare(config, keys, image, train=False))[:, 0, 0, 0] > 0.1).any()
+  assert not (np.asarray(scaling.prepare(keys, image))[:, 0, 0, 0] > 0.1).any()
 
 
 # --- IDX files ----------------------------------------------------------------------------------------------------

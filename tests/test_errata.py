@@ -10,7 +10,7 @@ from score_sde.batch import example_keys, sum_over_dims
 from score_sde.likelihood import normalize
 from score_sde.losses import denoising, explicit
 from score_sde.parameterization import ScoreModel
-from score_sde.sampling import correctors, make_grid, predictors
+from score_sde.sampling import PredictorCorrector, correctors, make_grid, predictors
 from score_sde.sde import VE, VP
 
 LINE = analytic.GaussianMixture(means=[[1.0], [-0.6]], covariances=[[[0.05]], [[0.1]]], weights=[0.4, 0.6])
@@ -41,7 +41,7 @@ def test_the_reverse_mean_in_terms_of_the_score(x64):
     noise = -sigma * score
     same = x_t / jnp.sqrt(alpha) - (1 - alpha) / (jnp.sqrt(alpha) * sigma) * noise
     assert float(same[0]) == pytest.approx(float(expected))
-    step = predictors.ancestral_sampling(sde, LINE.score(sde))
+    step = predictors.ancestral_sampling(PredictorCorrector("ancestral_sampling", "none"), sde, LINE.score(sde))
     _, x_mean = step(example_keys(jax.random.key(0), jnp.arange(1)), x, t, t, s)
     assert float(x_mean[0, 0]) == pytest.approx(float(expected))
 
@@ -86,11 +86,11 @@ def test_algorithm_1_takes_half_the_step_of_the_code():
   """Song & Ermon 2019: x += alpha/2 s + √alpha z in the paper, x += alpha s + √(2 alpha) z in the code."""
   sde, x, t = VE(), jax.random.normal(jax.random.key(0), (4, 3)), jnp.full(4, 0.5)
   keys, score = example_keys(jax.random.key(1), jnp.arange(4)), lambda x, t: -x
-  options = {"n_steps": 1, "num_scales": 10, "batch_mean": None}
   moves, noises = {}, {}
-  for paper, snr in ((True, 0.2), (False, 0.2), (False, 0.2 / 2**0.5)):
-    after, mean = correctors.CORRECTORS["ald"](sde, score, snr=snr, paper=paper, **options)(keys, x, t)
-    moves[paper, snr], noises[paper, snr] = mean - x, after - mean
+  for ald_step, snr in (("paper", 0.2), ("code", 0.2), ("code", 0.2 / 2**0.5)):
+    solver = PredictorCorrector(corrector="ald", snr=snr, ald_step=ald_step, num_scales=10)
+    after, mean = correctors.annealed_langevin(solver, sde, score)(keys, x, t)
+    moves[ald_step, snr], noises[ald_step, snr] = mean - x, after - mean
   for kept in (moves, noises):
     paper, code, half = kept.values()
     np.testing.assert_allclose(paper, half, rtol=1e-5)  # the code's with half its step (snr enters squared)
@@ -99,7 +99,7 @@ def test_algorithm_1_takes_half_the_step_of_the_code():
 
 def test_the_published_step_is_not_the_spacing_of_the_published_grid():
   """Steps of T / N at times (T - eps) / (N - 1) apart: they do not chain, and reach below eps."""
-  grid = make_grid("official", VP(), 1000, 1e-3, "euler_maruyama")
+  grid = make_grid("official", VP(), 1000, 1e-3, tabulated=False)
   np.testing.assert_allclose(grid.start - grid.stop, 1 / 1000, rtol=1e-12)
   np.testing.assert_allclose(-np.diff(grid.t), (1 - 1e-3) / 999, rtol=1e-9)
   assert (grid.start - grid.stop).sum() == pytest.approx(1.0)
@@ -190,13 +190,14 @@ def test_a_ddpm_noise_predictor_is_a_score(x64):
     return -sigma * PLANE.score(sde)(x, t)
 
   model = ScoreModel(sde, noise, "noise", num_scales=n)
-  grid = make_grid("official", sde, n, 1e-3, "ancestral_sampling")
+  grid = make_grid("official", sde, n, 1e-3)
   keys = example_keys(jax.random.key(0), jnp.arange(256))
   z = jax.random.normal(jax.random.key(1), (n, 256, 2))
   x = y = jax.random.normal(jax.random.key(2), (256, 2))
-  step = jax.jit(predictors.ancestral_sampling(sde, lambda x, t: model.score(None, x, t), official=True))
+  solver = PredictorCorrector("ancestral_sampling", "none", tabulated=True)
+  step = jax.jit(predictors.ancestral_sampling(solver, sde, lambda x, t: model.score(None, x, t)))
   predict = jax.jit(lambda x, label: noise(None, x, label, None))
-  for i, (t, start, stop) in enumerate(zip(*grid, strict=True)):
+  for i, (t, start, stop) in enumerate(grid.rows):
     at = lambda v: jnp.full(256, v)
     _, mean = step(keys, x, at(t), at(start), at(stop))
     index = n - 1 - i

@@ -5,19 +5,25 @@ returns follow exactly from those of what it is given. The chain starts from the
 error against the exact law there is pure discretization.
 """
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from score_sde.analytic import gaussian
-from score_sde.batch import fold
-from score_sde.sampling import CORRECTORS, FEW_STEP, PREDICTORS, correctors, make_grid, predictors
+from score_sde.sampling import (
+  DDIM,
+  DPMSolverSDE,
+  Heun,
+  PredictorCorrector,
+  correctors,
+  ddim,
+  dpm_solver,
+  heun,
+  make_grid,
+  predictors,
+)
 from score_sde.sde import VE, VP, SubVP
-
-few_step = importlib.import_module("score_sde.sampling.few_step")  # the package has a function of this name
 
 SDES = {"ve": VE(0.02, 8.0), "vp": VP(), "subvp": SubVP()}
 EPS = {"ve": 1e-3, "vp": 1e-2, "subvp": 5e-2}
@@ -31,67 +37,43 @@ def law(sde, t):
   return alpha * MEAN, alpha**2 * COVARIANCE + sigma**2 * np.eye(2)
 
 
-def predictor(name, **options):
-  def make(sde, grid):
-    return {"make_step": lambda score: pair(PREDICTORS[name](sde, score, **options), lambda keys, x, t: (x, x))}
-
-  return make
-
-
-def with_annealed_langevin(name, snr):
-  def make(sde, grid):
-    correct = lambda score: CORRECTORS["ald"](sde, score, snr=snr * (10 / len(grid.t)) ** 0.5)
-    return {"make_step": lambda score: pair(PREDICTORS[name](sde, score), correct(score))}
-
-  return make
-
-
-def pair(predict, correct):
-  def step(keys, i, carry, t, start, stop):
-    x, _ = correct(fold(keys, 0), carry[0], t)
-    return predict(fold(keys, 1), x, t, start, stop)
-
-  return step
-
-
-def few(name, **options):
-  return lambda sde, grid: FEW_STEP[name](sde, grid, **options)
+def with_annealed_langevin(n):
+  return PredictorCorrector(corrector="ald", snr=0.2 * (10 / n) ** 0.5)
 
 
 def moments(make, sde, grid, monkeypatch):
   """Mean and covariance of x after all steps; the affine map of a step is read off a batch of basis vectors."""
-  parts = make(sde, grid)
-  step, memory = parts["make_step"](DATA.score(sde)), parts.get("memory", lambda x: ())
+  solver = make(len(grid)).on(sde, grid)
   draws, given = [], []
-  for module in (predictors, correctors, few_step):
+  for module in (predictors, correctors, ddim, dpm_solver, heun):
     monkeypatch.setattr(module, "normal", lambda keys, x: draws.append(0) or given[0][:, len(draws) - 1])
 
-  def flat(carry):
-    """What is a state: arrays like x. Times that a multistep method remembers are the same for all."""
-    return jnp.stack([c for c in carry if c.ndim == 2], axis=1)
+  def flat(state):
+    """What is a state: arrays like x. Times and counts that a multistep method remembers are the same for all."""
+    return jnp.stack([leaf for leaf in state if leaf.ndim == 2], axis=1)
 
   @jax.jit
-  def run(i, state, noise, times, remembered):
+  def run(state, noise, times, remembered):
     draws.clear()
     given[:] = [noise]
-    arrays, scalars = iter(jnp.moveaxis(state, 1, 0)), iter(remembered)
-    kinds = [a.ndim for a in template]
-    carry = tuple(next(arrays) if kind == 2 else jnp.full(len(state), next(scalars)) for kind in kinds)
+    arrays, others = iter(jnp.moveaxis(state, 1, 0)), iter(remembered)
+    parts = [next(arrays) if leaf.ndim == 2 else jnp.broadcast_to(next(others), leaf.shape and (len(state),))
+             for leaf in template]  # fmt: skip
     keys = jax.random.split(jax.random.key(0), len(state))
-    carry = step(keys, i, carry, *(jnp.full(len(state), time) for time in times))
-    return flat(carry), [c[0] for c in carry if c.ndim == 1]
+    every = [jnp.full(len(state), time) for time in times]
+    after = solver.step(sde, DATA.score(sde), keys, type(template)(*parts), *every)
+    return flat(after), [leaf[0] if leaf.ndim else leaf for leaf in after if leaf.ndim < 2]
 
-  one = jnp.zeros((1, 1, 2))
-  template = [one[0], one[0], *(m[0] for m in memory(one))]
-  rows = sum(a.ndim == 2 for a in template)
+  template = solver.init(sde, jnp.zeros((1, 2)), jnp.full(1, sde.T))
+  rows = sum(leaf.ndim == 2 for leaf in template)
   n, noises = 2 * rows, 2
   basis = np.concatenate([np.zeros((1, n + 2 * noises)), np.eye(n + 2 * noises)])
   state, noise = basis[:, :n].reshape(-1, rows, 2), basis[:, n:].reshape(-1, noises, 2)
   mean, covariance = np.zeros(n), np.zeros((n, n))
   mean[:2], covariance[:2, :2] = law(sde, sde.T)
-  remembered = [jnp.zeros(())] * (len(template) - rows)
-  for i, times in enumerate(zip(*grid, strict=True)):
-    out, remembered = run(i, state, noise, times, remembered)
+  remembered = [leaf[0] if leaf.ndim else leaf for leaf in template if leaf.ndim < 2]
+  for times in grid.rows:
+    out, remembered = run(state, noise, times, remembered)
     out = np.asarray(out).reshape(len(basis), n)
     shift, linear = out[0], (out[1:] - out[0]).T
     mean = shift + linear[:, :n] @ mean
@@ -99,15 +81,20 @@ def moments(make, sde, grid, monkeypatch):
   return mean[:2], covariance[:2, :2]
 
 
+def plain(predictor, **options):
+  return lambda n: PredictorCorrector(predictor, "none", **options)
+
+
+# name: (number of steps -> solver, grid, weak order).
 STOCHASTIC = {
-  "euler_maruyama": (predictor("euler_maruyama"), "uniform", 1),
-  "reverse_diffusion": (predictor("reverse_diffusion"), "uniform", 1),
-  "ancestral_sampling": (predictor("ancestral_sampling"), "uniform", 1),
-  "ancestral_sampling, variance beta": (predictor("ancestral_sampling", posterior_variance=False), "uniform", 1),
-  "reverse_diffusion and annealed Langevin": (with_annealed_langevin("reverse_diffusion", 0.2), "uniform", 1),
-  "ddim, eta 1": (few("ddim", eta=1.0), "log_snr", 1),
-  "dpm_solver_sde": (few("dpm_solver_sde"), "log_snr", 2),
-  "heun, churn": (few("heun", churn=20.0), "log_snr", 2),
+  "euler_maruyama": (plain("euler_maruyama"), "uniform", 1),
+  "reverse_diffusion": (plain("reverse_diffusion"), "uniform", 1),
+  "ancestral_sampling": (plain("ancestral_sampling", posterior_variance=True), "uniform", 1),
+  "ancestral_sampling, variance beta": (plain("ancestral_sampling", posterior_variance=False), "uniform", 1),
+  "reverse_diffusion and annealed Langevin": (with_annealed_langevin, "uniform", 1),
+  "ddim, eta 1": (lambda n: DDIM(eta=1.0, noise_removal=False), "log_snr", 1),
+  "dpm_solver_sde": (lambda n: DPMSolverSDE(noise_removal=False), "log_snr", 2),
+  "heun, churn": (lambda n: Heun(churn=20.0, noise_removal=False), "log_snr", 2),
 }
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from score_sde.analytic import GaussianMixture, gaussian
-from score_sde.batch import example_keys, fold
-from score_sde.sampling import FEW_STEP, few_step, make_grid
-from score_sde.sampling.sampler import PRIOR
+from score_sde.batch import PRIOR, example_keys, fold
+from score_sde.run.sampler import Sampler
+from score_sde.sampling import METHODS, FewStep, make_grid
 from score_sde.sde import VE, VP, SubVP, denoiser
+
+FEW_STEP = [name for name, solver in METHODS.items() if issubclass(solver, FewStep)]
 
 SDES = {"ve": VE(0.02, 8.0), "vp": VP(), "subvp": SubVP()}
 EPS = {"ve": 1e-3, "vp": 1e-2, "subvp": 5e-2}
@@ -35,7 +37,7 @@ def test_ode_solvers_have_their_order(method, order, name, x64):
   z = sde.prior_sample(fold(example_keys(jax.random.key(0), jnp.arange(4)), PRIOR), (4, 2), jnp.float64)
   exact, errors = flow(sde, z, eps), []
   for n in (40, 80, 160):
-    sample = few_step(sde, make_grid("log_snr", sde, n, eps), method)
+    sample = Sampler(sde, METHODS[method](noise_removal=False), make_grid("log_snr", sde, n, eps))
     x, info = sample(score, jax.random.key(0), (4, 2), dtype=jnp.float64)
     errors.append(np.max(np.abs(x - exact)))
     assert info["nfe"] == {"heun": 2 * n, "unipc": n + 1}.get(method, n)
@@ -54,7 +56,8 @@ def test_stochastic_samplers_have_the_moments_of_the_data(method, steps, options
   """Within Monte-Carlo error and 5% of discretization (ddim's is of order 1: 9% with 100 steps)."""
   sde, n = SDES[name], 20_000
   data = gaussian(MEAN, COVARIANCE)
-  sample = few_step(sde, make_grid("karras", sde, steps, EPS[name]), method, **options)
+  solver = METHODS[method](noise_removal=False, **options)
+  sample = Sampler(sde, solver, make_grid("karras", sde, steps, EPS[name]))
   x, info = sample(jax.tree_util.Partial(data.score(sde)), jax.random.key(0), (n, 2))
   assert info["finite"].all()
   alpha, sigma = (float(f(jnp.array(EPS[name]))) for f in (sde.alpha, sde.sigma))
@@ -76,7 +79,7 @@ def test_twenty_evaluations_find_every_mode(method, name):
   data = GaussianMixture(means, np.tile(0.05**2 * np.eye(2), (8, 1, 1)), np.ones(8))
   sde, n = SDES[name], 4000
   steps = 10 if method == "heun" else 20
-  sample = few_step(sde, make_grid("karras", sde, steps, EPS[name]), method)
+  sample = Sampler(sde, METHODS[method](noise_removal=False), make_grid("karras", sde, steps, EPS[name]))
   x, _ = sample(jax.tree_util.Partial(data.score(sde)), jax.random.key(0), (n, 2))
   alpha, sigma = (float(f(jnp.array(EPS[name]))) for f in (sde.alpha, sde.sigma))
   distance = np.linalg.norm(np.asarray(x)[:, None] - alpha * means, axis=2)
@@ -97,7 +100,5 @@ def test_the_denoiser_is_the_posterior_mean(x64):
 
 def test_what_cannot_work_is_refused():
   sde = VP()
-  with pytest.raises(ValueError, match="choose one of ddim"):
-    few_step(sde, make_grid("log_snr", sde, 10, 1e-3), "dpm")
   with pytest.raises(ValueError, match="steps that chain"):
-    few_step(sde, make_grid("official", sde, 10, 1e-3), "ddim")
+    Sampler(sde, METHODS["ddim"](), make_grid("official", sde, 10, 1e-3))

@@ -13,29 +13,32 @@ from configs import quickstart
 from score_sde import analytic
 from score_sde.batch import example_keys
 from score_sde.guidance import (
+  DDRM,
+  DPS,
+  TMPD,
+  Analytic,
+  ByClassifier,
   Classifier,
+  ClassifierFree,
   LinearOperator,
   Measurement,
-  by_classifier,
+  PhaseRetrieval,
+  PiGDM,
+  Projection,
+  Quantized,
   check_operator,
-  classifier_free,
   condition_on,
-  ddrm,
-  dps,
   measure,
   operators,
-  pigdm,
-  projection,
   put_in,
-  tmpd,
-)  # fmt: skip
-from score_sde.guidance import analytic as exactly
-from score_sde.guidance.nonlinear import PhaseRetrieval, Quantized
-from score_sde.likelihood import log_likelihood
+)
+from score_sde.likelihood import ExactLikelihood
 from score_sde.run import guide
+from score_sde.run.classifiers import load_classifier
 from score_sde.run.config import BadInput, resolve
-from score_sde.run.experiment import build, load_classifier
-from score_sde.sampling import few_step, make_grid, make_sampler, predictor_corrector
+from score_sde.run.experiment import build
+from score_sde.run.sampler import Sampler, stepping
+from score_sde.sampling import DPMSolverSDE, Heun, PredictorCorrector, make_grid
 from score_sde.sde import VE, VP, SubVP
 
 SDES = [VP(), VE(0.01, 20.0), SubVP()]
@@ -85,7 +88,7 @@ def assert_equal_scores(actual, expected, tolerance=1e-6):
 def test_prior_score_and_analytic_likelihood_make_the_posterior_s_score(x64, sde):
   prior, (x, t) = MIXTURE, points(sde)
   measurement, a, y = problem(len(x))
-  score = condition_on(prior.score(sde), exactly(sde, prior))
+  score = condition_on(prior.score(sde), Analytic(sde, prior))
   assert_equal_scores(score(x, t, measurement), exact_scores(prior, sde, x, t, a, y))
 
 
@@ -93,7 +96,7 @@ def test_prior_score_and_analytic_likelihood_make_the_posterior_s_score(x64, sde
 def test_second_order_tweedie_is_exact_for_a_gaussian(x64, sde):
   x, t = points(sde)
   measurement, a, y = problem(len(x))
-  score = condition_on(GAUSSIAN.score(sde), tmpd(sde, iterations=M))
+  score = condition_on(GAUSSIAN.score(sde), TMPD(sde, covariance="full", iterations=M))
   assert_equal_scores(score(x, t, measurement), exact_scores(GAUSSIAN, sde, x, t, a, y))
 
 
@@ -102,11 +105,11 @@ def test_pigdm_is_exact_for_an_isotropic_gaussian_and_dps_too_where_rows_are_ort
   x, t = points(sde)
   prior = isotropic(0.3)
   measurement, a, y = problem(len(x))
-  guided = condition_on(prior.score(sde), pigdm(sde, prior_variance=0.3))
+  guided = condition_on(prior.score(sde), PiGDM(sde, prior_variance=0.3))
   assert_equal_scores(guided(x, t, measurement), exact_scores(prior, sde, x, t, a, y))
   measurement, a, y = problem(len(x), orthonormal=True)
   expected = exact_scores(prior, sde, x, t, a, y)
-  for method in (dps(sde, prior_variance=0.3), tmpd(sde, diagonal=False)):
+  for method in (DPS(sde, prior_variance=0.3), TMPD(sde, covariance="full")):
     assert_equal_scores(condition_on(prior.score(sde), method)(x, t, measurement), expected)
 
 
@@ -116,7 +119,7 @@ def test_diagonal_tmpd_is_exact_where_the_covariance_is_diagonal(x64):
   measurement, a, y = problem(len(x))
   a = np.tile(np.eye(D)[:M], (len(x), 1, 1))
   measurement = dataclasses.replace(measurement, operator=operators.Matrix(jnp.asarray(a)))
-  score = condition_on(prior.score(sde), tmpd(sde, diagonal=True))
+  score = condition_on(prior.score(sde), TMPD(sde))
   assert_equal_scores(score(x, t, measurement), exact_scores(prior, sde, x, t, a, y))
 
 
@@ -126,7 +129,7 @@ def test_the_published_step_of_dps_is_what_an_ancestral_step_adds():
   x, t = x.astype(jnp.float32), t.astype(jnp.float32)
   measurement, _, _ = problem(len(x))
   prior = GAUSSIAN.score(sde)
-  score = condition_on(prior, dps(sde, scale=0.7, paper_steps=1000))
+  score = condition_on(prior, DPS(sde, scale=0.7, paper_steps=1000))
   added = sde.diffusion(x, t)[:, None] ** 2 / 1000 * (score(x, t, measurement) - prior(x, t))
   residual = lambda x: measurement.y - measurement.operator.apply(GAUSSIAN.posterior_mean(sde, x, t))
   slope = jax.grad(lambda x: jnp.sum(residual(x) ** 2))(x)
@@ -150,8 +153,8 @@ def test_samples_of_the_exact_methods_have_the_posterior_s_mean_and_covariance(s
   posterior = GAUSSIAN.posterior(a[0], y[0], NOISE)
   operator = operators.matrix(np.tile(a, (n, 1, 1)))
   measurement = Measurement(operator, jnp.tile(jnp.asarray(y, jnp.float32), (n, 1)), jnp.full(n, NOISE))
-  how = exactly(sde, GAUSSIAN) if method == "analytic" else tmpd(sde, iterations=M)
-  sample = few_step(sde, make_grid("log_snr", sde, 60, 1e-4), "heun")
+  how = Analytic(sde, GAUSSIAN) if method == "analytic" else TMPD(sde, covariance="full", iterations=M)
+  sample = stepping(Heun(), sde, 61, eps=1e-4)
   score = condition_on(GAUSSIAN.score(sde), how)
   x, _ = sample(score, jax.random.key(0), (n, D), condition=measurement)
   std = np.sqrt(np.diag(posterior.covariances[0]))
@@ -168,8 +171,8 @@ def test_the_posterior_of_a_mixture_has_the_right_weights():
   posterior = prior.posterior(a, y, noise)
   operator = operators.matrix(np.tile(a, (n, 1, 1)))
   measurement = Measurement(operator, jnp.full((n, 1), 0.4), jnp.full(n, noise))
-  sample = few_step(sde, make_grid("log_snr", sde, 60, 1e-4), "dpm_solver_sde")
-  score = condition_on(prior.score(sde), exactly(sde, prior))
+  sample = stepping(DPMSolverSDE(), sde, 61, eps=1e-4)
+  score = condition_on(prior.score(sde), Analytic(sde, prior))
   x, _ = sample(score, jax.random.key(0), (n, 2), condition=measurement)
   expected = posterior.weights[1]
   assert 0.6 < expected < 0.99
@@ -185,9 +188,9 @@ def test_the_ode_likelihood_takes_a_conditional_score():
   operator = operators.matrix(np.tile(a, (n, 1, 1)))
   measurement = Measurement(operator, jnp.tile(jnp.asarray(y, jnp.float32), (n, 1)), jnp.full(n, NOISE))
   x = posterior.sample(jax.random.key(0), n).astype(jnp.float32)
-  log_p = log_likelihood(sde, eps=1e-3, probe="exact", rtol=1e-6, atol=1e-6)
-  score = condition_on(GAUSSIAN.score(sde), tmpd(sde, iterations=M))
-  values, *_ = log_p(score, jax.random.split(jax.random.key(1), n), x, measurement)
+  log_p = ExactLikelihood(eps=1e-3, probe="exact", rtol=1e-6, atol=1e-6)
+  score = condition_on(GAUSSIAN.score(sde), TMPD(sde, covariance="full", iterations=M))
+  values, *_ = log_p(sde, score, jax.random.split(jax.random.key(1), n), x, measurement)
   np.testing.assert_allclose(values, posterior.log_density(sde, x, jnp.full(n, 1e-3)), atol=0.02)
 
 
@@ -202,9 +205,9 @@ def test_replacement_is_exact_where_coordinates_are_independent():
   measurement = Measurement(operators.Subsampled(jnp.asarray(known)), y, jnp.zeros(n))
   grid = make_grid("log_snr", sde, 100, 1e-4)
   samplers = [
-    few_step(sde, grid, "dpm_solver_sde", constrain=projection(sde)),
-    predictor_corrector(sde, grid, corrector="ald", snr=0.2, constrain=projection(sde)),
-    ddrm(sde, grid, eta=0.0),  # with eta it takes D for x_0, and loses what x_0 varies by around it
+    Sampler(sde, DPMSolverSDE(), grid, constraint=Projection()),
+    Sampler(sde, PredictorCorrector(corrector="ald", snr=0.2), grid, constraint=Projection()),
+    Sampler(sde, DDRM(eta=0.0), grid),  # with eta it takes D for x_0, and loses what x_0 varies by around it
   ]
   for sample in samplers:
     x, _ = sample(prior.score(sde), jax.random.key(0), (n, 4), condition=measurement)
@@ -337,21 +340,20 @@ def test_nonlinear_measurements():
 def test_methods_and_operators_that_do_not_go_together_are_refused():
   sde, x, t = VP(), jnp.zeros((1, 8, 8, 1)), jnp.full(1, 0.5)
   nonlinear = measure(jax.random.split(jax.random.key(0), 1), Quantized(10), x, 0.1)
-  for method in (pigdm(sde), tmpd(sde)):
+  for method in (PiGDM(sde), TMPD(sde)):
     with pytest.raises(ValueError, match=r"needs a linear operator, and Quantized is none: use 'dps'"):
       condition_on(lambda x, t: -x, method)(x, t, nonlinear)
   with pytest.raises(ValueError, match="need an operator with an SVD"):
-    projection(sde)(nonlinear)
-  with pytest.raises(ValueError, match=r"strength must lie in \(0, 1\]"):
-    projection(sde, strength=1.5)
-  with pytest.raises(ValueError, match=r"guidance.eta must lie in \[0, 1\]"):
-    ddrm(sde, make_grid("log_snr", sde, 10, 1e-3), eta=2.0)
-  config = resolve(quickstart.get_config())
+    Projection()(nonlinear)
+  with pytest.raises(ValueError, match=r"strength=1.5 must lie in \(0, 1\]"):
+    Projection(strength=1.5)
+  with pytest.raises(ValueError, match=r"eta=2.0 must lie in \[0, 1\]"):
+    DDRM(eta=2.0)
   for name in ("ode", "adaptive_sde", "ddpm"):
-    config = config.copy_and_resolve_references()
+    config = config_with(task="inpaint", method="replacement")
     config.sampling.method = name
-    with pytest.raises(ValueError, match="has no updates that a constraint could follow"):
-      make_sampler(config, sde, constrain=projection(sde))
+    with pytest.raises(BadInput, match="sampling.method=.* has no updates that a constraint could follow"):
+      build(config)
 
 
 # --- classes ------------------------------------------------------------------------------------------------------
@@ -374,12 +376,12 @@ def test_an_exact_classifier_turns_the_score_into_that_of_the_class(x64):
   sde, (x, t) = VE(), points(VE())
   y = jnp.array([0, 1, 2, 0, 1, 2])
   classifier = Classifier(sde, component_logits)
-  score = condition_on(MIXTURE.score(sde), by_classifier(classifier.logits, 1.0), ())
+  score = condition_on(MIXTURE.score(sde), ByClassifier(classifier.logits, 1.0), ())
   expected = jnp.stack([component_score(sde, int(k))(x[i : i + 1], t[i : i + 1])[0] for i, k in enumerate(y)])
   assert_equal_scores(score(x, t, y), expected)
-  unguided = condition_on(MIXTURE.score(sde), by_classifier(classifier.logits, 0.0), ())
+  unguided = condition_on(MIXTURE.score(sde), ByClassifier(classifier.logits, 0.0), ())
   assert_equal_scores(unguided(x, t, y), MIXTURE.score(sde)(x, t))
-  assert by_classifier(classifier.logits, 1.0) is by_classifier(classifier.logits, 1.0)
+  assert hash(ByClassifier(component_logits, 1.0)) == hash(ByClassifier(component_logits, 1.0))
 
 
 def test_a_classifier_s_loss_is_the_cross_entropy_at_times_spread_over_the_batch():
@@ -406,18 +408,18 @@ def test_classifier_free_guidance_goes_from_all_classes_to_one_and_beyond():
   x, t, y = x.astype(jnp.float32), t.astype(jnp.float32), jnp.array([0, 1, 2, 0, 1, 2])
   free, bound = conditional_mixture(x, t, -jnp.ones_like(y)), conditional_mixture(x, t, y)
   for scale in (0.0, 1.0, 2.5):
-    guided = condition_on(conditional_mixture, classifier_free(sde, scale))
+    guided = condition_on(conditional_mixture, ClassifierFree(sde, scale))
     np.testing.assert_allclose(guided(x, t, y), free + scale * (bound - free), rtol=1e-4, atol=1e-4)
   ratio = np.asarray(sde.sigma(t) / sde.alpha(t))
   low, high = float(ratio[2] * 0.99), float(ratio[3] * 1.01)
-  partly = condition_on(conditional_mixture, classifier_free(sde, 3.0, low, high))(x, t, y)
+  partly = condition_on(conditional_mixture, ClassifierFree(sde, 3.0, low, high))(x, t, y)
   np.testing.assert_allclose(partly[2:4], (free + 3 * (bound - free))[2:4], rtol=1e-4, atol=1e-4)
   outside = np.array([0, 1, 4, 5])
   np.testing.assert_allclose(partly[outside], bound[outside], rtol=1e-4, atol=1e-4)
   with pytest.raises(ValueError, match="0 <= low < high"):
-    classifier_free(sde, 1.0, 2.0, 1.0)
+    ClassifierFree(sde, 1.0, 2.0, 1.0)
   with pytest.raises(ValueError, match="must not be negative"):
-    classifier_free(sde, -1.0)
+    ClassifierFree(sde, -1.0)
 
 
 # --- configs ------------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from benchmarks import scaling
 from score_sde.run import checkpoints, data, training
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate import samples
-from score_sde.run.experiment import build, claimed, make_workdir
+from score_sde.run.experiment import build
 from score_sde.run.report import curves
+from score_sde.run.workdir import claimed, make_workdir
 
 WIDE = ("--config.model.nf=128", "--config.optim.decay=none")  # wide enough for fsdp to split; any length the same rate
 

@@ -9,9 +9,10 @@ import pytest
 
 from score_sde import analytic
 from score_sde.batch import example_keys
-from score_sde.likelihood import bits_per_dim, encoder, interpolate, log_likelihood
+from score_sde.likelihood import ExactLikelihood, bits_per_dim, decode, encode, interpolate, log_likelihood
 from score_sde.run.config import default_config
 from score_sde.run.experiment import build
+from score_sde.sampling import AdaptiveODE
 from score_sde.sde import VE, VP, Reverse, SubVP
 
 SDES = [VE(sigma_max=20.0), VP(), SubVP()]
@@ -36,17 +37,16 @@ def test_the_exact_trace_gives_the_exact_density(sde):
   x = MIXTURE.sample(jax.random.key(0), 16).astype(jnp.float32)
   keys = example_keys(jax.random.key(1), jnp.arange(16))
   score = jax.tree_util.Partial(MIXTURE.score(sde))
-  log_p, z, _, t = log_likelihood(sde, eps=1e-3, probe="exact")(score, keys, x)
+  log_p, z, _, t = ExactLikelihood(eps=1e-3, probe="exact")(sde, score, keys, x)
   end, eps = jnp.full(16, sde.T), jnp.full(16, 1e-3)
   mismatch = sde.prior_logp(z) - MIXTURE.log_density(sde, z, end)
   exact = MIXTURE.log_density(sde, x, eps)
   bits = np.abs(np.asarray(log_p - mismatch - exact)) / (3 * math.log(2))
   assert (t == sde.T).all()
   assert bits.max() < 1e-3
-  with_exact_prior = log_likelihood(
-    sde, eps=1e-3, probe="exact", prior_logp=lambda z: MIXTURE.log_density(sde, z, jnp.full(len(z), sde.T))
-  )
-  np.testing.assert_allclose(with_exact_prior(score, keys, x)[0], exact, atol=1e-3 * 3 * math.log(2))
+  prior_logp = lambda z: MIXTURE.log_density(sde, z, jnp.full(len(z), sde.T))
+  with_exact_prior = ExactLikelihood(eps=1e-3, probe="exact")(sde, score, keys, x, prior_logp=prior_logp)
+  np.testing.assert_allclose(with_exact_prior.log_p, exact, atol=1e-3 * 3 * math.log(2))
 
 
 @pytest.mark.slow
@@ -57,9 +57,9 @@ def test_estimated_traces_are_unbiased(probe):
   keys = example_keys(jax.random.key(1), jnp.arange(n))
   score = jax.tree_util.Partial(MIXTURE.score(sde))
   options = {"eps": 1e-3, "rtol": 1e-4, "atol": 1e-4}
-  exact = log_likelihood(sde, probe="exact", **options)(score, keys[:1], x[:1])[0]
-  one = np.asarray(log_likelihood(sde, probe=probe, **options)(score, keys, x)[0])
-  four = np.asarray(log_likelihood(sde, probe=probe, num_probes=4, **options)(score, keys, x)[0])
+  log_p = lambda keys, x, **more: np.asarray(ExactLikelihood(**options, **more)(sde, score, keys, x).log_p)
+  exact = log_p(keys[:1], x[:1], probe="exact")
+  one, four = log_p(keys, x, probe=probe), log_p(keys, x, probe=probe, num_probes=4)
   for values in (one, four):
     assert abs(values.mean() - exact[0]) < 3 * values.std() / math.sqrt(n) + 1e-3
   assert four.var() < 0.5 * one.var()
@@ -78,10 +78,9 @@ def test_the_offset_of_bits_per_dim(levels, scale, offset):
 def test_encoding_is_undone_by_decoding(sde):
   """Below 1e-3 in float32; latents of data are those of the prior, and so are what lies between two of them."""
   x = MIXTURE.sample(jax.random.key(0), 1000).astype(jnp.float32)
-  encode, decode = encoder(sde, eps=1e-3)
-  score = jax.tree_util.Partial(MIXTURE.score(sde))
-  z, info = encode(score, x)
-  back, _ = decode(score, z)
+  score = MIXTURE.score(sde)
+  z, info = encode(sde, score, x, eps=1e-3)
+  back, _ = decode(sde, score, z, eps=1e-3)
   off = np.abs(back - x).max(axis=1)
   assert np.median(off) < 1e-5
   assert np.quantile(off, 0.995) < 1e-3  # float32 cannot do better on the ridge between two modes
@@ -92,7 +91,7 @@ def test_encoding_is_undone_by_decoding(sde):
   np.testing.assert_allclose(between[-1], z[500:], atol=1e-3 * sde.prior_std)
   norms = np.linalg.norm(between, axis=2) / sde.prior_std
   assert norms.mean(axis=1).std() < 0.1
-  cold, _ = decode(score, 0.1 * z)
+  cold, _ = decode(sde, score, 0.1 * z, eps=1e-3)
   assert np.std(cold) < np.std(x)
 
 
@@ -101,10 +100,11 @@ def test_a_solve_out_of_steps_tells_where_it_stood():
   x = MIXTURE.sample(jax.random.key(0), 4).astype(jnp.float32)
   score = jax.tree_util.Partial(MIXTURE.score(VP()))
   keys = example_keys(jax.random.key(1), jnp.arange(4))
-  _, _, nfe, t = log_likelihood(VP(), max_steps=5)(score, keys, x)
+  _, _, nfe, t = ExactLikelihood(max_steps=5)(VP(), score, keys, x)
   assert (nfe == 31).all()
   assert ((t > 0) & (t < 0.5)).all()
-  _, info = encoder(VP(), max_steps=5)[0](score, x)
+  assert np.isnan(log_likelihood(jax.random.key(1), VP(), score, x, max_steps=5)).all()
+  _, info = encode(VP(), score, x, ode=AdaptiveODE(max_steps=5))
   assert (info["t"] < 0.5).all()
 
 
@@ -132,4 +132,4 @@ def test_drift_and_divergence_cost_two_forward_passes():
 
 def test_unknown_probes_are_refused():
   with pytest.raises(ValueError, match="rademacher, gaussian, exact"):
-    log_likelihood(VP(), probe="cauchy")
+    ExactLikelihood(probe="cauchy")

@@ -32,7 +32,7 @@ def test_official_losses_agree(name, x64):
   model = ScoreModel(
     SDES[sde],
     golden_network,
-    prediction="score" if sde == "ve" else "noise",
+    parameterization="score" if sde == "ve" else "noise",
     conditioning="sigma" if sde == "ve" else "time",
     num_scales=None if kind == "continuous" else 1000,
   )
@@ -159,9 +159,9 @@ def test_stratified_times_fill_every_stratum(monkeypatch):
 
 def test_options_that_contradict_each_other_are_refused():
   discrete = ScoreModel(VP(), golden_network, "noise", num_scales=1000)
-  with pytest.raises(ValueError, match="continuous=True"):
+  with pytest.raises(ValueError, match="needs a continuous model"):
     ScoreMatching(discrete, weighting="likelihood")
   with pytest.raises(ValueError, match="set both"):
     ScoreMatching(discrete, time_sampling="importance")
-  with pytest.raises(ValueError, match=r"training\.eps"):
+  with pytest.raises(ValueError, match=r"eps=0.0 must be positive"):
     ScoreMatching(discrete, eps=0.0)

@@ -216,7 +216,7 @@ def test_at_a_boundary_the_weight_keeps_integration_by_parts_true():
     ({"objective": "esm"}, "exact score"),
     ({"weighting": "heavy"}, "choose one of simple"),
     ({"probe": "sphere"}, "rademacher, gaussian"),
-    ({"num_probes": 0}, "num_probes must be positive"),
+    ({"num_probes": 0}, "num_probes=0 must be at least 1"),
     ({"time_sampling": "single", "single_sigma": 99.0}, "no noise level of the SDE"),
   ],
 )
@@ -228,7 +228,7 @@ def test_settings_that_cannot_work_are_named(options, message):
 
 def test_explicit_score_matching_of_a_discrete_model_is_refused():
   model = ScoreModel(VP(), lambda params, x, labels, keys: x, "noise", num_scales=100)
-  with pytest.raises(ValueError, match="continuous=True"):
+  with pytest.raises(ValueError, match="needs a continuous model"):
     ScoreMatching(model, objective="esm", target=MIXTURE.score(VP()))
 
 

@@ -16,7 +16,7 @@ from score_sde.models.mlp import MLP
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.models.wideresnet import WideResnet
 from score_sde.run import devices
-from score_sde.run.config import default_config, resolve
+from score_sde.run.config import default_config, networks, resolve
 
 CASES = golden_cases.parameters("flax_*.npz")
 
@@ -317,12 +317,12 @@ def test_networks_that_do_not_fit_the_data_are_refused():
   config = default_config()
   config.data.dataset = "swiss_roll"
   with pytest.raises(ValueError, match="needs images"):
-    models.create(resolve(config), (2,))
+    networks.create(resolve(config), (2,))
   config = default_config()
   config.data.image_size = 28
   with pytest.raises(ValueError, match="no multiple of 8"):
-    models.create(resolve(config), (28, 28, 3))
+    networks.create(resolve(config), (28, 28, 3))
   config = default_config()
   config.model.nf = 130
   with pytest.raises(ValueError, match="GroupNorm"):
-    models.create(resolve(config), (32, 32, 3))
+    networks.create(resolve(config), (32, 32, 3))

@@ -40,7 +40,7 @@ def test_the_largest_distance_is_that_of_all_pairs():
 
 
 def test_the_command_prints_overrides_that_a_config_takes():
-  command = [sys.executable, "-m", "score_sde.run.data", "suggest-sigmas", "--config=configs/quickstart.py"]
+  command = [sys.executable, "-m", "score_sde", "suggest-sigmas", "--config=configs/quickstart.py"]
   done = subprocess.run(
     [*command, "--config.training.sde=vesde"],
     cwd=ROOT,

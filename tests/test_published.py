@@ -17,8 +17,8 @@ from runs import tiny
 from configs.fashion_mnist import ddpmpp
 from score_sde.models import DDPM, NCSNpp
 from score_sde.run import checkpoints, devices, training
-from score_sde.run.checkpoints import __main__ as tool
 from score_sde.run.checkpoints import published, torch_file
+from score_sde.run.checkpoints import transfer as tool
 from score_sde.run.config import BadInput, default_config, signature
 from score_sde.run.experiment import build
 
@@ -146,14 +146,14 @@ def test_the_command_line_names_what_is_missing(tmp_path):
   import subprocess
   import sys
 
-  tool = [sys.executable, "-m", "score_sde.run.checkpoints", "import", "nowhere.pth"]
+  tool = [sys.executable, "-m", "score_sde", "import", "nowhere.pth"]
   command = [*tool, f"--workdir={tmp_path / 'run'}"]
   done = subprocess.run(
     [*command, "--config=configs/quickstart.py"], cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True,
     check=False,
   )  # fmt: skip
   assert done.returncode == 2
-  assert done.stderr.startswith("python -m score_sde.run.checkpoints: 'nowhere.pth' does not exist")
+  assert done.stderr.startswith("python -m score_sde import: 'nowhere.pth' does not exist")
   assert len(done.stderr.splitlines()) == 1
 
 

@@ -8,18 +8,18 @@ import pytest
 
 from score_sde import analytic
 from score_sde.batch import example_keys, expand, fold
+from score_sde.run.sampler import Sampler, stepping
 from score_sde.sampling import (
   CORRECTORS,
+  DDPM,
+  NCSN,
   PREDICTORS,
-  adaptive_sde,
+  AdaptiveODE,
+  AdaptiveSDE,
+  PredictorCorrector,
   correctors,
-  ddpm,
   make_grid,
-  ncsn,
-  ode_sampler,
-  predictor_corrector,
   predictors,
-  split_to_fit,
 )
 from score_sde.sde import VE, VP, SubVP
 
@@ -69,7 +69,8 @@ def test_official_predictors_agree(name, fixed_noise):
   x, t = jnp.asarray(CASE["x"]), jnp.asarray(CASE["t"])
   table = sde == "ve" and predictor != "euler_maruyama"
   stop = (jnp.round(t * 999) - 1) / 999 if table else t - 1 / 1000
-  step = PREDICTORS[predictor](SDES[sde], golden_score, official=True, probability_flow=flow.endswith("True"))
+  solver = PredictorCorrector(predictor, "none", probability_flow=flow.endswith("True"), tabulated=True)
+  step = PREDICTORS[predictor](solver, SDES[sde], golden_score)
   assert_agrees(name, step(KEYS, x, t, t, stop))
 
 
@@ -78,8 +79,8 @@ def test_official_correctors_agree(name, fixed_noise):
   _, sde, corrector, steps = name.split("/")
   fixed_noise(CASE["z"])
   x, t = jnp.asarray(CASE["x"]), jnp.asarray(CASE["t"])
-  options = {"snr": 0.16, "n_steps": int(steps.split("=")[1]), "num_scales": 1000, "batch_mean": jnp.mean}
-  assert_agrees(name, CORRECTORS[corrector](SDES[sde], golden_score, **options)(KEYS, x, t))
+  solver = PredictorCorrector(corrector=corrector, n_steps_each=int(steps.split("=")[1]), norms="batch")
+  assert_agrees(name, CORRECTORS[corrector](solver, SDES[sde], golden_score)(KEYS, x, t))
 
 
 @pytest.mark.parametrize("name", cases("chain/"))
@@ -87,25 +88,23 @@ def test_official_chains_agree(name, fixed_noise):
   """Ten steps from noise to data on the official grid; VE corrects before it predicts."""
   _, which, predictor = name.split("/")
   sde = SDES[which]
-  grid = make_grid("official", sde, 10, EPS[which], predictor)
+  grid = make_grid("official", sde, 10, EPS[which], tabulated=predictor != "euler_maruyama")
   fixed_noise(*(CASE["chain/noise"] if which == "ve" else CASE["chain/noise"][1::2]))
   corrector = "langevin" if which == "ve" else "none"
-  correct = CORRECTORS[corrector](sde, golden_score, snr=0.16, batch_mean=jnp.mean)
-  predict = PREDICTORS[predictor](sde, golden_score, official=True)
+  solver = PredictorCorrector(predictor, corrector, norms="batch").on(sde, grid)
   x = jnp.asarray(CASE["chain/x_T_standard_normal"]) * sde.prior_std
-  for times in zip(*grid, strict=True):
-    t, start, stop = (jnp.full(6, a) for a in times)
-    x, _ = correct(KEYS, x, t)
-    x, x_mean = predict(KEYS, x, t, start, stop)
-  assert_agrees(name, (x, x_mean))
+  state = solver.init(sde, x, jnp.full(6, sde.T))
+  for times in grid.rows:
+    state = solver.step(sde, golden_score, KEYS, state, *(jnp.full(6, a) for a in times))
+  assert_agrees(name, (state.x, state.mean))
 
 
 def test_the_compiled_sampler_is_the_plain_loop():
   """Chunks, donation and frames change nothing: 60 steps cross a chunk's border."""
   sde, n = VP(), 60
   grid = make_grid("uniform", sde, n, 1e-3)
-  options = {"predictor": "euler_maruyama", "corrector": "langevin", "snr": 0.1}
-  sample = predictor_corrector(sde, grid, **options)
+  solver = PredictorCorrector("euler_maruyama", "langevin", snr=0.1)
+  sample = Sampler(sde, solver, grid)
   score = jax.tree_util.Partial(golden_score)
   seen = []
   x, info = sample(score, jax.random.key(3), (4, 2), progress=lambda done, total: seen.append((done, total)))
@@ -113,8 +112,8 @@ def test_the_compiled_sampler_is_the_plain_loop():
 
   keys = example_keys(jax.random.key(3), jnp.arange(4))
   y = sde.prior_sample(fold(keys, 0), (4, 2))
-  correct = CORRECTORS["langevin"](sde, golden_score, snr=0.1)
-  predict = PREDICTORS["euler_maruyama"](sde, golden_score)
+  correct = CORRECTORS["langevin"](solver, sde, golden_score)
+  predict = PREDICTORS["euler_maruyama"](solver, sde, golden_score)
 
   @jax.jit
   def step(i, y, times):
@@ -123,7 +122,7 @@ def test_the_compiled_sampler_is_the_plain_loop():
     y, _ = correct(fold(step_keys, 0), y, t)
     return predict(fold(step_keys, 1), y, t, start, stop)
 
-  for i, times in enumerate(np.stack(grid, axis=1).astype(np.float32)):
+  for i, times in enumerate(grid.rows.astype(np.float32)):
     y, y_mean = step(i, y, times)
   np.testing.assert_allclose(x, y_mean, rtol=2e-4, atol=2e-5)
   np.testing.assert_allclose(framed, x, rtol=2e-4, atol=2e-5)
@@ -137,8 +136,8 @@ def test_a_sample_depends_on_its_own_key_alone():
   """Whatever the batch: with norms per sample; the paper's batch-averaged norms couple samples."""
   sde = VE(sigma_max=5.0)
   score = jax.tree_util.Partial(golden_score)
-  for batch_norms, independent in ((False, True), (True, False)):
-    sample = predictor_corrector(sde, make_grid("uniform", sde, 20, 1e-3), batch_norms=batch_norms)
+  for norms, independent in (("sample", True), ("batch", False)):
+    sample = stepping(PredictorCorrector(norms=norms), sde, 20, eps=1e-3)
     whole, _ = sample(score, jax.random.key(0), (6, 2))
     part, _ = sample(score, jax.random.key(0), (2, 2), first=4)
     assert np.allclose(whole[4:], part, rtol=1e-4, atol=1e-5) == independent
@@ -158,7 +157,7 @@ def test_samples_have_the_moments_of_the_data(sde, predictor, corrector):
   n = 4000
   grid = make_grid("log_snr" if sde is SDES["ve"] else "uniform", sde, 300, 1e-3)
   # Norms over the batch: in two dimensions a single score's norm varies so much that its steps are biased.
-  sample = predictor_corrector(sde, grid, predictor=predictor, corrector=corrector, snr=0.05, batch_norms=True)
+  sample = Sampler(sde, PredictorCorrector(predictor, corrector, snr=0.05, norms="batch"), grid)
   x, info = sample(jax.tree_util.Partial(MIXTURE.score(sde)), jax.random.key(0), (n, 2))
   truth = np.asarray(MIXTURE.sample(jax.random.key(1), 200_000))
   assert info["finite"].all()
@@ -169,13 +168,13 @@ def test_samples_have_the_moments_of_the_data(sde, predictor, corrector):
   assert left == pytest.approx(np.mean(truth[:, 0] < 0), abs=4 * np.sqrt(0.25 / n) + 0.01)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("norms", ["sample", "batch"])
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde, batch_norm):
+def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde, norms):
   """For N(m, c² I) the flow is x -> m + (x_T - alpha m) sqrt(v(eps) / v(T)), v = (alpha c)² + sigma²."""
   mean, c = jnp.array([0.5, -0.3]), 0.2
   data = analytic.gaussian(mean, c**2 * np.eye(2))
-  sample = ode_sampler(sde, eps=1e-3, denoise=False, batch_norm=batch_norm)
+  sample = Sampler(sde, AdaptiveODE(noise_removal=False, norms=norms), eps=1e-3)
   x, info = sample(jax.tree_util.Partial(data.score(sde)), jax.random.key(0), (16, 2))
   z = sde.prior_sample(fold(example_keys(jax.random.key(0), jnp.arange(16)), 0), (16, 2))
   eps, end = jnp.array(1e-3), jnp.array(sde.T)
@@ -184,7 +183,7 @@ def test_the_ode_sampler_carries_the_prior_to_a_gaussian_exactly(sde, batch_norm
   np.testing.assert_allclose(x, expected, atol=2e-3)
   assert info["finite"].all()
   assert ((info["nfe"] - 1) % 6 == 0).all()
-  assert (len(set(info["nfe"].tolist())) == 1) == batch_norm
+  assert (len(set(info["nfe"].tolist())) == 1) == (norms == "batch")
 
 
 @pytest.mark.slow
@@ -193,7 +192,7 @@ def test_adaptive_steps_find_the_data_and_are_each_samples_own(sde):
   """Covariance within four standard errors and 3%; rejected steps leave no bias, for the Brownian path is one."""
   data, n = analytic.gaussian([0.25, -0.5], np.array([[2.0, 0.6], [0.6, 0.5]]) / 16), 2000
   score = jax.tree_util.Partial(data.score(sde))
-  sample = adaptive_sde(sde, eps=1e-3, rtol=0.05, denoise=False)
+  sample = Sampler(sde, AdaptiveSDE(noise_removal=False), eps=1e-3)
   x, info = sample(score, jax.random.key(2), (n, 2), frames=3)
   alpha, sigma = (float(f(jnp.array(1e-3))) for f in (sde.alpha, sde.sigma))
   covariance = alpha**2 * data.covariances[0] + sigma**2 * np.eye(2)
@@ -210,13 +209,13 @@ def test_adaptive_steps_find_the_data_and_are_each_samples_own(sde):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("paper_step", [False, pytest.param(True, marks=SLOW)])
-def test_ncsn_finds_the_data_and_denoises_last(paper_step):
+@pytest.mark.parametrize("ald_step", ["code", pytest.param("paper", marks=SLOW)])
+def test_ncsn_finds_the_data_and_denoises_last(ald_step):
   sde, n = VE(0.05, 4.0), 4000
   score = jax.tree_util.Partial(MIXTURE.score(sde))
-  options = {"num_scales": 20, "n_steps": 30, "snr": 0.2, "paper_step": paper_step}
-  x, info = ncsn(sde, **options)(score, jax.random.key(0), (n, 2))
-  last, with_last = ncsn(sde, denoise=True, **options)(score, jax.random.key(0), (n, 2))
+  options = {"num_scales": 20, "n_steps_each": 30, "snr": 0.2, "ald_step": ald_step}
+  x, info = stepping(NCSN(**options), sde, None)(score, jax.random.key(0), (n, 2))
+  last, with_last = stepping(NCSN(noise_removal=True, **options), sde, None)(score, jax.random.key(0), (n, 2))
   assert (info["nfe"], with_last["nfe"]) == (600, 601)
   np.testing.assert_allclose(last, MIXTURE.posterior_mean(sde, x, jnp.full(n, 1e-5)), atol=1e-4)
   truth = np.asarray(MIXTURE.sample(jax.random.key(1), 100_000))
@@ -227,17 +226,16 @@ def test_ncsn_finds_the_data_and_denoises_last(paper_step):
 
 def test_ddpm_is_ancestral_sampling_on_the_official_grid():
   sde, score = VP(), jax.tree_util.Partial(golden_score)
-  x, info = ddpm(sde, num_scales=30)(score, jax.random.key(0), (4, 2))
-  options = {"predictor": "ancestral_sampling", "corrector": "none", "official": True}
-  grid = make_grid("official", sde, 30, 1e-3, "ancestral_sampling")
-  np.testing.assert_array_equal(x, predictor_corrector(sde, grid, **options)(score, jax.random.key(0), (4, 2))[0])
+  x, info = stepping(DDPM(num_scales=30), sde, None)(score, jax.random.key(0), (4, 2))
+  plain = stepping(PredictorCorrector("ancestral_sampling", "none"), sde, 30, "official")
+  np.testing.assert_array_equal(x, plain(score, jax.random.key(0), (4, 2))[0])
   assert info["nfe"] == 30
-  other, _ = ddpm(sde, num_scales=30, posterior_variance=True)(score, jax.random.key(0), (4, 2))
+  other, _ = stepping(DDPM(num_scales=30, posterior_variance=True), sde, None)(score, jax.random.key(0), (4, 2))
   assert np.abs(other - x).max() > 1e-3
 
 
-@pytest.mark.parametrize(("name", "paper"), [("langevin", False), ("ald", False), ("ald", True)])
-def test_langevin_steps_leave_their_own_stationary_law(name, paper):
+@pytest.mark.parametrize(("name", "ald_step"), [("langevin", "code"), ("ald", "code"), ("ald", "paper")])
+def test_langevin_steps_leave_their_own_stationary_law(name, ald_step):
   """Steps of size e on N(0, v) settle at the variance v / (1 - e / 2v), not v: x -> (1 - e / v) x + sqrt(2 e) z.
 
   Of langevin e follows from norms averaged over the batch, E|z| / E|score| = sqrt(v) in one dimension, at its own law.
@@ -247,11 +245,11 @@ def test_langevin_steps_leave_their_own_stationary_law(name, paper):
   data = analytic.gaussian([0.0], [[0.5]])
   v = float(sde.alpha(t)[0]) ** 2 * 0.5 + float(sde.sigma(t)[0]) ** 2
   shrinkage = 1 + 2 * float(sde.dlog_alpha(t)[0]) / 1000
-  options = {"snr": snr, "n_steps": 200, "paper": paper, "batch_mean": jnp.mean}
-  correct = jax.jit(CORRECTORS[name](sde, data.score(sde), **options))
+  solver = PredictorCorrector(corrector=name, snr=snr, n_steps_each=200, ald_step=ald_step, norms="batch")
+  correct = jax.jit(CORRECTORS[name](solver, sde, data.score(sde)))
   x, _ = correct(example_keys(jax.random.key(0), jnp.arange(n)), 3 + jnp.zeros((n, 1)), t)
   if name == "ald":
-    e = (1 if paper else 2) * shrinkage * (snr * float(sde.sigma(t)[0])) ** 2
+    e = (1 if ald_step == "paper" else 2) * shrinkage * (snr * float(sde.sigma(t)[0])) ** 2
     expected = v / (1 - e / (2 * v))
   else:  # with variance w, |score| averages sqrt(w) / v times |z|, so e = 2 a snr² v² / w, and w = v / (1 - e / 2v)
     expected = v * (1 + shrinkage * snr**2)
@@ -264,13 +262,14 @@ def test_the_corrector_pulls_a_wrong_start_to_the_target():
   """From N(3, 0.1²) in place of the prior: the corrector brings the mean back, predictors alone keep more of it."""
   wrong = WrongPrior()
   data = analytic.gaussian([0.0, 0.0], 0.25 * np.eye(2))
-  score, grid = jax.tree_util.Partial(data.score(VP())), make_grid("uniform", VP(), 100, 1e-3)
+  score = jax.tree_util.Partial(data.score(VP()))
   off = {}
   for corrector in ("none", "langevin"):
-    sample = predictor_corrector(wrong, grid, corrector=corrector, snr=0.3, n_steps=5, batch_norms=True)
+    solver = PredictorCorrector(corrector=corrector, snr=0.3, n_steps_each=5, norms="batch")
+    sample = stepping(solver, wrong, 100)
     x, _ = sample(score, jax.random.key(0), (2000, 2))
     off[corrector] = np.abs(np.mean(x, axis=0)).max(), np.abs(np.std(x, axis=0) - 0.5).max()
-  flow = predictor_corrector(wrong, grid, corrector="none", probability_flow=True)
+  flow = stepping(PredictorCorrector(corrector="none", probability_flow=True), wrong, 100)
   x, _ = flow(score, jax.random.key(0), (2000, 2))
   assert np.abs(np.mean(x, axis=0)).min() > 1
   assert off["langevin"][0] < 0.05
@@ -286,18 +285,19 @@ class WrongPrior(VP):
 def test_batches_beyond_memory_are_split_and_the_samples_stay_the_same():
   """A sampler that holds at most five: the batch is halved until it fits, and the next batch at once."""
   sde, seen = VP(), []
-  plain = adaptive_sde(sde, eps=1e-2, rtol=0.2)
+  plain = Sampler(sde, AdaptiveSDE(rtol=0.2), eps=1e-2)
 
-  def small(score, key, shape, **options):
-    seen.append(shape[0])
-    if shape[0] > 5:
-      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-    return plain(score, key, shape, **options)
+  class Small(Sampler):
+    def _batch(self, score, key, shape, **options):
+      seen.append(shape[0])
+      if shape[0] > 5:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+      return super()._batch(score, key, shape, **options)
 
   score = jax.tree_util.Partial(lambda x, t, c: golden_score(x - c[:, None], t))
   options = {"frames": 2, "condition": jnp.arange(14.0), "first": 3}
   progress = []
-  sample = split_to_fit(small)
+  sample = Small(sde, AdaptiveSDE(rtol=0.2), eps=1e-2)
   x, info = sample(score, jax.random.key(0), (14, 2), progress=lambda *a: progress.append(a), **options)
   whole, expected = plain(score, jax.random.key(0), (14, 2), **options)
   np.testing.assert_allclose(x, whole, atol=1e-5)
@@ -310,10 +310,13 @@ def test_batches_beyond_memory_are_split_and_the_samples_stay_the_same():
   assert progress[-1][0] == progress[-1][1]
   sample(score, jax.random.key(0), (6, 2), condition=jnp.arange(6.0))
   assert seen[7:] == [3, 3]
+
+  class Broken(Sampler):
+    def _batch(self, score, key, shape, **options):
+      raise jax.errors.JaxRuntimeError("INTERNAL: elsewhere")
+
   with pytest.raises(jax.errors.JaxRuntimeError, match="elsewhere"):
-    split_to_fit(lambda *_, **__: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL: elsewhere")))(
-      score, jax.random.key(0), (4, 2)
-    )
+    Broken(sde, AdaptiveSDE())(score, jax.random.key(0), (4, 2), condition=jnp.arange(4.0))
 
 
 def test_the_reported_evaluations_are_those_made(monkeypatch):
@@ -324,13 +327,13 @@ def test_the_reported_evaluations_are_those_made(monkeypatch):
     jax.debug.callback(lambda t: calls.append(float(t[0])), t)
     return -x
 
-  sample = predictor_corrector(VP(), make_grid("uniform", VP(), 7, 1e-3), corrector="langevin", n_steps=3)
+  sample = stepping(PredictorCorrector(corrector="langevin", n_steps_each=3), VP(), 7)
   _, info = sample(jax.tree_util.Partial(score), jax.random.key(0), (1, 2))
   jax.effects_barrier()
   assert info["nfe"] == len(calls) == 7 * 4
-  for make in (ode_sampler, adaptive_sde):
+  for make in (AdaptiveODE, AdaptiveSDE):
     calls.clear()
-    _, info = make(VP(), eps=1e-3)(jax.tree_util.Partial(score), jax.random.key(0), (1, 2))
+    _, info = Sampler(VP(), make())(jax.tree_util.Partial(score), jax.random.key(0), (1, 2))
     jax.effects_barrier()
     assert int(info["nfe"][0]) == len(calls), make
 
@@ -339,18 +342,16 @@ def test_the_reported_evaluations_are_those_made(monkeypatch):
 def test_broken_samples_are_flagged():
   """A score that is NaN for some samples, and solves that run out of steps, with the time that they reached."""
   nan = jax.tree_util.Partial(lambda x, t: jnp.where(x[:, :1] > 0, jnp.nan, -x))
-  x, info = predictor_corrector(VP(), make_grid("uniform", VP(), 5, 1e-3), corrector="none")(
-    nan, jax.random.key(0), (32, 2)
-  )
+  x, info = stepping(PredictorCorrector(corrector="none"), VP(), 5)(nan, jax.random.key(0), (32, 2))
   assert np.array_equal(info["finite"], np.isfinite(np.asarray(x)).all(axis=1))
   assert 0 < info["finite"].sum() < 32
-  for make in (ode_sampler, adaptive_sde):
-    _, info = make(VP(), eps=1e-3, max_steps=3)(jax.tree_util.Partial(golden_score), jax.random.key(0), (4, 2))
+  for make in (AdaptiveODE, AdaptiveSDE):
+    _, info = Sampler(VP(), make(max_steps=3))(jax.tree_util.Partial(golden_score), jax.random.key(0), (4, 2))
     assert not info["finite"].any()
     assert ((info["t"] > 0.5) & (info["t"] < 1)).all(), make
     broken = jnp.arange(4) == 1
     nan = jax.tree_util.Partial(lambda x, t, c: jnp.where(c[:, None], jnp.nan, -x))
-    _, info = make(VP(), eps=1e-3, max_steps=400)(nan, jax.random.key(0), (4, 2), condition=broken)
+    _, info = Sampler(VP(), make(max_steps=400))(nan, jax.random.key(0), (4, 2), condition=broken)
     np.testing.assert_array_equal(info["finite"], ~broken)
     np.testing.assert_array_equal(info["t"] <= np.float32(1e-3), ~broken)
 
@@ -368,19 +369,20 @@ def test_ordinary_grids_run_from_noise_to_eps_without_gaps(sde, name):
 @pytest.mark.parametrize(
   ("make", "message"),
   [
-    (lambda: make_grid("uniform", VP(), 0, 1e-3), "at least 1"),
+    (lambda: make_grid("uniform", VP(), -1, 1e-3), "must not be negative"),
     (lambda: make_grid("uniform", VP(), 5, 1.5), "noise to data"),
     (lambda: make_grid("linear", VP(), 5, 1e-3), "choose one of official"),
-    (lambda: predictor_corrector(VP(), None, predictor="euler"), "choose one of euler_maruyama"),
-    (lambda: predictor_corrector(VP(), None, corrector="mcmc"), "choose one of langevin"),
-    (lambda: predictor_corrector(VP(), None, predictor="none", corrector="none"), "nothing would move"),
-    (lambda: predictor_corrector(SubVP(), None, predictor="ancestral_sampling", official=True), "no official grid"),
-    (lambda: ode_sampler(VP(), eps=1e-3, solver="rk99"), "choose one of dopri5"),
-    (lambda: predictor_corrector(VP(), None, num_scales=15), "num_scales=15 is too few"),
-    (lambda: ncsn(VP()), "noise levels of VE"),
-    (lambda: ddpm(VE()), "betas of VP"),
-    (lambda: adaptive_sde(VP(), eps=0.0), "noise to data"),
-    (lambda: adaptive_sde(VP(), eps=1e-3, rtol=0.0), "must be positive"),
+    (lambda: PredictorCorrector("euler"), "choose one of euler_maruyama"),
+    (lambda: PredictorCorrector(corrector="mcmc"), "choose one of langevin"),
+    (lambda: PredictorCorrector("none", "none"), "nothing would move"),
+    (lambda: stepping(PredictorCorrector("ancestral_sampling", "none"), SubVP(), 9, "official"), "no official grid"),
+    (lambda: AdaptiveODE(solver="rk99"), "choose one of dopri5"),
+    (lambda: stepping(PredictorCorrector(num_scales=15), VP(), 9), "num_scales=15 is too few"),
+    (lambda: stepping(NCSN(), VP(), None), "noise levels of VE"),
+    (lambda: stepping(DDPM(), VE(), None), "betas of VP"),
+    (lambda: Sampler(VP(), AdaptiveSDE(), eps=0.0), "noise to data"),
+    (lambda: AdaptiveSDE(rtol=0.0), "must be positive"),
+    (lambda: stepping(PredictorCorrector(), VP(), 0), "steps=0 must be an integer, at least 1"),
   ],
 )  # fmt: skip
 def test_samplers_that_cannot_work_are_refused(make, message):

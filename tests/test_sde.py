@@ -177,12 +177,12 @@ def test_reverse_drift_carries_the_divergence_of_a_state_dependent_diffusion(x64
   [
     (lambda: VE(0.0, 50.0), "sigma_min"),
     (lambda: VE(2.0, 1.0), "sigma_max"),
-    (lambda: VP(-0.1, 20.0), "VP needs"),
-    (lambda: SubVP(1.0, 0.5), "SubVP needs"),
+    (lambda: VP(-0.1, 20.0), "beta_min"),
+    (lambda: SubVP(1.0, 0.5), "beta_max"),
     (lambda: VP().levels(10), "num_scales"),
-    (lambda: CosineVP(s=-1.0), "s >= 0"),
-    (lambda: CosineVP(delta=0.0), "0 < delta < 1"),
-    (lambda: RectifiedFlow(delta=1.0), "0 < delta < 1"),
+    (lambda: CosineVP(s=-1.0), r"s=-?[0-9.]+ must not be negative"),
+    (lambda: CosineVP(delta=0.0), r"delta=[0-9.]+ must lie in \(0, 1\)"),
+    (lambda: RectifiedFlow(delta=1.0), r"delta=[0-9.]+ must lie in \(0, 1\)"),
     (lambda: Reflected(VE(), 1.0, 0.0), "low < high"),
   ],
 )

@@ -13,12 +13,13 @@ from runs import finish
 
 from score_sde import analytic, likelihood
 from score_sde.batch import Array, example_keys
-from score_sde.bounds import evidence_bound
+from score_sde.bounds import EvidenceBound
 from score_sde.losses import ScoreMatching
 from score_sde.parameterization import ScoreModel
 from score_sde.run import config
 from score_sde.run.experiment import build
-from score_sde.sampling import adaptive_sde, few_step, make_grid, ode_sampler, predictor_corrector
+from score_sde.run.sampler import Sampler, stepping
+from score_sde.sampling import AdaptiveODE, AdaptiveSDE, Heun, PredictorCorrector, UniPC
 from score_sde.sde import SDE, VE, VP, LinearSDE, Reflected, simulate
 
 GAUSSIAN = analytic.gaussian([0.4, -0.2], [[0.2, 0.1], [0.1, 0.3]])
@@ -58,15 +59,13 @@ EXPECTED = np.concatenate([GAUSSIAN.means[0], GAUSSIAN.covariances[0].ravel()])
 )
 def test_alpha_and_sigma_alone_are_enough_for_every_sampler(method):
   sde = Sigmoid()
-  grid = make_grid("uniform", sde, 200, 1e-3)
-  few = make_grid("log_snr", sde, 20, 1e-3)
   sample = {
-    "pc": lambda: predictor_corrector(sde, grid, corrector="none"),
-    "ancestral": lambda: predictor_corrector(sde, grid, predictor="ancestral_sampling", corrector="none"),
-    "ode": lambda: ode_sampler(sde, eps=1e-3),
-    "adaptive": lambda: adaptive_sde(sde, eps=1e-3, rtol=0.02),
-    "unipc": lambda: few_step(sde, few, "unipc"),
-    "heun": lambda: few_step(sde, few, "heun"),
+    "pc": lambda: stepping(PredictorCorrector(corrector="none"), sde, 200),
+    "ancestral": lambda: stepping(PredictorCorrector("ancestral_sampling", "none"), sde, 200),
+    "ode": lambda: Sampler(sde, AdaptiveODE()),
+    "adaptive": lambda: Sampler(sde, AdaptiveSDE(rtol=0.02)),
+    "unipc": lambda: stepping(UniPC(), sde, 21),
+    "heun": lambda: stepping(Heun(), sde, 21),
   }[method]()
   x, info = sample(GAUSSIAN.score(sde), jax.random.key(0), (4000, 2))
   assert info["finite"].all()
@@ -77,12 +76,12 @@ def test_alpha_and_sigma_alone_are_enough_for_likelihoods():
   sde = Sigmoid()
   x = GAUSSIAN.sample(jax.random.key(1), 64)
   at_the_end = lambda z: GAUSSIAN.log_density(sde, z, jnp.ones(len(z)))  # alpha(1) is 0.08: the prior is not quite it
-  log_p = likelihood.log_likelihood(sde, probe="exact", eps=1e-4, prior_logp=at_the_end)
   keys = example_keys(jax.random.key(0), jnp.arange(64))
-  got, _, _, _ = log_p(GAUSSIAN.score(sde), keys, x)
+  exact_trace = likelihood.ExactLikelihood(probe="exact", eps=1e-4)
+  got = exact_trace(sde, GAUSSIAN.score(sde), keys, x, prior_logp=at_the_end).log_p
   exact = GAUSSIAN.log_density(sde, x, jnp.full(64, 1e-4))
   np.testing.assert_allclose(got, exact, atol=5e-3)
-  bound = evidence_bound(sde, eps=1e-3, num_times=256)(GAUSSIAN.score(sde), keys, x)
+  bound = EvidenceBound(eps=1e-3, num_times=256)(sde, GAUSSIAN.score(sde), keys, x)
   # Tight for the exact score, but for alpha(1), which the bound counts as the distance from the prior.
   assert -0.1 < float((bound - exact).mean()) < 0.05
 
@@ -160,20 +159,20 @@ def test_reflection_keeps_paths_in_the_box_and_tends_to_the_uniform_law():
 
 def test_sampling_without_a_prior_starts_from_what_is_given_and_likelihood_refuses():
   sde, score = Plain(), GAUSSIAN.score(VP())
-  sample = predictor_corrector(sde, make_grid("uniform", sde, 200, 1e-3), predictor="euler_maruyama", corrector="none")
+  sample = stepping(PredictorCorrector("euler_maruyama", "none"), sde, 200)
   with pytest.raises(ValueError, match="no closed-form prior"):
     sample(score, jax.random.key(0), (8, 2))
   keys = example_keys(jax.random.key(1), jnp.arange(4000))
   data = GAUSSIAN.sample(jax.random.key(2), 4000)
   start = simulate(sde, keys, data, jnp.ones(4000), 128)
-  x, _ = sample(score, jax.random.key(0), (4000, 2), start=start)
+  x, _ = sample(score, jax.random.key(0), (4000, 2), x_T=start)
   np.testing.assert_allclose(moments(x), EXPECTED, atol=0.05)
   with pytest.raises(ValueError, match="must have the samples' shape"):
-    sample(score, jax.random.key(0), (3, 2), start=start)
+    sample(score, jax.random.key(0), (3, 2), x_T=start)
   with pytest.raises(ValueError, match=r"Plain has no likelihood: it has no closed-form prior"):
-    likelihood.log_likelihood(sde)
+    likelihood.log_likelihood(jax.random.key(0), sde, score, data)
   with pytest.raises(ValueError, match="may leave the box"):
-    likelihood.log_likelihood(Reflected(VE(), uniform_prior=True))
+    likelihood.log_likelihood(jax.random.key(0), Reflected(VE(), uniform_prior=True), score, data)
 
 
 # --- from the command line ----------------------------------------------------------------------------------------

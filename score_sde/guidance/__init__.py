@@ -3,29 +3,34 @@
     grad log p_t(x | y) = score(x, t) + grad log p_t(y | x)
 
 `posterior` has the methods for measurements y = A x + noise, `operators` what can be measured, `classes` guidance to a
-class. What they return is a score again. `constraints` act on the state of a sampler instead.
+class. What they return is a score again. `constraints` act on the state of a solver instead.
 """
 
-from score_sde.guidance.classes import Classifier, by_classifier, classifier_free
-from score_sde.guidance.constraints import ddrm, projection, put_in
-from score_sde.guidance.operators import LinearOperator, Measurement, check_operator, measure
-from score_sde.guidance.posterior import METHODS, analytic, condition_on, dps, pigdm, tmpd
+from score_sde.guidance.classes import ByClassifier, Classifier, ClassifierFree
+from score_sde.guidance.constraints import DDRM, Constraint, Projection, put_in
+from score_sde.guidance.nonlinear import PhaseRetrieval, Quantized
+from score_sde.guidance.operators import LinearOperator, Measurement, check_operator, inpaint, measure
+from score_sde.guidance.posterior import DPS, METHODS, TMPD, Analytic, PiGDM, condition_on
 
 __all__ = [
+  "DDRM",
+  "DPS",
   "METHODS",
+  "TMPD",
+  "Analytic",
+  "ByClassifier",
   "Classifier",
+  "ClassifierFree",
+  "Constraint",
   "LinearOperator",
   "Measurement",
-  "analytic",
-  "by_classifier",
+  "PhaseRetrieval",
+  "PiGDM",
+  "Projection",
+  "Quantized",
   "check_operator",
-  "classifier_free",
   "condition_on",
-  "ddrm",
-  "dps",
+  "inpaint",
   "measure",
-  "pigdm",
-  "projection",
   "put_in",
-  "tmpd",
 ]

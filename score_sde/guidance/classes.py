@@ -1,7 +1,6 @@
 """Guidance to a class: by a classifier of noisy data, or by a class-conditional network alone."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +10,17 @@ import jax.numpy as jnp
 import optax
 
 from score_sde.batch import Array, expand, fold, normal, uniform
-from score_sde.guidance.posterior import Conditional
+from score_sde.errors import InvalidArgument
 from score_sde.losses import uniform_times
-from score_sde.sde import LinearSDE, Score
+from score_sde.options import Options, option
+from score_sde.sde import SDE, LinearSDE, Score, linear
 
 # Streams of an example's key.
 TIME, NOISE = range(2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class Classifier(Options):
   """A network as p_t(y | x) of noisy data; it sees x and the noise-to-signal ratio sigma(t) / alpha(t).
 
   Attributes:
@@ -34,15 +34,17 @@ class Classifier:
 
   sde: LinearSDE
   network: Callable[..., Array]
-  eps: float = 1e-5
-  stratified: bool = False
-  single_sigma: float | None = None
+  eps: float = option(1e-5, "smallest time of training", "(0, inf)")
+  stratified: bool = option(False, "spread the times of a batch evenly")
+  single_sigma: float | None = option(
+    None, "sigma / alpha of the one noise level", "(0, inf)", needs={"time_sampling": ("single",)}
+  )
 
-  def __post_init__(self):
-    if not isinstance(self.sde, LinearSDE):
-      raise ValueError(f"training.task='classifier' needs a linear SDE, not {type(self.sde).__name__}.")
-    if not 0 < self.eps < self.sde.T:
-      raise ValueError(f"training.eps must lie in (0, {self.sde.T}), got {self.eps}.")
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    linear(self.sde, "A classifier of noisy data")
+    if not self.eps < self.sde.T:
+      raise InvalidArgument(f"eps={self.eps} must lie in (0, {self.sde.T}).", "eps")
 
   def logits(self, params: Any, x: Array, t: Array) -> Array:
     """log p_t(y | x) up to a constant, (B, classes)."""
@@ -71,51 +73,53 @@ class Classifier:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
-@functools.cache
-def by_classifier(logits: Callable[..., Array], scale: float = 1.0) -> Conditional:
+@dataclasses.dataclass(frozen=True)
+class ByClassifier(Options):
   """score(x, t) + scale grad log p_t(y | x). Song et al. 2021, eq. (14); Dhariwal & Nichol 2021 for the scale.
 
-  `logits(params, x, t)` is a `Classifier`'s; condition_on(score, by_classifier(...), params) is the score(x, t, y) of
+  `logits(params, x, t)` is a `Classifier`'s; condition_on(score, ByClassifier(...), params) is the score(x, t, y) of
   classes y (B,). scale 0 is no guidance, 1 Bayes' rule; above, samples are surer of their class and less diverse.
   """
-  _check_scale(scale)
 
-  def conditional(score: Score, params: Any, x: Array, t: Array, y: Array) -> Array:
-    log_p = lambda x: jnp.sum(-optax.softmax_cross_entropy_with_integer_labels(logits(params, x, t), y))
-    return score(x, t) + scale * jax.grad(log_p)(x)
+  logits: Callable[..., Array]
+  scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
 
-  return conditional
+  def __call__(self, score: Score, params: Any, x: Array, t: Array, y: Array) -> Array:
+    log_p = lambda x: jnp.sum(-optax.softmax_cross_entropy_with_integer_labels(self.logits(params, x, t), y))
+    return score(x, t) + self.scale * jax.grad(log_p)(x)
 
 
-@functools.cache
-def classifier_free(sde: LinearSDE, scale: float = 1.0, low: float = 0.0, high: float = math.inf) -> Conditional:
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree(Options):
   """score(x, t) + scale [score(x, t, y) - score(x, t)], both by one network that knows "no class" (y < 0).
 
   Ho & Salimans 2022, eq. (6), whose w is scale - 1. Outside low <= sigma / alpha <= high the scale is 1, for one
   evaluation in place of two: guidance only harms at high noise and is lost at low (Kynkäänniemi et al. 2024).
 
   Raises:
-    ValueError: for a negative scale or an empty interval.
+    InvalidArgument: for a negative scale or an empty interval.
   """
-  _check_scale(scale)
-  if not 0 <= low < high:
-    raise ValueError(f"guidance.low={low} and guidance.high={high} must satisfy 0 <= low < high.")
 
-  def conditional(score: Callable, x: Array, t: Array, y: Array) -> Array:
+  sde: SDE
+  scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
+  low: float = option(0.0, "sigma / alpha above which classifier_free guides", "[0, inf)")
+  high: float = option(math.inf, "sigma / alpha below which classifier_free guides", "(0, inf]")
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    linear(self.sde, "Classifier-free guidance")
+    if not self.low < self.high:
+      raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy 0 <= low < high.", "low", "high")
+
+  def __call__(self, score: Callable[..., Array], x: Array, t: Array, y: Array) -> Array:
+    sde = linear(self.sde, "Classifier-free guidance")
     ratio = sde.sigma(t) / sde.alpha(t)
-    inside = (ratio >= low) & (ratio <= high)
+    inside = (ratio >= self.low) & (ratio <= self.high)
 
-    def both():
+    def both() -> Array:
       with_class, without = jnp.split(score(*(jnp.concatenate(p) for p in ((x, x), (t, t), (y, -jnp.ones_like(y))))), 2)
-      return without + expand(jnp.where(inside, scale, 1.0), x) * (with_class - without)
+      return without + expand(jnp.where(inside, self.scale, 1.0), x) * (with_class - without)
 
-    if low == 0 and high == math.inf:
+    if self.low == 0 and self.high == math.inf:
       return both()
     return jax.lax.cond(jnp.any(inside), both, lambda: score(x, t, y))
-
-  return conditional
-
-
-def _check_scale(scale: float) -> None:
-  if not 0 <= scale < math.inf:
-    raise ValueError(f"guidance.scale must not be negative, got {scale}.")

@@ -1,60 +1,69 @@
 """Posterior sampling by acting on the state: what is measured of x_t is put into it after every update.
 
-A constraint is `constrain(keys, x, x_mean, t) -> (x, x_mean)`, made of the batch's measurement; predictor-corrector and
-few-step samplers take its maker. These are no scores: no likelihood comes of them. DDRM's update is so much a sampler's
-own that it is one.
+A constraint is a function from a solver to a solver. These are no scores, so no likelihood comes of them. DDRM's update
+is so much a sampler's own that it is a solver itself.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, normal
+from score_sde.errors import InvalidArgument
 from score_sde.guidance.operators import Measurement
+from score_sde.options import Options, option
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sampling.loop import Constrain, Sampler, Step, chained, loop
-from score_sde.sde import LinearSDE, Score, denoiser
+from score_sde.sampling.solver import Solver, State
+from score_sde.sde import SDE, Score, denoiser, linear
+
+Constraint = Callable[[Solver], Solver]
 
 
-def projection(sde: LinearSDE, *, strength: float = 1.0) -> Callable[[Measurement], Constrain]:
+@dataclasses.dataclass(frozen=True)
+class Projection(Options):
   """x̄ <- (1 - strength) x̄ + strength (α ȳ + std z̄) in every measured direction, x̄ = Vᵀ x and ȳ = Vᵀ A⁺ y.
 
-  std² = σ² - (α noise / S)², so that with the measurement's own noise the sum has the noise of time t; where that
-  alone is more than σ(t), the measurement says less than x_t does, and x̄ stays. x_mean gets α ȳ. With strength 1 the
-  measured part is replaced: inpainting and colorization of Song et al. 2021, Appendix I; below, and for any A, the
-  projection of Song et al. 2022 (medical imaging), eq. (9).
+  std² = σ² - (α noise / S)², so that with the measurement's own noise the sum has the noise of time t. Directions in
+  which that alone is more than σ(t) stay as they are: there x_t knows more than the measurement. The mean gets α ȳ. With
+  strength 1 the measured part is replaced: inpainting and colorization of Song et al. 2021, Appendix I; below, and for
+  any A, the projection of Song et al. 2022 (medical imaging), eq. (9).
 
-  Raises:
-    ValueError: for a strength outside (0, 1], or an SDE that is not linear; an operator without an SVD.
+  Projection(strength)(measurement) is a constraint. It needs an operator with an SVD and a linear SDE.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, score_sde as ss
+    >>> y = ss.guidance.inpaint(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.0]))
+    >>> solver = ss.guidance.Projection()(y)(ss.DPMSolverSDE())
+    >>> ss.sample(jax.random.key(0), ss.VP(), lambda x, t: -x, (1, 2), solver=solver, steps=10).shape
+    (1, 2)
   """
-  if not 0 < strength <= 1:
-    raise ValueError(f"guidance.strength must lie in (0, 1], got {strength}.")
-  if not isinstance(sde, LinearSDE):
-    raise ValueError(f"Posterior sampling needs a linear SDE, not {type(sde).__name__}.")
 
-  def make(measurement: Measurement) -> Constrain:
+  strength: float = option(1.0, "share of the measured part that is replaced", "(0, 1]")
+
+  def __call__(self, measurement: Measurement) -> Constraint:
     operator = measurement.operator
     known, reached = _in_basis(measurement)
 
-    def constrain(keys: Array, x: Array, x_mean: Array, t: Array) -> tuple[Array, Array]:
+    def update(sde: SDE, keys: Array, x: Array, mean: Array, t: Array) -> tuple[Array, Array]:
+      sde = linear(sde, "A constraint")
       alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
       variance = sigma**2 - (alpha * reached) ** 2
-      share = jnp.where(variance > 0, strength, 0.0)  # reached is infinite where nothing is measured
+      share = jnp.where(variance > 0, self.strength, 0.0)  # reached is infinite where nothing is measured
       std = jnp.sqrt(jnp.maximum(variance, 0.0))
       z = operator.rotate(normal(keys, x))
       mix = lambda x, y: operator.unrotate((1 - share) * operator.rotate(x) + share * y)
-      return mix(x, alpha * known + std * z), mix(x_mean, alpha * known)
+      return mix(x, alpha * known + std * z), mix(mean, alpha * known)
 
-    return constrain
-
-  return make
+    return lambda solver: solver.followed_by(update)
 
 
 def _in_basis(measurement: Measurement) -> tuple[Array, Array]:
-  """(ȳ, noise / S): the measurement in the directions of V, and its standard deviation there, infinite where none."""
+  """Returns (ȳ, noise / S): the measurement in the directions of V, and its standard deviation, infinite where none is."""
   operator = measurement.operator
   if not getattr(operator, "has_svd", False):
-    raise ValueError(
+    raise InvalidArgument(
       f"Replacement, projection and DDRM need an operator with an SVD, and {type(operator).__name__} has none: use "
       "'pigdm', 'tmpd' or 'dps'."
     )
@@ -64,8 +73,9 @@ def _in_basis(measurement: Measurement) -> tuple[Array, Array]:
   return operator.rotate(pulled), jnp.where(s > 0, noise / jnp.where(s > 0, s, 1), jnp.inf)
 
 
-def ddrm(sde: LinearSDE, grid: TimeGrid, *, eta: float = 0.85, eta_b: float = 1.0, denoise: bool = True) -> Sampler:
-  """Builds `sample(score, key, shape, condition=measurement)`, one evaluation a step; the score is score(x, t).
+@dataclasses.dataclass(frozen=True)
+class DDRM(Solver):
+  """Denoising diffusion restoration: samples of the posterior given a `measurement`, one evaluation per step.
 
   In the directions of V, with s = σ/α at the end of the step, e = noise / S and d = Vᵀ D(x, t), x̄ / α becomes
 
@@ -73,45 +83,48 @@ def ddrm(sde: LinearSDE, grid: TimeGrid, *, eta: float = 0.85, eta_b: float = 1.
       d + sqrt(1 - eta²) s (ȳ - d) / e + eta s z                where s < e
       (1 - eta_b) d + eta_b ȳ + sqrt(s² - e² eta_b²) z          where s >= e
 
-  Kawar et al. 2022, eq. (7) and (8).
-
-  Raises:
-    ValueError: for an eta outside [0, 1], a grid whose steps do not chain, an SDE that is not linear.
+  Kawar et al. 2022, eq. (7) and (8). It needs an operator with an SVD and a linear SDE; the score is that of the prior.
+  `DDRM().given(measurement)` is the solver of one measurement.
   """
-  chained("ddrm", sde, grid)
-  for name, value in (("eta", eta), ("eta_b", eta_b)):
-    if not 0 <= value <= 1:
-      raise ValueError(f"guidance.{name} must lie in [0, 1], got {value}.")
 
-  def make_step(score: Score, measurement: Measurement) -> Step:
-    operator = measurement.operator
-    known, reached = _in_basis(measurement)
-    denoised_at = denoiser(sde, score)
-    rest = (1 - eta**2) ** 0.5
+  default_grid: ClassVar[str] = "log_snr"
+  default_steps: ClassVar[int] = 20
 
-    def step(keys, i, carry, t, start, stop):
-      x = carry[0]
-      ratio = lambda t: expand(sde.sigma(t) / sde.alpha(t), x)
-      s, s_start = ratio(stop), ratio(start)
-      d, before = operator.rotate(denoised_at(x, t)), operator.rotate(x / expand(sde.alpha(start), x))
-      z = operator.rotate(normal(keys, x))
-      measured = jnp.isfinite(reached)
-      e = jnp.where(measured, reached, 1.0)
-      free = d + rest * s * (before - d) / s_start
-      vague = d + rest * s * (known - d) / jnp.maximum(e, s)
-      clear = (1 - eta_b) * d + eta_b * known
-      precise = measured & (s >= e)
-      mean = jnp.where(measured, jnp.where(precise, clear, vague), free)
-      std = jnp.where(precise, jnp.sqrt(jnp.maximum(s**2 - (e * eta_b) ** 2, 0.0)), eta * s)
-      back = lambda z: expand(sde.alpha(stop), x) * operator.unrotate(z)
-      return back(mean + std * z), back(mean)
+  eta: float = option(0.85, "noise of a step", "[0, 1]")
+  eta_b: float = option(1.0, "share of the measurement in a step", "[0, 1]")
+  measurement: Any = None
 
-    return step
+  def given(self, measurement: Measurement) -> "DDRM":
+    """Returns the solver with another measurement."""
+    return dataclasses.replace(self, measurement=measurement)
 
-  return loop(sde, grid, make_step, evaluations=len(grid.t), denoise=denoise, constrained=True)
+  def on(self, sde: SDE, grid: TimeGrid) -> "DDRM":
+    linear(sde, "DDRM")
+    grid.need_chain("DDRM")
+    return self
+
+  def step(self, sde: SDE, score: Score, keys: Array, state: State, t: Array, start: Array, stop: Array) -> State:
+    sde, operator, x = linear(sde, "DDRM"), self.measurement.operator, state.x
+    known, reached = _in_basis(self.measurement)
+    ratio = lambda t: expand(sde.sigma(t) / sde.alpha(t), x)
+    s, s_start = ratio(stop), ratio(start)
+    d = operator.rotate(denoiser(sde, score)(x, t))
+    before = operator.rotate(x / expand(sde.alpha(start), x))
+    z = operator.rotate(normal(keys, x))
+    rest = (1 - self.eta**2) ** 0.5
+    measured = jnp.isfinite(reached)
+    e = jnp.where(measured, reached, 1.0)
+    free = d + rest * s * (before - d) / s_start
+    vague = d + rest * s * (known - d) / jnp.maximum(e, s)
+    clear = (1 - self.eta_b) * d + self.eta_b * known
+    precise = measured & (s >= e)
+    mean = jnp.where(measured, jnp.where(precise, clear, vague), free)
+    std = jnp.where(precise, jnp.sqrt(jnp.maximum(s**2 - (e * self.eta_b) ** 2, 0.0)), self.eta * s)
+    back = lambda z: expand(sde.alpha(stop), x) * operator.unrotate(z)
+    return State(back(mean + std * z), back(mean))
 
 
 def put_in(measurement: Measurement, x: Array) -> Array:
-  """x with what was measured without noise put in: known pixels equal the input's to the last bit."""
+  """Returns x with what was measured without noise put in: known pixels equal the input's to the last bit."""
   exact = expand(measurement.noise == 0, x)
   return jnp.where(exact, measurement.operator.put_in(x, measurement.y), x)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array
+from score_sde.errors import InvalidArgument
 
 _FREQUENCY, _PLACE = np.meshgrid(np.arange(8), np.arange(8), indexing="ij")
 DCT = (np.cos(np.pi * (2 * _PLACE + 1) * _FREQUENCY / 16) * np.where(_FREQUENCY, 0.5, np.sqrt(1 / 8))).astype(
@@ -44,7 +45,7 @@ class Quantized:
 
   def __post_init__(self):
     if not 1 <= self.quality <= 100:
-      raise ValueError(f"JPEG's quality must lie in [1, 100], got {self.quality}.")
+      raise InvalidArgument(f"quality={self.quality} must lie in [1, 100].", "quality")
 
   def apply(self, x: Array) -> Array:
     batch, height, width, channels = x.shape

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array, expand, normal, sum_over_dims
+from score_sde.errors import InvalidArgument
 
 # Directions whose singular value is below this share of the largest are taken as not measured.
 SMALLEST_SINGULAR = 1e-3
@@ -288,12 +289,15 @@ def mask(known: np.ndarray) -> Subsampled:
   """Inpainting: the pixels where `known` (B, H, W, 1 or C) is 1 are measured.
 
   Raises:
-    ValueError: for other values than 0 and 1, or another number of axes.
+    InvalidArgument: for other values than 0 and 1, or another number of axes.
   """
   known = np.asarray(known)
   if known.ndim < 2 or not np.isin(known, (0, 1)).all():
-    raise ValueError(f"A mask is 0 (unknown) or 1 (known) for each (B, H, W, C); got {_range(known)}.")
+    raise InvalidArgument(f"A mask is 0 (unknown) or 1 (known) for each (B, H, W, C); got {_range(known)}.")
   return Subsampled(jnp.asarray(known, jnp.float32))
+
+
+_masked = mask  # for functions that have an argument of this name
 
 
 def _range(a: np.ndarray) -> str:
@@ -334,7 +338,7 @@ def random_projections(rng: np.random.Generator, shape: tuple[int, ...], fractio
 
 def _check_fraction(fraction: float) -> None:
   if not 0 < fraction <= 1:
-    raise ValueError(f"The measured fraction must lie in (0, 1], got {fraction}.")
+    raise InvalidArgument(f"The measured fraction must lie in (0, 1], got {fraction}.")
 
 
 @functools.lru_cache(maxsize=64)
@@ -371,7 +375,7 @@ def average_pool(batch: int, size: int, factor: int) -> Separable:
   """Super-resolution: the mean of each `factor` x `factor` block of square images.
 
   Raises:
-    ValueError: where the blocks do not fit.
+    InvalidArgument: where the blocks do not fit.
   """
   _check_factor(size, factor)
   return _same_both_ways(np.kron(np.eye(size // factor), np.full((1, factor), 1 / factor)), batch)
@@ -379,7 +383,9 @@ def average_pool(batch: int, size: int, factor: int) -> Separable:
 
 def _check_factor(size: int, factor: int) -> None:
   if factor < 2 or size % factor:
-    raise ValueError(f"A factor of {factor} does not divide images of {size} x {size}; it must, and be at least 2.")
+    raise InvalidArgument(
+      f"A factor of {factor} does not divide images of {size} x {size}; it must, and be at least 2."
+    )
 
 
 def bicubic(batch: int, size: int, factor: int) -> Separable:
@@ -403,7 +409,7 @@ def _onto(weights: np.ndarray, taps: np.ndarray, size: int) -> np.ndarray:
 def gaussian_blur(batch: int, size: int, std: float) -> Separable:
   """Deblurring: a Gaussian of standard deviation `std` pixels, edges repeated."""
   if not std > 0:
-    raise ValueError(f"The blur's standard deviation must be positive, got {std}.")
+    raise InvalidArgument(f"The blur's standard deviation must be positive, got {std}.")
   reach = int(np.ceil(4 * std))
   taps = np.arange(-reach, size + reach)
   weights = np.exp(-0.5 * ((taps - np.arange(size)[:, None]) / std) ** 2)
@@ -415,7 +421,7 @@ def convolved(kernels: np.ndarray, size: int) -> Convolved:
   kernels = np.asarray(kernels, np.float64)
   batch, k, _ = kernels.shape
   if k % 2 == 0 or k > size:
-    raise ValueError(f"A kernel must be of odd size, at most {size}; got {k}.")
+    raise InvalidArgument(f"A kernel must be of odd size, at most {size}; got {k}.")
   padded = np.zeros((batch, size, size))
   padded[:, :k, :k] = kernels
   padded = np.roll(padded, (-(k // 2), -(k // 2)), (1, 2))
@@ -425,7 +431,7 @@ def convolved(kernels: np.ndarray, size: int) -> Convolved:
 def motion_blur(angles: np.ndarray, size: int, length: int) -> Convolved:
   """Deblurring: the camera moved by `length` pixels at `angles` (B,), in radians from the horizontal."""
   if not 2 <= length <= size:
-    raise ValueError(f"The motion's length must lie between 2 and {size} pixels, got {length}.")
+    raise InvalidArgument(f"The motion's length must lie between 2 and {size} pixels, got {length}.")
   k, place = length // 2 * 2 + 1, (np.arange(32 * length) + 0.5) / 32 - length / 2
   kernels = np.zeros((len(angles), k, k))
   for kernel, angle in zip(kernels, angles, strict=True):
@@ -456,24 +462,54 @@ def measure(keys: Array, operator: Any, x: Array, noise: float) -> Measurement:
   """Measures x (B, ...) with noise of standard deviation `noise`, one key an example.
 
   Raises:
-    ValueError: for a negative noise, or an operator of another shape than `x`.
+    InvalidArgument: for a negative noise, or an operator of another shape than `x`.
   """
   if not noise >= 0:
-    raise ValueError(f"The noise of a measurement must not be negative, got {noise}.")
+    raise InvalidArgument(f"The noise of a measurement must not be negative, got {noise}.")
   try:
     y = operator.apply(x)
   except (TypeError, ValueError) as error:
     shapes = [a.shape for a in jax.tree.leaves(operator)]
-    raise ValueError(f"{type(operator).__name__} with arrays {shapes} does not apply to x of {x.shape}.") from error
+    raise InvalidArgument(
+      f"{type(operator).__name__} with arrays {shapes} does not apply to x of {x.shape}."
+    ) from error
   z = operator.noise(keys, y) if isinstance(operator, LinearOperator) else normal(keys, y)
   return Measurement(operator, y + noise * z, jnp.full(len(x), noise, x.dtype))
+
+
+def inpaint(mask: Array, y: Array) -> Measurement:
+  """Returns the measurement of images `y` (H, W, C) or (B, H, W, C) of which the pixels are known where `mask` is 1.
+
+  Args:
+    mask: 0 or 1, (H, W, C) or (B, H, W, C), or with one channel for all; points (D,) or (B, D) have a mask, too.
+    y: what is known; its other pixels do not matter. Known pixels are exact.
+
+  Raises:
+    InvalidArgument: for other values than 0 and 1, or shapes that do not fit.
+
+  Example:
+    >>> import jax.numpy as jnp, score_sde as ss
+    >>> left = jnp.ones((8, 8, 1)).at[:, 4:].set(0)
+    >>> ss.guidance.inpaint(left, jnp.full((8, 8, 1), 0.5)).y.shape
+    (1, 8, 8, 1)
+  """
+  y, known = jnp.asarray(y), np.asarray(mask)
+  if y.ndim in (1, 3):
+    y = y[None]
+  if known.ndim < y.ndim:
+    known = np.broadcast_to(known, (len(y), *known.shape))
+  operator = _masked(known)
+  try:
+    return Measurement(operator, operator.mask * y, jnp.zeros(len(y), y.dtype))
+  except (TypeError, ValueError) as error:
+    raise InvalidArgument(f"mask={list(np.shape(mask))} does not fit y of {list(y.shape)}.", "mask") from error
 
 
 def check_operator(operator: LinearOperator, shape: tuple[int, ...], key: Array) -> None:
   """Tests <A x, y> = <x, Aᵀ y> for random x of `shape` (B, ...) and y, and AᵀA = V S² Vᵀ where there is an SVD.
 
   Raises:
-    ValueError: where they differ by more than rounding, with by how much.
+    InvalidArgument: where they differ by more than rounding, with by how much.
   """
   name = type(operator).__name__
   x_key, y_key = jax.random.split(key)
@@ -482,11 +518,11 @@ def check_operator(operator: LinearOperator, shape: tuple[int, ...], key: Array)
   y = operator.noise(jax.random.split(y_key, shape[0]), ax)
   aty = operator.transpose(y)
   if aty.shape != x.shape:
-    raise ValueError(f"{name}.transpose gives {aty.shape} where x has {x.shape}.")
+    raise InvalidArgument(f"{name}.transpose gives {aty.shape} where x has {x.shape}.")
   size = jnp.sqrt(inner(ax, ax) * inner(y, y)) + jnp.sqrt(inner(x, x) * inner(aty, aty))
   error = float(jnp.max(jnp.abs(inner(ax, y) - inner(x, aty)) / size))
   if not error <= ADJOINT_TOLERANCE:
-    raise ValueError(
+    raise InvalidArgument(
       f"{name}.transpose is not the adjoint of apply: <A x, y> and <x, Aᵀ y> differ by {error:.2g} of their size "
       f"(at most {ADJOINT_TOLERANCE} is rounding)."
     )
@@ -495,4 +531,4 @@ def check_operator(operator: LinearOperator, shape: tuple[int, ...], key: Array)
     gap = operator.filtered(x, jnp.square) - normal_x
     error = float(jnp.max(jnp.sqrt(inner(gap, gap) / jnp.maximum(inner(normal_x, normal_x), 1e-12))))
     if not error <= ADJOINT_TOLERANCE:
-      raise ValueError(f"{name}'s SVD is not that of apply: V S² Vᵀ x and AᵀA x differ by {error:.2g}.")
+      raise InvalidArgument(f"{name}'s SVD is not that of apply: V S² Vᵀ x and AᵀA x differ by {error:.2g}.")

@@ -2,172 +2,177 @@
 
 Each method approximates the likelihood of y given a noisy x, which needs p(x_0 | x_t), from D(x, t) = E[x_0 | x_t = x]:
 
-    analytic   exact, for data that is a mixture of Gaussians
-    tmpd       p(x_0 | x_t) ≈ N(D, C), C = σ²/α ∂D/∂x its true covariance. Boys et al. 2023; exact for a Gaussian
-    pigdm      C ≈ r² I, r² what a Gaussian of `prior_variance` would have. Song et al. 2023 (ΠGDM)
-    dps        A C Aᵀ ≈ r² I, so A may be nonlinear; or the published step. Chung et al. 2023
+    Analytic   exact, for data that is a mixture of Gaussians
+    TMPD       p(x_0 | x_t) ≈ N(D, C), C = σ²/α ∂D/∂x its true covariance. Boys et al. 2023; exact for a Gaussian
+    PiGDM      C ≈ r² I, r² what a Gaussian of `prior_variance` would have. Song et al. 2023 (ΠGDM)
+    DPS        A C Aᵀ ≈ r² I, so A may be nonlinear; or the published step. Chung et al. 2023
 
-`METHOD(sde, ...)` returns `conditional(score, x, t, measurement)`, and `condition_on(score, conditional)` is a score
-again, score(x, t, measurement): samplers and likelihoods take it with condition=measurement. The same settings return
-the same function, so that nothing compiles twice.
+A method is called as method(score, x, t, measurement), and `condition_on(score, method)` is a score again,
+score(x, t, measurement), which samplers and likelihoods take with condition=measurement.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from score_sde.analytic import GaussianMixture
 from score_sde.batch import Array, expand
+from score_sde.errors import InvalidArgument
 from score_sde.guidance.operators import LinearOperator, Matrix, Measurement, conjugate_gradients, inner
-from score_sde.sde import LinearSDE, Score, as_argument
+from score_sde.options import Options, option
+from score_sde.sde import SDE, LinearSDE, Score, as_argument, linear
 
 Conditional = Callable[..., Array]
 
 
-def condition_on(score: Score, conditional: Conditional, *parameters) -> jax.tree_util.Partial:
-  """The score(x, t, condition) that `conditional(score, *parameters, x, t, condition)` makes of `score`."""
+def condition_on(score: Score, conditional: Conditional, *parameters: Any) -> jax.tree_util.Partial:
+  """Returns the score(x, t, condition) = conditional(score, *parameters, x, t, condition).
+
+  Example:
+    >>> import jax, jax.numpy as jnp, score_sde as ss
+    >>> y = ss.guidance.inpaint(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.0]))
+    >>> score = ss.guidance.condition_on(lambda x, t: -x, ss.guidance.PiGDM(ss.VP()))
+    >>> ss.sample(jax.random.key(0), ss.VP(), score, (1, 2), condition=y, solver=ss.DDIM(), steps=10).shape
+    (1, 2)
+  """
   return jax.tree_util.Partial(conditional, as_argument(score), *parameters)
 
 
 def _denoised(sde: LinearSDE, score: Score, x: Array, t: Array) -> tuple[Array, Array]:
-  """(D, score) from one evaluation."""
+  """Returns (D, score) from one evaluation."""
   s = score(x, t)
   return (x + expand(sde.sigma(t), x) ** 2 * s) / expand(sde.alpha(t), x), s
 
 
 def _spread(sde: LinearSDE, t: Array, prior_variance: float) -> Array:
-  """r²: the variance of x_0 given x_t, of N(0, prior_variance I)."""
+  """Returns r²: the variance of x_0 given x_t, of N(0, prior_variance I)."""
   noise = (sde.sigma(t) / sde.alpha(t)) ** 2
   return noise * prior_variance / (noise + prior_variance)
-
-
-def _check(sde: LinearSDE, **positive: float) -> None:
-  if not isinstance(sde, LinearSDE):
-    raise ValueError(f"Posterior sampling needs a linear SDE, not {type(sde).__name__}.")
-  for name, value in positive.items():
-    if not value > 0:
-      raise ValueError(f"guidance.{name} must be positive, got {value}.")
 
 
 def _need_linear(name: str, measurement: Measurement) -> None:
   if not isinstance(measurement.operator, LinearOperator):
     kind = type(measurement.operator).__name__
-    raise ValueError(f"guidance.method={name!r} needs a linear operator, and {kind} is none: use 'dps'.")
+    raise InvalidArgument(f"method={name!r} needs a linear operator, and {kind} is none: use 'dps'.", "method")
 
 
-@functools.cache
-def analytic(sde: LinearSDE, prior: GaussianMixture) -> Conditional:
-  """The exact one, for x_0 from `prior`: p(y | x_t) is a mixture of the components' own.
+@dataclasses.dataclass(frozen=True)
+class Posterior(Options):
+  """Base of the methods: guidance under a linear `sde`, with its strength."""
 
-  Raises:
-    ValueError: for an SDE that is not linear; an operator that is no `Matrix`.
+  sde: SDE
+  scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    linear(self.sde, "Posterior sampling")
+
+  @property
+  def _linear(self) -> LinearSDE:
+    return linear(self.sde, "Posterior sampling")
+
+
+@dataclasses.dataclass(frozen=True)
+class Analytic:
+  """The exact score of the posterior, for x_0 from `prior`: p(y | x_t) is a mixture of the components' own.
+
+  Attributes:
+    sde: a linear SDE.
+    prior: the mixture that the data is drawn from; the operator must be a `Matrix`.
   """
-  _check(sde)
 
-  def conditional(score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
-    if not isinstance(measurement.operator, Matrix):
-      raise ValueError(f"The analytic likelihood needs a Matrix, not {type(measurement.operator).__name__}.")
-    log_p = lambda x: jnp.sum(prior.log_likelihood(sde, x, t, measurement.operator.a, measurement.y, measurement.noise))
+  sde: SDE
+  prior: GaussianMixture
+
+  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+    sde, operator = linear(self.sde, "Posterior sampling"), measurement.operator
+    if not isinstance(operator, Matrix):
+      raise InvalidArgument(f"The analytic likelihood needs a Matrix, not {type(operator).__name__}.")
+    log_p = lambda x: jnp.sum(self.prior.log_likelihood(sde, x, t, operator.a, measurement.y, measurement.noise))
     return score(x, t) + jax.grad(log_p)(x)
 
-  return conditional
 
-
-@functools.cache
-def tmpd(sde: LinearSDE, *, scale: float = 1.0, diagonal: bool = False, iterations: int = 20) -> Conditional:
+@dataclasses.dataclass(frozen=True)
+class TMPD(Posterior):
   """∂D/∂xᵀ Aᵀ (A C Aᵀ + noise² I)⁻¹ (y - A D) with C = σ²/α ∂D/∂x. Boys et al. 2023, eq. (14).
 
-  Args:
-    sde: the forward SDE.
-    scale: multiplies the guidance.
-    diagonal: A C Aᵀ by the sums of its rows, as the paper does for images: one derivative; or else the equation is
-      solved by `iterations` of conjugate gradients, a derivative each. A network's ∂D/∂x is only nearly symmetric.
-
-  Raises:
-    ValueError: for settings that cannot work; an operator that is not linear.
+  covariance="diagonal" takes A C Aᵀ by the sums of its rows, as the paper does for images: one derivative. "full" solves
+  the equation by `iterations` of conjugate gradients, a derivative each. A network's ∂D/∂x is only nearly symmetric.
   """
-  _check(sde, scale=scale, iterations=iterations)
 
-  def conditional(score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+  covariance: str = option("diagonal", "A C Aᵀ by the sums of its rows, or in full", choices=("diagonal", "full"))
+  iterations: int = option(20, "of conjugate gradients", "[1, inf)", needs={"covariance": ("full",)})
+
+  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
     _need_linear("tmpd", measurement)
-    operator, noise = measurement.operator, measurement.noise**2
+    sde, operator, noise = self._linear, measurement.operator, measurement.noise**2
     spread = expand(sde.sigma(t) ** 2 / sde.alpha(t), x)
     estimate = lambda x: _denoised(sde, score, x, t)
     denoised, pull, s = jax.vjp(estimate, x, has_aux=True)
     r = measurement.y - operator.apply(denoised)
 
-    def uncertainty(v):
-      """A C Aᵀ v."""
+    def uncertainty(v: Array) -> Array:
+      """Returns A C Aᵀ v."""
       slope = jax.jvp(lambda x: estimate(x)[0], (x,), (operator.transpose(v),))[1]
       return operator.apply(spread * slope)
 
-    if diagonal:
+    if self.covariance == "diagonal":
       # No variance is below that of data as narrow as the noise itself: a network's slopes may be anything.
       sums = jnp.maximum(uncertainty(jnp.ones_like(r)).real, 1e-6 * expand(sde.sigma(t) ** 2, r))
       solved = r / (sums + expand(noise, r))
     else:
-      solved = conjugate_gradients(lambda v: uncertainty(v) + expand(noise, v) * v, r, iterations)
-    return s + scale * pull(operator.transpose(solved))[0]
-
-  return conditional
+      solved = conjugate_gradients(lambda v: uncertainty(v) + expand(noise, v) * v, r, self.iterations)
+    return s + self.scale * pull(operator.transpose(solved))[0]
 
 
-@functools.cache
-def pigdm(sde: LinearSDE, *, scale: float = 1.0, prior_variance: float = 1.0) -> Conditional:
+@dataclasses.dataclass(frozen=True)
+class PiGDM(Posterior):
   """∂D/∂xᵀ Aᵀ (r² A Aᵀ + noise² I)⁻¹ (y - A D). Song et al. 2023, eq. (7) and (8).
 
-  Args:
-    sde: the forward SDE.
-    scale: multiplies the guidance.
-    prior_variance: of the data in a dimension, as the model sees it; exact for data N(0, prior_variance I).
-
-  Raises:
-    ValueError: for settings that cannot work; an operator that is not linear.
+  Exact for data N(0, prior_variance I).
   """
-  _check(sde, scale=scale, prior_variance=prior_variance)
 
-  def conditional(score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+  prior_variance: float = option(1.0, "variance of the data per dimension, as the model sees it", "(0, inf)")
+
+  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
     _need_linear("pigdm", measurement)
+    sde = self._linear
     denoised, pull, s = jax.vjp(lambda x: _denoised(sde, score, x, t), x, has_aux=True)
     r = measurement.y - measurement.operator.apply(denoised)
-    v = measurement.operator.solve(r, _spread(sde, t, prior_variance), measurement.noise**2)
-    return s + scale * pull(v)[0]
-
-  return conditional
+    v = measurement.operator.solve(r, _spread(sde, t, self.prior_variance), measurement.noise**2)
+    return s + self.scale * pull(v)[0]
 
 
-@functools.cache
-def dps(
-  sde: LinearSDE, *, scale: float = 1.0, prior_variance: float = 1.0, paper_steps: int | None = None
-) -> Conditional:
+@dataclasses.dataclass(frozen=True)
+class DPS(Posterior):
   """-grad ‖y - A(D)‖² / 2 (r² + noise²), A linear or not.
 
   Chung et al. 2023 keep the noise alone in the denominator, which without noise is infinite, and replace it by a step
   length: -scale grad ‖y - A(D)‖² / ‖y - A(D)‖ at each of their 1,000 steps. `paper_steps` asks for that, in a sampler
   of as many steps equal in time; as a score it is (paper_steps / T g²) times as much.
-
-  Raises:
-    ValueError: for settings that cannot work.
   """
-  _check(sde, scale=scale, prior_variance=prior_variance)
 
-  def conditional(score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
-    def half_square(x):
+  prior_variance: float = option(1.0, "variance of the data per dimension, as the model sees it", "(0, inf)")
+  paper_steps: int | None = option(None, "the published step, in as many steps equal in time", "[1, inf)")
+
+  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+    sde = self._linear
+
+    def half_square(x: Array) -> tuple[Array, tuple[Array, Array]]:
       denoised, s = _denoised(sde, score, x, t)
       r = measurement.y - measurement.operator.apply(denoised)
       square = inner(r, r)
       return jnp.sum(square) / 2, (square, s)
 
     slope, (square, s) = jax.grad(half_square, has_aux=True)(x)
-    if paper_steps is None:
-      weight = 1 / (_spread(sde, t, prior_variance) + measurement.noise**2)
+    if self.paper_steps is None:
+      weight = 1 / (_spread(sde, t, self.prior_variance) + measurement.noise**2)
     else:
-      weight = 2 * paper_steps / (sde.T * sde.diffusion(x, t) ** 2 * jnp.sqrt(square + 1e-12))
-    return s - expand(scale * weight, x) * slope
-
-  return conditional
+      weight = 2 * self.paper_steps / (sde.T * sde.diffusion(x, t) ** 2 * jnp.sqrt(square + 1e-12))
+    return s - expand(self.scale * weight, x) * slope
 
 
-METHODS = {"analytic": analytic, "tmpd": tmpd, "pigdm": pigdm, "dps": dps}
+METHODS = {"tmpd": TMPD, "pigdm": PiGDM, "dps": DPS}

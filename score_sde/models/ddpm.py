@@ -18,6 +18,7 @@ from score_sde.models.layers import (
   rematerialized,
   sigma_of_index,
 )
+from score_sde.models.options import setting
 
 GROUPS = 32
 
@@ -49,24 +50,24 @@ class DDPM(nn.Module):
     head_dim, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
   """
 
-  nf: int = 128
-  ch_mult: tuple[int, ...] = (1, 2, 2, 2)
-  num_res_blocks: int = 2
-  attn_resolutions: tuple[int, ...] = (16,)
-  attn_every_block: bool = False
-  nonlinearity: str = "swish"
-  dropout: float = 0.1
-  conditional: bool = True
-  resamp_with_conv: bool = True
-  init_scale: float = 0.0
-  scale_by_sigma: bool = False
+  nf: int = setting("nf", 128)
+  ch_mult: tuple[int, ...] = setting("ch_mult", (1, 2, 2, 2))
+  num_res_blocks: int = setting("num_res_blocks", 2)
+  attn_resolutions: tuple[int, ...] = setting("attn_resolutions", (16,))
+  attn_every_block: bool = setting("attn_every_block", False)
+  nonlinearity: str = setting("nonlinearity", "swish")
+  dropout: float = setting("dropout", 0.1)
+  conditional: bool = setting("conditional", True)
+  resamp_with_conv: bool = setting("resamp_with_conv", True)
+  init_scale: float = setting("init_scale", 0.0)
+  scale_by_sigma: bool = setting("scale_by_sigma", False)
   sigma_min: float = 0.01
   sigma_max: float = 50.0
   num_scales: int = 1000
-  head_dim: int | None = None
-  num_classes: int = 0
-  label_dropout: float = 0.1
-  remat: bool = False
+  head_dim: int | None = setting("head_dim", None)
+  num_classes: int = setting("num_classes", 0)
+  label_dropout: float = setting("label_dropout", 0.1)
+  remat: bool = setting("remat", False)
   centered: bool = False
   dtype: jnp.dtype = jnp.float32
 

@@ -14,6 +14,7 @@ from score_sde.models.layers import (
   rematerialized,
   swish,
 )
+from score_sde.models.options import setting
 
 _xavier = nn.initializers.xavier_uniform()
 _zeros = nn.initializers.zeros
@@ -71,16 +72,16 @@ class DiT(nn.Module):
     embedding_type, fourier_scale, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
   """
 
-  nf: int = 384
-  num_res_blocks: int = 12
-  num_heads: int = 6
-  patch_size: int = 2
-  dropout: float = 0.0
-  embedding_type: str = "positional"
-  fourier_scale: float = 16.0
-  num_classes: int = 0
-  label_dropout: float = 0.1
-  remat: bool = False
+  nf: int = setting("nf", 384)
+  num_res_blocks: int = setting("num_res_blocks", 12)
+  num_heads: int = setting("num_heads", 6)
+  patch_size: int = setting("patch_size", 2)
+  dropout: float = setting("dropout", 0.0)
+  embedding_type: str = setting("embedding_type", "positional")
+  fourier_scale: float = setting("fourier_scale", 16.0)
+  num_classes: int = setting("num_classes", 0)
+  label_dropout: float = setting("label_dropout", 0.1)
+  remat: bool = setting("remat", False)
   centered: bool = False
   dtype: jnp.dtype = jnp.float32
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array
+from score_sde.errors import InvalidArgument
 
 SIZE = 299  # of the images it sees
 
@@ -179,7 +180,7 @@ def from_pytorch(state: dict[str, np.ndarray]) -> dict[str, Any]:
   """The variables of `Inception` from a PyTorch state dict.
 
   Raises:
-    ValueError: where names or shapes are not those of this network, with the first that differ.
+    InvalidArgument: where names or shapes are not those of this network, with the first that differ.
   """
   flat = {}
   for name, value in state.items():
@@ -191,7 +192,7 @@ def from_pytorch(state: dict[str, np.ndarray]) -> dict[str, Any]:
     elif leaf != "num_batches_tracked":
       layer, _, kind = layer.rpartition(".")
       if f"{kind}.{leaf}" not in _LEAVES:
-        raise ValueError(f"{name!r} is no weight of InceptionV3 (pt_inception-2015-12-05).")
+        raise InvalidArgument(f"{name!r} is no weight of InceptionV3 (pt_inception-2015-12-05).")
       collection, ours = _LEAVES[f"{kind}.{leaf}"]
       value = np.asarray(value)
       flat[collection, *layer.split("."), *ours.split("/")] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
@@ -200,7 +201,7 @@ def from_pytorch(state: dict[str, np.ndarray]) -> dict[str, Any]:
   found = {key: value.shape for key, value in flat.items()}
   differ = [".".join(k) for k in sorted(expected | found) if expected.get(k) != found.get(k)]
   if differ:
-    raise ValueError(
+    raise InvalidArgument(
       f"These are not the weights of InceptionV3 (pt_inception-2015-12-05): {len(differ)} of {len(expected)} arrays "
       f"are missing, unknown or of another shape: {', '.join(differ[:5])}."
     )

@@ -13,6 +13,7 @@ from score_sde.models.layers import (
   dense,
   positional_embedding,
 )
+from score_sde.models.options import setting
 
 
 class MLP(nn.Module):
@@ -26,15 +27,15 @@ class MLP(nn.Module):
     dtype: of products; parameters and norms are float32.
   """
 
-  nf: int = 512
-  num_res_blocks: int = 4
-  nonlinearity: str = "swish"
-  dropout: float = 0.0
-  embedding_type: str = "fourier"
-  fourier_scale: float = 1.0
-  init_scale: float = 0.0
-  num_classes: int = 0
-  label_dropout: float = 0.1
+  nf: int = setting("nf", 512)
+  num_res_blocks: int = setting("num_res_blocks", 4)
+  nonlinearity: str = setting("nonlinearity", "swish")
+  dropout: float = setting("dropout", 0.0)
+  embedding_type: str = setting("embedding_type", "fourier")
+  fourier_scale: float = setting("fourier_scale", 1.0)
+  init_scale: float = setting("init_scale", 0.0)
+  num_classes: int = setting("num_classes", 0)
+  label_dropout: float = setting("label_dropout", 0.1)
   centered: bool = True
   dtype: jnp.dtype = jnp.float32
 

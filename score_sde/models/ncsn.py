@@ -12,6 +12,7 @@ import numpy as np
 
 from score_sde.batch import Array, expand
 from score_sde.models.layers import ACTIVATIONS, sigma_of_index
+from score_sde.models.options import setting
 
 
 def _conv_init(fan_in: int):
@@ -239,14 +240,14 @@ class RefineNet(nn.Module):
     dtype: of convolutions; parameters and norms are float32.
   """
 
-  nf: int = 128
+  nf: int = setting("nf", 128)
   stages: tuple[tuple[int, int], ...] = ()
   refine: tuple[int, ...] = ()
   noise_norms: bool = False
-  reference: str = "jax"
-  nonlinearity: str = "elu"
-  interpolation: str = "bilinear"
-  scale_by_sigma: bool = True
+  reference: str = setting("reference", "jax")
+  nonlinearity: str = setting("nonlinearity", "elu")
+  interpolation: str = setting("interpolation", "bilinear")
+  scale_by_sigma: bool = setting("scale_by_sigma", True)
   sigma_min: float = 0.01
   sigma_max: float = 50.0
   num_scales: int = 232
@@ -292,7 +293,7 @@ class NCSN(RefineNet):
   stages: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (2, 2), (2, 4))
   refine: tuple[int, ...] = (2, 2, 1, 1)
   noise_norms: bool = True
-  scale_by_sigma: bool = False
+  scale_by_sigma: bool = setting("scale_by_sigma", False)
   num_scales: int = 10
 
 

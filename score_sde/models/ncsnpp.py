@@ -22,6 +22,7 @@ from score_sde.models.layers import (
   rematerialized,
   sigma_of_index,
 )
+from score_sde.models.options import setting
 
 
 class NCSNpp(nn.Module):
@@ -51,32 +52,32 @@ class NCSNpp(nn.Module):
   `fourier_scale`, `init_scale`, `nonlinearity` and `dropout` mean what they say.
   """
 
-  nf: int = 128
-  ch_mult: tuple[int, ...] = (1, 2, 2, 2)
-  num_res_blocks: int = 4
-  attn_resolutions: tuple[int, ...] = (16,)
-  resblock_type: str = "biggan"
-  nonlinearity: str = "swish"
-  dropout: float = 0.1
-  embedding_type: str = "fourier"
-  fourier_scale: float = 16.0
-  conditional: bool = True
-  fir: bool = True
-  fir_kernel: tuple[int, ...] = (1, 3, 3, 1)
-  resamp_with_conv: bool = True
-  progressive: str = "none"
-  progressive_input: str = "residual"
-  progressive_combine: str = "sum"
-  skip_rescale: bool = True
-  init_scale: float = 0.0
-  scale_by_sigma: bool = True
+  nf: int = setting("nf", 128)
+  ch_mult: tuple[int, ...] = setting("ch_mult", (1, 2, 2, 2))
+  num_res_blocks: int = setting("num_res_blocks", 4)
+  attn_resolutions: tuple[int, ...] = setting("attn_resolutions", (16,))
+  resblock_type: str = setting("resblock_type", "biggan")
+  nonlinearity: str = setting("nonlinearity", "swish")
+  dropout: float = setting("dropout", 0.1)
+  embedding_type: str = setting("embedding_type", "fourier")
+  fourier_scale: float = setting("fourier_scale", 16.0)
+  conditional: bool = setting("conditional", True)
+  fir: bool = setting("fir", True)
+  fir_kernel: tuple[int, ...] = setting("fir_kernel", (1, 3, 3, 1))
+  resamp_with_conv: bool = setting("resamp_with_conv", True)
+  progressive: str = setting("progressive", "none")
+  progressive_input: str = setting("progressive_input", "residual")
+  progressive_combine: str = setting("progressive_combine", "sum")
+  skip_rescale: bool = setting("skip_rescale", True)
+  init_scale: float = setting("init_scale", 0.0)
+  scale_by_sigma: bool = setting("scale_by_sigma", True)
   sigma_min: float = 0.01
   sigma_max: float = 50.0
   num_scales: int = 1000
-  head_dim: int | None = None
-  num_classes: int = 0
-  label_dropout: float = 0.1
-  remat: bool = False
+  head_dim: int | None = setting("head_dim", None)
+  num_classes: int = setting("num_classes", 0)
+  label_dropout: float = setting("label_dropout", 0.1)
+  remat: bool = setting("remat", False)
   centered: bool = False
   dtype: jnp.dtype = jnp.float32
 

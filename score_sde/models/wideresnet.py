@@ -8,6 +8,7 @@ import numpy as np
 
 from score_sde.batch import Array
 from score_sde.models.layers import GaussianFourierProjection, swish
+from score_sde.models.options import setting
 
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -81,10 +82,10 @@ class WideResnet(nn.Module):
   `sigma` is the noise-to-signal ratio sigma(t) / alpha(t), whatever the SDE; each image is standardized on entry.
   """
 
-  blocks_per_group: int = 4
-  channel_multiplier: int = 10
-  num_classes: int = 10
-  fourier_scale: float = 16.0
+  blocks_per_group: int = setting("blocks_per_group", 4)
+  channel_multiplier: int = setting("channel_multiplier", 10)
+  num_classes: int = setting("num_classes", 10)
+  fourier_scale: float = setting("fourier_scale", 16.0)
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact

@@ -1,9 +1,11 @@
-"""The command lines: flags are read and checked, then one call goes into the library.
+"""The command lines, `python -m score_sde COMMAND` and run.py: flags are read and checked, then one call goes on.
 
 Whatever the user gave that cannot work ends in one line on stderr and exit code 2; what goes wrong on the way (a run
 that diverges, a lost host, a full disk) in one line and exit code 1.
 """
 
+import ast
+import difflib
 import logging
 import os
 import pathlib
@@ -17,13 +19,16 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+import score_sde
+from score_sde.models import MODELS
 from score_sde.run import devices, guide, heap, training
 from score_sde.run.checkpoints import DiskFull, finds_no_room
-from score_sde.run.config import BadInput, resolve, unknown_key, why_unread
+from score_sde.run.config import SDES, BadInput, describe, keys, resolve, unknown_key, why_unread
 from score_sde.run.data import Stalled
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
+from score_sde.sampling import METHODS
 
-MODES = {"train": training.train, "sample": guide.sample, "eval": guide.evaluate}
+MODES = ("train", "sample", "eval")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, curves, pictures, reports.")
@@ -40,11 +45,7 @@ _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 
 
 def _fail(message: str) -> NoReturn:
-  program = sys.argv[0]
-  if program.endswith("__main__.py"):
-    program = f"python -m score_sde.{pathlib.Path(program).parent.name}"
-  elif "score_sde" in pathlib.Path(program).parts:
-    program = f"python -m score_sde.{pathlib.Path(program).stem}"
+  program = "python -m score_sde" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
   print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
   _leave(2)
 
@@ -88,7 +89,7 @@ def _read_config(path: str) -> ConfigDict:
     unknown = re.search(r'Key \\?"(\w+)', str(error))
     if isinstance(error, AttributeError | KeyError) and unknown:
       near = re.search(r'Did you mean \\?"(\w+)', str(error))
-      hint = f" Did you mean {near[1]!r}?" if near else " score_sde/run/config/keys.py has all keys."
+      hint = f" Did you mean {near[1]!r}?" if near else " python -m score_sde train --help lists all keys."
       _fail(f"--config={path} sets a key that no config has: {unknown[1]!r}.{hint}")
     _fail(f"--config={path} cannot be read: {type(error).__name__}: {error}")
   if not isinstance(config, ConfigDict):
@@ -171,42 +172,142 @@ def _call(action: Callable[[], None]) -> None:
 
 
 def run() -> None:
-  """Entry point of run.py."""
+  """Entry point of run.py, and of the commands train, sample and eval."""
 
   def action() -> None:
-    _check_effects(_CONFIG.value, sys.argv)
-    MODES[_MODE.value](_CONFIG.value, _WORKDIR.value)
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    _check_effects(config, sys.argv)
+    if _MODE.value == "train":
+      training.train(config, workdir)
+    elif _MODE.value == "sample":
+      guide.sample(config, workdir)
+    else:
+      guide.evaluate(config, workdir)
 
   app.run(lambda _: _call(action), flags_parser=_parse)
 
 
-def run_on(tools: dict[str, Callable[..., None]], what: str) -> None:
-  """Entry point of `python -m score_sde.MODULE TOOL ARGUMENT...`, one argument at least, of the kind `what`."""
+def _run_tool(action: Callable[..., None], positional: Sequence[str] = (), *, needs_workdir: bool = True) -> None:
+  """Runs a command with `positional` arguments and --config, and --workdir where it needs one.
 
-  def main(arguments: Sequence[str]) -> None:
-    if len(arguments) < 3:
-      _fail(f"Give one of {', '.join(tools)}, then one {what} or several.")
-    if arguments[1] not in tools:
-      _fail(f"{arguments[1]!r} is unknown; choose one of {', '.join(tools)}.")
-    _call(lambda: tools[arguments[1]](*arguments[2:]))
-
-  app.run(main)
-
-
-def run_tool(
-  tools: dict[str, Callable[..., None]], positional: Sequence[str] = (), *, needs_workdir: bool = True
-) -> None:
-  """Entry point of `python -m score_sde.MODULE TOOL [positional ...] --config=FILE [--workdir=FOLDER]`.
-
-  The chosen one of `tools` is called with (config, workdir if needed, *positional).
+  `action` is called with (config, workdir if needed, *positional).
   """
-  names = (f"One of {', '.join(tools)}", *positional)
 
   def main(arguments: Sequence[str]) -> None:
-    name, *rest = arguments[1:]
-    if name not in tools:
-      _fail(f"{name!r} is unknown; choose one of {', '.join(tools)}.")
     folder = (_WORKDIR.value,) if needs_workdir else ()
-    _call(lambda: tools[name](_CONFIG.value, *folder, *rest))
+    _call(lambda: action(_CONFIG.value, *folder, *arguments[1:]))
 
-  app.run(main, flags_parser=lambda argv: _parse(argv, names, needs_workdir))
+  app.run(main, flags_parser=lambda argv: _parse(argv, positional, needs_workdir))
+
+
+def _import() -> None:
+  from score_sde.run.checkpoints.transfer import import_weights
+
+  _run_tool(import_weights, ("SOURCE",))
+
+
+def _export() -> None:
+  from score_sde.run.checkpoints.transfer import export_weights
+
+  flags.DEFINE_bool("ema_only", False, "Write the average of the parameters alone: all that sampling needs.")
+  _run_tool(lambda *a: export_weights(*a, ema_only=flags.FLAGS.ema_only), ("OUTPUT.safetensors",))
+
+
+def _stats() -> None:
+  from score_sde.run.features import stats
+
+  _run_tool(stats, ("OUTPUT.npz",), needs_workdir=False)
+
+
+def _suggest_sigmas() -> None:
+  from score_sde.run.noise_scales import suggest_sigmas
+
+  _run_tool(lambda config: suggest_sigmas(config), needs_workdir=False)
+
+
+def _compare() -> None:
+  from score_sde.run.evaluate.compare import compare
+
+  def action(arguments: Sequence[str]) -> None:
+    if len(arguments) < 2:
+      _fail("Give one RUN or several: workdirs, or reports in them.")
+    _call(lambda: print(compare(*arguments[1:])))
+
+  app.run(action)
+
+
+def _mode(name: str) -> Callable[[], None]:
+  def command() -> None:
+    sys.argv.insert(1, f"--mode={name}")
+    run()
+
+  return command
+
+
+# name: (arguments, what it does, the command).
+COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
+  "train": ("--config=FILE --workdir=FOLDER", "train, or resume where the newest checkpoint stands", _mode("train")),
+  "sample": ("--config=FILE --workdir=FOLDER", "draw samples of a checkpoint, conditioned or not", _mode("sample")),
+  "eval": ("--config=FILE --workdir=FOLDER", "measure loss, bits/dim and samples of checkpoints", _mode("eval")),
+  "compare": ("RUN...", "print evaluations side by side", _compare),
+  "import": ("SOURCE --config=FILE --workdir=FOLDER", "make published weights a run", _import),
+  "export": (
+    "OUTPUT.safetensors --config=FILE --workdir=FOLDER [--ema_only]",
+    "write a run's weights to a file",
+    _export,
+  ),
+  "stats": ("OUTPUT.npz --config=FILE", "write the statistics that FIDs compare with", _stats),
+  "suggest-sigmas": ("--config=FILE", "suggest noise levels for a data set (NCSNv2)", _suggest_sigmas),
+}
+
+
+def main() -> None:
+  """Entry point of `python -m score_sde`."""
+  arguments = sys.argv[1:]
+  if not arguments or arguments[0] in ("-h", "--help", "--helpfull", "help"):
+    print(_help())
+    return
+  if arguments[0] == "--version":
+    print(f"score_sde {score_sde.__version__}")
+    return
+  name = sys.argv.pop(1)
+  if name not in COMMANDS:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    _fail(f"{name!r} is no command; choose one of {', '.join(COMMANDS)}.{hint} --help lists them.")
+  if {"-h", "--help"} & set(sys.argv[1:]):
+    usage, meaning, _ = COMMANDS[name]
+    print(f"usage: python -m score_sde {name} {usage} [--config.SECTION.KEY=VALUE ...]\n\n{meaning}\n\n{_keys()}")
+    return
+  sys.argv[0] = f"python -m score_sde {name}"
+  COMMANDS[name][2]()
+
+
+def _help() -> str:
+  """Returns commands, configs, SDEs and samplers, a line each."""
+  rows = lambda pairs: "\n".join(f"  {name:<18}{meaning}" for name, meaning in pairs)
+  first = lambda thing: (thing.__doc__ or "").split("\n")[0]
+  commands = ((name, meaning) for name, (_, meaning, _) in COMMANDS.items())
+  return (
+    "usage: python -m score_sde COMMAND [--config=FILE] [--workdir=FOLDER] [--config.SECTION.KEY=VALUE ...]\n\n"
+    f"commands (python -m score_sde COMMAND --help has the keys)\n{rows(commands)}\n\n"
+    f"configs\n{rows(_configs())}\n\n"
+    f"training.sde\n{rows((name, first(sde)) for name, sde in SDES.items())}\n\n"
+    f"sampling.method\n{rows((name, first(solver)) for name, solver in METHODS.items())}\n\n"
+    f"model.name\n{rows((name, first(network)) for name, network in MODELS.items())}"
+  )
+
+
+def _configs() -> list[tuple[str, str]]:
+  """The config files below configs/, with the first line of each."""
+  found = []
+  for file in sorted(pathlib.Path("configs").rglob("*.py")):
+    text = file.read_text()
+    if "def get_config" in text:
+      found.append((f"{file} ", ast.get_docstring(ast.parse(text)) or ""))
+  return [(name, doc.split("\n")[0]) for name, doc in found]
+
+
+def _keys() -> str:
+  """Every key of a config, a line each."""
+  return "keys (--config.KEY=VALUE)\n" + "\n".join(f"  {describe(key)}" for key in keys())

@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from score_sde.errors import InvalidArgument, ScoreSDEError
+
 AXIS = "batch"
 # The two axes of a mesh with sharded parameters: both split the batch, the second also the parameters.
 DATA, FSDP = "data", "fsdp"
@@ -29,7 +31,7 @@ SMALLEST_SHARDED = 2**12
 Tree = Any
 
 
-class HostsError(RuntimeError):
+class HostsError(ScoreSDEError, RuntimeError):
   """The hosts of a run do not come together, or one of them is gone."""
 
 
@@ -135,12 +137,12 @@ def describe() -> str:
 
 
 def check_batch_size(key: str, size: int, parts: int = 1) -> None:
-  """Raises ValueError unless the global batch `size`, the config's `key`, divides into `parts` on each device."""
+  """Raises InvalidArgument unless the global batch `size`, the config's `key`, divides into `parts` on each device."""
   total = jax.device_count() * parts
   if size < 1 or size % total:
     nearest = max(total, round(size / total) * total)
     accumulated = f" in training.accumulation={parts} parts" if parts > 1 else ""
-    raise ValueError(
+    raise InvalidArgument(
       f"{key}={size} does not divide among {describe()}{accumulated}: it must be a positive multiple of {total}. "
       f"Try --config.{key}={nearest}."
     )
@@ -179,6 +181,27 @@ def map_batch(
   def call(*arguments: Tree) -> Tree:
     # pmap loses count of the axes where an argument has no leaves, as a score without parameters: a zero goes ahead.
     return run((np.zeros(()), *(arguments[i] for i in shared)), *(arguments[i] for i in mapped))
+
+  return call
+
+
+def over_devices(fn: Callable, shared: int = 1) -> Callable:
+  """Returns `fn` over all devices of this host: (`shared` trees that are the same for all, batches (B, ...)) -> (B, ...).
+
+  `fn` is a pure function of a batch. Each device gets its share; a batch that does not divide is filled up, and what the
+  filling gives is dropped. Plain functions among the shared trees are static, as a score without parameters is.
+  """
+  compiled: dict[int, Callable] = {}
+
+  def call(*arguments: Tree) -> Tree:
+    n = len(arguments)
+    if n not in compiled:
+      compiled[n] = map_batch(fn, (*(None for _ in range(shared)), *(0 for _ in range(n - shared))))
+    same = (jax.tree_util.Partial(a) if callable(a) and not isinstance(a, jax.tree_util.Partial) else a
+            for a in arguments[:shared])  # fmt: skip
+    batches = arguments[shared:]
+    size = jax.tree.leaves(batches)[0].shape[0]
+    return unshard(compiled[n](*same, *(shard(b) for b in batches)), size)
 
   return call
 
@@ -257,12 +280,12 @@ def fsdp_mesh(size: int) -> Mesh:
   """All devices of all hosts, as (data, fsdp): parameters are split among `size` devices next to each other.
 
   Raises:
-    ValueError: where `size` does not divide the number of devices.
+    InvalidArgument: where `size` does not divide the number of devices.
   """
   total = jax.device_count()
   size = size or total
   if total % size:
-    raise ValueError(f"training.fsdp_devices={size} does not divide {describe()}. Give a divisor of {total}.")
+    raise InvalidArgument(f"training.fsdp_devices={size} does not divide {describe()}. Give a divisor of {total}.")
   return Mesh(np.array(jax.devices()).reshape(total // size, size), (DATA, FSDP))
 
 

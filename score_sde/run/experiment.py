@@ -1,16 +1,9 @@
-"""What a config describes, made: the SDE, the network as a model of its score, and the loss; and the files of a run."""
+"""What a config describes, made: the SDE, the network as a model of its score, the loss and the sampler."""
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
-import json
-import logging
 import math
-import os
-import pathlib
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,48 +12,49 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import models
 from score_sde.batch import Array, example_keys, fold
-from score_sde.guidance import Classifier, ddrm, projection
+from score_sde.errors import InvalidArgument
+from score_sde.guidance import DDRM, Classifier, Projection
 from score_sde.losses import MAX_EXACT_DIMS, ScoreMatching
 from score_sde.models import energy
 from score_sde.parameterization import ScoreModel
-from score_sde.run import checkpoints, data, devices
+from score_sde.run import data, devices
 from score_sde.run.config import (
   CLASS_METHODS,
   SCORE_METHODS,
   BadInput,
   as_bad_input,
-  as_dict,
   choose,
-  default_config,
+  make,
   make_sde,
+  names_of,
   resolve,
-  signature,
 )
-from score_sde.run.report.pictures import save_atomically
-from score_sde.sampling import make_grid, make_sampler, split_to_fit
+from score_sde.run.config.networks import apply_of, create
+from score_sde.run.config.plugins import is_plugin, load
+from score_sde.run.sampler import CHUNK, Sampler, stepping
+from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, Solver
+from score_sde.scaling import Scaling
 from score_sde.sde import SDE, Score, as_argument, simulate
-
-log = logging.getLogger(__name__)
 
 Params = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-  """A resolved config and what it describes.
+  """A resolved config and the objects that it describes.
 
   Attributes:
-    config: resolved, see `score_sde.run.config.resolve`.
+    config: resolved, see `score_sde.run.config.resolve`. Nothing that is compiled reads it.
     sde: the SDE.
     network: the Flax module.
     model: the network as a model of the score, or as a classifier.
     loss: the training loss.
-    sampler: see `score_sde.sampling.make_sampler`; it compiles once a shape. None for a classifier.
+    sampler: draws samples; None for a classifier.
+    scaling: how the model sees examples.
     shape: shape of one example.
-    guide: what guidance makes of the network's score, see `conditional.with_class`.
-    sampled_classes: classes that samples are drawn of, 0 for none.
+    guide: from the network's score to the score that samples and likelihoods use, see `guide.with_class`.
+    sampled_classes: how many classes samples are drawn of; 0 for none.
   """
 
   config: ConfigDict
@@ -68,35 +62,35 @@ class Experiment:
   network: nn.Module
   model: ScoreModel | Classifier
   loss: ScoreMatching | Classifier
-  sampler: Callable | None
+  sampler: Sampler | None
+  scaling: Scaling
   shape: tuple[int, ...]
   guide: Callable[[Score], Score] = as_argument
   sampled_classes: int = 0
 
   def init_params(self, key: jax.Array) -> Params:
-    """Fresh parameters, float32."""
-    x = jnp.zeros((1, *self.shape), jnp.float32)
-    return self.network.init(key, x, jnp.ones((1,), jnp.float32))["params"]
+    """Returns fresh parameters, float32."""
+    return init_params(self.network, self.shape, key)
 
   def abstract_params(self) -> Params:
-    """Shapes and dtypes of the parameters, without computing them."""
-    return jax.eval_shape(self.init_params, jax.random.key(0))
+    """Returns shapes and dtypes of the parameters, without computing them."""
+    return abstract_params(self.network, self.shape)
 
   def classes(self, label: jax.Array) -> jax.Array | None:
-    """The labels of a batch, where the network is one of classes."""
+    """Returns the labels of a batch, where the network is one of classes."""
     return label if self.config.model.num_classes else None
 
-  def condition(self, label: jax.Array) -> jax.Array | None:
-    """The labels of a batch as what the score is conditioned on, None for that of all classes."""
+  def condition(self, label: Any) -> Any:
+    """Returns the labels of a batch as what the score is conditioned on; None for the score of all classes."""
     return label if self.sampled_classes else None
 
   def labels(self, first: int, n: int) -> np.ndarray | None:
-    """What samples `first` to first + n are conditioned on: guidance.label, or the classes in turn."""
+    """Returns what samples `first` to first + n are conditioned on: guidance.label, or the classes in turn."""
     label, index = self.config.guidance.label, np.arange(first, first + n, dtype=np.int32)
     return self.condition(index % max(self.sampled_classes, 1) if label is None else np.full_like(index, label))
 
   def start(self, key: jax.Array, first: int, n: int) -> Array | None:
-    """What samples `first` to first + n start from at T; None for the SDE's prior.
+    """Returns what samples `first` to first + n start from at T; None for the SDE's prior.
 
     An SDE without one starts from end points of paths simulated from training examples.
     """
@@ -105,100 +99,130 @@ class Experiment:
     draw, source = self._end_points
     index = first + np.arange(n)
     chosen = data.shuffled(self.config.seed, len(source), index)
-    keys = example_keys(key, jnp.asarray(index))
-    return devices.unshard(draw(*devices.shard((keys, source.gather(chosen)["image"]))), n)
+    return draw(example_keys(key, jnp.asarray(index)), source.gather(chosen)["image"])
 
   @functools.cached_property
   def _end_points(self) -> tuple[Callable, data.Source]:
     """(keys, images) -> x_T, over all devices, and the training examples."""
+    scaling, sde, steps = self.scaling, self.sde, self.config.training.path_steps
 
     def draw(keys: Array, image: Array) -> Array:
-      x = data.prepare(self.config, fold(keys, 0), image, train=False)
-      t = jnp.full(keys.shape, self.sde.T)
-      return simulate(self.sde, fold(keys, 1), x, t, self.config.training.path_steps)
+      x = scaling.prepare(fold(keys, 0), image)
+      return simulate(sde, fold(keys, 1), x, jnp.full(keys.shape, sde.T), steps)
 
-    return devices.map_batch(draw, (0, 0)), data.load(self.config, "train")
+    return devices.over_devices(draw, shared=0), data.load(self.config, "train")
 
   def score(self, params: Params) -> Score:
-    """score(x, t) with `params` as an argument of the compiled program, not a constant in it; guided, if it is."""
+    """Returns score(x, t) with `params` as an argument of the compiled program, not a constant in it; guided, if it is."""
     return self.guide(jax.tree_util.Partial(self.model.score, params))
 
 
+def init_params(network: nn.Module, shape: tuple[int, ...], key: jax.Array) -> Params:
+  """Returns fresh parameters, float32, of a network for examples of `shape`."""
+  return network.init(key, jnp.zeros((1, *shape), jnp.float32), jnp.ones((1,), jnp.float32))["params"]
+
+
+def abstract_params(network: nn.Module, shape: tuple[int, ...]) -> Params:
+  """Returns shapes and dtypes of the parameters, without computing them."""
+  return jax.eval_shape(lambda: init_params(network, shape, jax.random.key(0)))
+
+
 def build(config: ConfigDict) -> Experiment:
-  """The experiment of `config`, which is resolved on the way.
+  """Returns the experiment of `config`, which is resolved on the way.
 
   Raises:
     BadInput: for whatever in the config cannot work, before anything is computed or compiled.
   """
   config = resolve(config)
-  shape = data.example_shape(config)
+  shape, t = data.example_shape(config), config.training
   with as_bad_input():
-    devices.check_batch_size("training.batch_size", config.training.batch_size, config.training.accumulation)
-    if config.training.parallelism == "fsdp":
-      devices.fsdp_mesh(config.training.fsdp_devices)
-    sde = make_sde(config)
-    network = models.create(config, shape)
-    apply = lambda params, *args: network.apply({"params": params}, *args)
-    if config.training.task == "classifier":
-      choose("training.time_sampling", config.training.time_sampling, ("uniform", "single"))
-      single = config.training.single_sigma if config.training.time_sampling == "single" else None
-      classifier = Classifier(sde, apply, config.training.eps, config.training.stratified, single)
-      return Experiment(config, sde, network, classifier, classifier, None, shape)
-    potential = None
-    choose("model.energy", config.model.energy, ("none", *energy.HEADS))
-    if config.model.energy != "none":
-      potential = energy.potential(apply, config.model.energy)
-      apply = energy.gradient(potential)
-    model = ScoreModel(
-      sde=sde,
-      network=apply,
-      prediction=config.model.parameterization,
-      conditioning=config.model.conditioning,
-      num_scales=None if config.training.continuous else config.model.num_scales,
-      sigma_data=config.model.sigma_data,
-      potential=potential,
-    )
-    if model.num_scales is not None:
-      sde.levels(model.num_scales)
-    loss = ScoreMatching(
-      model,
-      objective=config.training.objective,
-      target=_exact_score(config, sde),
-      eps=config.training.eps,
-      weighting=config.training.weighting,
-      weighting_power=config.training.weighting_power,
-      snr_gamma=config.training.snr_gamma,
-      single_sigma=config.training.single_sigma,
-      probe=config.training.probe,
-      num_probes=config.training.num_probes,
-      fd_step=config.training.fd_step,
-      path_steps=config.training.path_steps,
-      time_sampling=config.training.time_sampling,
-      p_mean=config.training.p_mean,
-      p_std=config.training.p_std,
-      reduce_mean=config.training.reduce_mean,
-      stratified=config.training.stratified,
-    )
-    sampler = _guided_sampler(config, sde)
-  return Experiment(config, sde, network, model, loss, sampler, shape, sampled_classes=config.model.num_classes)
-
-
-def _guided_sampler(config: ConfigDict, sde: SDE) -> Callable:
-  """The sampler as config.guidance needs it: with a constraint, from another time, or DDRM."""
-  g, s = config.guidance, config.sampling
-  if g.method == "ddrm":
-    grid = make_grid(s.grid, sde, s.num_steps, s.eps)
-    return split_to_fit(ddrm(sde, grid, eta=g.eta, eta_b=g.eta_b, denoise=s.noise_removal), devices.device_count())
-  strength = {"replacement": 1.0, "projection": g.strength}.get(g.method)
-  return make_sampler(
-    config, sde, start=g.t0 if g.task == "edit" else None,
-    constrain=None if strength is None else projection(sde, strength=strength),
-    differentiated=g.method in (*SCORE_METHODS, CLASS_METHODS[0]),
+    devices.check_batch_size("training.batch_size", t.batch_size, t.accumulation)
+    if t.parallelism == "fsdp":
+      devices.fsdp_mesh(t.fsdp_devices)
+  sde, network, scaling = make_sde(config), create(config, shape), data.scaling_of(config)
+  if t.task == "classifier":
+    choose("training.time_sampling", t.time_sampling, ("uniform", "single"))
+    classifier = make_classifier(config, sde, network)
+    return Experiment(config, sde, network, classifier, classifier, None, scaling, shape)
+  model = make_model(config, sde, network)
+  others = {"model": model, "target": _exact_score(config, sde)}
+  if is_plugin(t.weighting):
+    others["weighting"] = load("training.weighting", t.weighting, "from (loss, t, level) to weights (B,)")
+  loss = make(ScoreMatching, config, "training", **others)
+  return Experiment(
+    config, sde, network, model, loss, make_sampler(config, sde), scaling, shape,
+    sampled_classes=config.model.num_classes,
   )  # fmt: skip
 
 
+def make_classifier(config: ConfigDict, sde: SDE, network: nn.Module) -> Classifier:
+  """Returns the network as a classifier of noisy data. Raises BadInput where it cannot be one."""
+  single = config.training.single_sigma if config.training.time_sampling == "single" else None
+  with as_bad_input(names_of("training")):
+    return Classifier(
+      sde, apply_of(network), eps=config.training.eps, stratified=config.training.stratified, single_sigma=single
+    )
+
+
+def make_model(config: ConfigDict, sde: SDE, network: nn.Module) -> ScoreModel:
+  """Returns the network as a model of the score. Raises BadInput where it cannot be one."""
+  apply, potential = apply_of(network), None
+  if config.model.energy != "none":
+    potential = energy.potential(apply, config.model.energy)
+    apply = energy.gradient(potential)
+  num_scales = None if config.training.continuous else config.model.num_scales
+  model = make(ScoreModel, config, "model", sde=sde, network=apply, num_scales=num_scales, potential=potential)
+  if num_scales is not None:
+    with as_bad_input(names_of("model")):
+      sde.levels(num_scales)
+  return model
+
+
+def make_solver(config: ConfigDict) -> Any:
+  """Returns the solver that config.sampling names. Raises BadInput where its options cannot work."""
+  method = config.sampling.method
+  if is_plugin(method):
+    solver = load("sampling.method", method, "from config.sampling to a solver")(config.sampling)
+    if not isinstance(solver, Solver | AdaptiveODE | AdaptiveSDE):
+      raise BadInput(f"sampling.method={method!r} gives a {type(solver).__name__}, not a score_sde.Solver.")
+    return solver
+  choose("sampling.method", method, tuple(METHODS))
+  own = {"num_scales": config.model.num_scales} if method in ("pc", "ncsn", "ddpm") else {}
+  return make(METHODS[method], config, "sampling", **own)
+
+
+def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: Any) -> Sampler:
+  """Returns the sampler of config.sampling, as config.guidance needs it: with a constraint, from another time, or DDRM.
+
+  `solver` takes the place of the config's, and `changed` those of "grid" and "steps".
+
+  Raises:
+    BadInput: for what cannot work.
+  """
+  g, s = config.guidance, config.sampling
+  t_start = g.t0 if g.task == "edit" else None
+  if solver is None:
+    solver = (
+      make(DDRM, config, "guidance", noise_removal=s.noise_removal) if g.method == "ddrm" else make_solver(config)
+    )
+  constraint = {"replacement": Projection(), "projection": Projection(g.strength)}.get(g.method)
+  differentiated = g.method in (*SCORE_METHODS, CLASS_METHODS[0])
+  # XLA's CPU backend computes the derivative of a convolution five times slower inside a loop than outside.
+  at_once = 1 if differentiated and devices.on_cpu() else CHUNK
+  options = {"eps": s.eps, "t_start": t_start, "constraint": constraint, "steps_at_once": at_once}
+  with as_bad_input(names_of("sampling") | {"method": "sampling.method"}):
+    if isinstance(solver, AdaptiveODE | AdaptiveSDE):
+      return Sampler(sde, solver, **options)
+    if s.method in ("ncsn", "ddpm") and g.method != "ddrm":
+      if t_start not in (None, sde.T) or constraint:
+        what = "no updates that a constraint could follow" if constraint else f"no other start than {sde.T}"
+        raise InvalidArgument(f"method={s.method!r} has {what}: use 'pc'.", "method")
+      return stepping(solver, sde, None, **options)
+    return stepping(solver, sde, changed.get("steps", s.num_steps), changed.get("grid", s.grid), **options)
+
+
 def _exact_score(config: ConfigDict, sde: SDE) -> Score | None:
-  """For explicit score matching: the score of the noisy data, where its density is known.
+  """Returns the score of the noisy data, where its density is known, for explicit score matching.
 
   Raises:
     BadInput: for explicit score matching of other data, and implicit score matching in too many dimensions.
@@ -217,81 +241,3 @@ def _exact_score(config: ConfigDict, sde: SDE) -> Score | None:
       f"data.dataset={config.data.dataset!r}. Use 'dsm'."
     )
   return data.DENSITIES[config.data.dataset]().score(sde)
-
-
-def load_classifier(workdir: str) -> tuple[Experiment, Params]:
-  """The classifier that was trained in `workdir`, and its parameters.
-
-  Raises:
-    BadInput: where there is none.
-  """
-  file = pathlib.Path(workdir) / "config.json"
-  if not file.is_file() or not checkpoints.exists(workdir):
-    raise BadInput(
-      f"{workdir!r} holds no trained classifier. Train one: python run.py --config=configs/classifier/digits.py "
-      "--workdir=FOLDER (or fashion_mnist.py, cifar10.py)."
-    )
-  config = default_config()
-  with config.unlocked():
-    config.update(ConfigDict(json.loads(file.read_text())))
-  if config.training.task != "classifier":
-    raise BadInput(f"{workdir!r} was trained as a model of scores, not as a classifier.")
-  classifier = build(config)
-  with checkpoints.manager(workdir) as opened:
-    targets = {"ema_params": classifier.abstract_params()}
-    _, items = checkpoints.restore(opened, targets, signature(classifier.config), workdir)
-  return classifier, devices.local(items["ema_params"])
-
-
-def make_workdir(workdir: str) -> pathlib.Path:
-  """Creates `workdir`. Raises BadInput where that cannot be, or nothing can be written there."""
-  path = pathlib.Path(workdir)
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / f".write_test_{socket.gethostname()}_{os.getpid()}"
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise BadInput(f"--workdir={workdir!r} cannot be written to ({error.strerror}). Give another.") from error
-  return path
-
-
-@contextlib.contextmanager
-def claimed(path: pathlib.Path) -> Iterator[None]:
-  """Within, no other job trains in the workdir `path`. The claim is a lock that ends with the process, however it ends.
-
-  Raises:
-    BadInput: where another job holds it.
-  """
-  if not devices.is_first_host():
-    yield
-    return
-  file = path / ".claimed"
-  with file.open("a+") as handle:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      handle.seek(0)
-      raise BadInput(
-        f"--workdir={str(path)!r} is another job's, which trains there now ({handle.read().strip()}). Stop it, or give "
-        "another."
-      ) from error
-    except OSError as error:  # a file system without locks
-      log.warning("%s cannot be locked (%s): nothing keeps another job from writing there.", path, error.strerror)
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    try:
-      yield
-    finally:
-      file.unlink(missing_ok=True)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON atomically."""
-  save_atomically(path, lambda file: file.write((json.dumps(value, indent=2, default=list) + "\n").encode()))
-
-
-def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes the resolved config to config.json in `workdir`."""
-  write_json(workdir / "config.json", as_dict(config))

@@ -25,10 +25,11 @@ from score_sde.metrics import Moments
 from score_sde.models.inception import Inception, from_pytorch
 from score_sde.run import checkpoints, data, devices
 from score_sde.run.checkpoints import torch_file
+from score_sde.run.classifiers import load_classifier
 from score_sde.run.config import BadInput, resolve
-from score_sde.run.experiment import load_classifier, make_workdir
 from score_sde.run.report.pictures import save_atomically
 from score_sde.run.report.progress import Bar
+from score_sde.run.workdir import make_workdir
 
 log = logging.getLogger(__name__)
 
@@ -114,18 +115,18 @@ def classifier(workdir: str, config: ConfigDict) -> Extractor:
   Raises:
     BadInput: where there is none, or its images are of another size than those of `config`.
   """
-  its, params = load_classifier(workdir)
+  its, params = load_classifier(workdir, config)
   for key in ("image_size", "num_channels"):
     if its.config.data[key] != config.data[key]:
       raise BadInput(
         f"eval.features={workdir!r} is a classifier of images with data.{key}={its.config.data[key]}, and these have "
         f"{config.data[key]}. Train one on such images."
       )
-  network, centered = its.network, its.config.data.centered
+  network, scaling = its.network, dataclasses.replace(its.scaling, levels=256, uniform_dequantization=False)
 
   def run(variables: Any, images: Array) -> tuple[Array, Array]:
-    x = images.astype(jnp.float32) / 255
-    return network.apply(variables, 2 * x - 1 if centered else x, jnp.full(len(x), LEAST_NOISE), with_features=True)
+    x = scaling.prepare(None, images)
+    return network.apply(variables, x, jnp.full(len(x), LEAST_NOISE), with_features=True)
 
   return Extractor(f"classifier-{checkpoints.digest(params)}", run, {"params": params})
 
@@ -221,7 +222,7 @@ def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Refere
       arrays = {key: file[key] for key in file}
   except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
     raise BadInput(
-      f"eval.reference={path!r} cannot be read as an NPZ ({error}). Make it: python -m score_sde.metrics stats "
+      f"eval.reference={path!r} cannot be read as an NPZ ({error}). Make it: python -m score_sde stats "
       "OUTPUT.npz --config=FILE."
     ) from error
   if "pool_3" in arrays:
@@ -256,13 +257,13 @@ def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Refere
 
 def of_data(config: ConfigDict, extractor: Extractor, split: str) -> Reference:
   """The reference that the `split` of the config's data is."""
-  source = data.load(config, split)
+  source, scaling = data.load(config, split), data.scaling_of(config)
   check_count(f"data.dataset={config.data.dataset!r}", len(source), extractor.dims(data.example_shape(config)))
 
   def parts(bar: Bar) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     done = 0
     for read in data.in_order(source, config.eval.batch_size):
-      images = data.as_uint8(config, read()["image"])
+      images = scaling.as_uint8(read()["image"])
       yield extractor(images)
       done += len(images)
       bar.step(done, len(source))
@@ -273,7 +274,7 @@ def of_data(config: ConfigDict, extractor: Extractor, split: str) -> Reference:
 
 
 def stats(config: ConfigDict, output: str) -> None:
-  """`python -m score_sde.metrics stats OUTPUT.npz --config=FILE`: the reference that the training images are.
+  """`python -m score_sde stats OUTPUT.npz --config=FILE`: the reference that the training images are.
 
   Raises:
     BadInput: for vectors in place of images, an extractor that cannot be had, or an output that cannot be written.

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,16 +14,28 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from score_sde import guidance
 from score_sde.batch import example_keys, expand, fold, normal
-from score_sde.guidance import by_classifier, classifier_free, condition_on, dps, operators, pigdm, put_in, tmpd
+from score_sde.guidance import ByClassifier, ClassifierFree, condition_on, operators, put_in
 from score_sde.guidance.nonlinear import PhaseRetrieval, Quantized
-from score_sde.likelihood import encoder, interpolate
+from score_sde.likelihood import decode, encode, interpolate
 from score_sde.run import checkpoints, data, devices
 from score_sde.run import evaluate as evaluation
-from score_sde.run.config import CONSTRAINTS, LINEAR_TASKS, BadInput, as_bad_input, sde_name, signature
-from score_sde.run.experiment import Experiment, Params, build, load_classifier
+from score_sde.run.classifiers import load_classifier
+from score_sde.run.config import (
+  CONSTRAINTS,
+  LINEAR_TASKS,
+  BadInput,
+  as_bad_input,
+  make,
+  names_of,
+  sde_name,
+  signature,
+)
+from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
+from score_sde.sampling import AdaptiveODE
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +82,12 @@ def with_class(experiment: Experiment) -> Experiment:
     BadInput: for a classifier that is missing or of other data or another SDE; a class that there is not.
   """
   config, g = experiment.config, experiment.config.guidance
-  with as_bad_input():
-    if g.method == "classifier_free":
-      conditional = classifier_free(experiment.sde, g.scale, g.low, g.high)
-      return dataclasses.replace(experiment, guide=lambda score: condition_on(score, conditional))
-    classifier, params = load_classifier(g.classifier)
-    check_fits(classifier, config, g.classifier)
-    conditional = by_classifier(classifier.model.logits, g.scale)
+  if g.method == "classifier_free":
+    free = make(ClassifierFree, config, "guidance", sde=experiment.sde)
+    return dataclasses.replace(experiment, guide=lambda score: condition_on(score, free))
+  classifier, params = load_classifier(g.classifier, config)
+  check_fits(classifier, config, g.classifier)
+  conditional = make(ByClassifier, config, "guidance", logits=classifier.model.logits)
   classes = classifier.config.model.num_classes
   if g.label is not None and not 0 <= g.label < classes:
     raise BadInput(f"guidance.label={g.label} is no class: the classifier of {g.classifier!r} has {classes}, from 0.")
@@ -121,7 +133,7 @@ def make_operator(config: ConfigDict, batch: int) -> Any:
     "phase_retrieval": PhaseRetrieval,
     "jpeg": lambda: Quantized(g.quality, 2.0 if config.data.centered else 1.0),
   }
-  with as_bad_input():
+  with as_bad_input(names_of("guidance")):
     operator = makers[g.task]()
     if g.task in LINEAR_TASKS:
       operators.check_operator(operator, shape, jax.random.key(config.seed))
@@ -176,26 +188,19 @@ def _inputs(config: ConfigDict) -> tuple[list[str], np.ndarray]:
   return [f"test_{i}" for i in range(n)], source.gather(np.arange(n))["image"]
 
 
-def _scaled(config: ConfigDict, images: np.ndarray) -> jax.Array:
-  """Images as the model sees them, without dequantization; those of files have 256 levels."""
-  plain = ConfigDict(config).unlock()
-  plain.data.uniform_dequantization = False
-  plain.data.levels = 256 if config.guidance.input else config.data.levels
-  return data.prepare(plain, jax.random.split(jax.random.key(0), len(images)), jnp.asarray(images), train=False)
+def _scaled(experiment: Experiment, images: np.ndarray) -> jax.Array:
+  """Returns images as the model sees them, without dequantization; those of files have 256 levels."""
+  levels = 256 if experiment.config.guidance.input else experiment.scaling.levels
+  plain = dataclasses.replace(experiment.scaling, uniform_dequantization=False, levels=levels)
+  return plain.prepare(None, jnp.asarray(images))
 
 
-def _score_of_posterior(experiment: Experiment, params: Params):
-  """The model's score, conditioned on a measurement as guidance.method says."""
-  g, sde, score = experiment.config.guidance, experiment.sde, experiment.score(params)
+def score_of_posterior(experiment: Experiment, params: Params) -> Callable[..., jax.Array]:
+  """Returns the model's score, conditioned on a measurement as guidance.method says."""
+  g, score = experiment.config.guidance, experiment.score(params)
   if g.method in CONSTRAINTS:
     return score
-  options = {"scale": g.scale}
-  if g.method == "tmpd":
-    return condition_on(score, tmpd(sde, diagonal=g.covariance == "diagonal", iterations=g.iterations, **options))
-  options["prior_variance"] = g.prior_variance
-  if g.method == "pigdm":
-    return condition_on(score, pigdm(sde, **options))
-  return condition_on(score, dps(sde, paper_steps=g.paper_steps, **options))
+  return condition_on(score, make(guidance.METHODS[g.method], experiment.config, "guidance", sde=experiment.sde))
 
 
 def _sample_inputs(experiment: Experiment, workdir: str) -> None:
@@ -205,9 +210,9 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
     raise BadInput("guidance.task='interpolate' needs two inputs or more; give a folder of them as guidance.input.")
   operator = None if g.task in ("edit", "interpolate") else make_operator(config, len(images))
   path = evaluation.open_workdir(workdir)
-  with checkpoints.manager(workdir) as opened:
-    step, params = evaluation.restore(opened, experiment, workdir)
-  x, start = _scaled(config, images), time.monotonic()
+  with checkpoints.manager(workdir) as manager:
+    step, params = evaluation.restore(manager, experiment, workdir)
+  x, start = _scaled(experiment, images), time.monotonic()
   draw = {"edit": _edit, "interpolate": _interpolate}.get(g.task) or functools.partial(_measure_and_sample, operator)
   columns, samples, nfe = draw(experiment, params, x)
   seconds = time.monotonic() - start
@@ -223,24 +228,24 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   for name, row in zip(names, rows, strict=False):
     pictures.posteriors(path / "guided" / f"{name}.png", [row], title)
   pictures.posteriors(path / "guided.png", rows, title)
-  arrays = {"samples": evaluation.to_uint8(samples), "inputs": evaluation.to_uint8(_shown(config, x))}
+  arrays = {"samples": evaluation.to_uint8(samples), "inputs": evaluation.to_uint8(_shown(experiment, x))}
   if "measurement" in columns:
     arrays["measurements"] = evaluation.to_uint8(columns["measurement"])
   pictures.save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
   log.info("Wrote guided.png, guided.npz and %d pictures in guided/ to %s (%.1f s).", len(rows), path, seconds)
 
 
-def _shown(config: ConfigDict, x: Any) -> np.ndarray:
-  return np.clip(np.asarray(data.inverse(config, x)), 0, 1)
+def _shown(experiment: Experiment, x: Any) -> np.ndarray:
+  return np.clip(np.asarray(experiment.scaling.inverse(x)), 0, 1)
 
 
-def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition: Any = None, start: Any = None):
+def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition: Any = None, x_T: Any = None):
   """guidance.samples_per_input samples (N, S, ...) for each of N inputs, and the evaluations each took."""
   n, each = len(x), experiment.config.guidance.samples_per_input
   repeated = jax.tree.map(lambda a: jnp.repeat(a, each, axis=0), condition)
   with Bar(f"{n} x {each} samples", 1, " steps") as bar:
     out, info = experiment.sampler(
-      score, key, (n * each, *x.shape[1:]), condition=repeated, start=start, progress=bar.step
+      score, key, (n * each, *x.shape[1:]), condition=repeated, x_T=x_T, progress=bar.step
     )  # fmt: skip
   if not np.asarray(info["finite"]).all():
     log.warning("%d of %d samples are not finite.", int((~np.asarray(info["finite"])).sum()), n * each)
@@ -252,15 +257,15 @@ def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition
 def _measure_and_sample(operator: Any, experiment: Experiment, params: Params, x: jax.Array):
   config, g = experiment.config, experiment.config.guidance
   key = jax.random.key(config.seed)
-  noise = g.noise * (2 if config.data.centered else 1)
-  with as_bad_input():
+  noise = g.noise / experiment.scaling.slope
+  with as_bad_input(names_of("guidance")):
     measurement = operators.measure(
       example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(x))), operator, x, noise
     )
-  score = _score_of_posterior(experiment, params)
+  score = score_of_posterior(experiment, params)
   samples, nfe = _draw(experiment, score, jax.random.fold_in(key, DRAW), x, measurement)
-  samples = _shown(config, samples)
-  columns = {"input": _shown(config, x), "measurement": _pictured(config, measurement, x)}
+  samples = _shown(experiment, samples)
+  columns = {"input": _shown(experiment, x), "measurement": _pictured(experiment, measurement, x)}
   return columns | _of_samples(samples), samples, nfe
 
 
@@ -271,17 +276,17 @@ def _of_samples(samples: np.ndarray) -> dict[str, np.ndarray]:
   return shown | {"mean": samples.mean(axis=1), "std": np.broadcast_to(np.clip(4 * spread, 0, 1), samples[:, 0].shape)}
 
 
-def _pictured(config: ConfigDict, measurement: operators.Measurement, x: jax.Array) -> np.ndarray:
+def _pictured(experiment: Experiment, measurement: operators.Measurement, x: jax.Array) -> np.ndarray:
   """A measurement as images: of a linear one the smallest x that explains it, unknown pixels gray."""
   operator, y = measurement.operator, measurement.y
   if isinstance(operator, operators.LinearOperator):
     if isinstance(operator, operators.Subsampled) and operator.basis == "pixels":
-      middle = 0.0 if config.data.centered else 0.5
-      return _shown(config, jnp.where(operator.mask > 0, y, middle))
-    return _shown(config, operator.pinv(y))
+      middle = experiment.scaling.forward(0.5)
+      return _shown(experiment, jnp.where(operator.mask > 0, y, middle))
+    return _shown(experiment, operator.pinv(y))
   y = np.asarray(y)
   if y.shape == x.shape:
-    return _shown(config, y)
+    return _shown(experiment, y)
   strength = np.log1p(np.fft.fftshift(np.abs(y), axes=(1, 2)))
   return strength / strength.max(axis=(1, 2, 3), keepdims=True)
 
@@ -294,23 +299,25 @@ def _edit(experiment: Experiment, params: Params, x: jax.Array):
   keys = example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(repeated)))
   mean, std = sde.marginal(repeated, jnp.full(len(repeated), g.t0))
   noisy = mean + expand(std, mean) * normal(fold(keys, 0), mean)
-  samples, nfe = _draw(experiment, experiment.score(params), jax.random.fold_in(key, DRAW), x, start=noisy)
-  samples = _shown(config, samples)
+  samples, nfe = _draw(experiment, experiment.score(params), jax.random.fold_in(key, DRAW), x, x_T=noisy)
+  samples = _shown(experiment, samples)
   first = np.asarray(noisy[:: g.samples_per_input])
   low, high = (f(first, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
-  columns = {"input": _shown(config, x), f"at t = {g.t0:g}": (first - low) / (high - low)}
+  columns = {"input": _shown(experiment, x), f"at t = {g.t0:g}": (first - low) / (high - low)}
   return columns | _of_samples(samples), samples, nfe
 
 
 def _interpolate(experiment: Experiment, params: Params, x: jax.Array):
   """Between inputs 1 and 2, 2 and 3, ... along great circles of their latents."""
-  config, s = experiment.config, experiment.config.sampling
-  encode, decode = encoder(experiment.sde, rtol=s.rtol, atol=s.atol, solver=s.solver, max_steps=s.max_steps)
+  s = experiment.config.sampling
+  ode = AdaptiveODE(rtol=s.rtol, atol=s.atol, solver=s.solver, max_steps=s.max_steps)
+  there_of = devices.over_devices(lambda score, x: encode(experiment.sde, score, x, ode=ode))
+  back_of = devices.over_devices(lambda score, x: decode(experiment.sde, score, x, ode=ode))
   score = experiment.score(params)
-  latent, there = encode(score, x)
+  latent, there = there_of(score, x)
   path = interpolate(latent[:-1], latent[1:], np.linspace(0, 1, BETWEEN))
-  y, back = decode(score, path.reshape(-1, *x.shape[1:]))
-  images = _shown(config, jnp.moveaxis(y.reshape(path.shape), 0, 1))
-  columns = {"input": _shown(config, x[:-1])}
-  columns |= {f"{i}/{BETWEEN - 1}": images[:, i] for i in range(BETWEEN)} | {"next": _shown(config, x[1:])}
+  y, back = back_of(score, path.reshape(-1, *x.shape[1:]))
+  images = _shown(experiment, jnp.moveaxis(y.reshape(path.shape), 0, 1))
+  columns = {"input": _shown(experiment, x[:-1])}
+  columns |= {f"{i}/{BETWEEN - 1}": images[:, i] for i in range(BETWEEN)} | {"next": _shown(experiment, x[1:])}
   return columns, images, float(np.mean(there["nfe"]) + np.mean(back["nfe"]))

@@ -75,7 +75,7 @@ def suggest_sigmas(config: ConfigDict, examples: int = 10_000) -> dict[str, floa
   count = min(examples, len(source))
   image = source.gather(np.arange(count))["image"]
   keys = example_keys(jax.random.key(config.seed), jnp.arange(count))
-  x = data.prepare(config, keys, jnp.asarray(image), train=False).reshape(count, -1)
+  x = data.scaling_of(config).prepare(keys, jnp.asarray(image)).reshape(count, -1)
   sigma_max, dims = largest_distance(x), x.shape[1]
   gamma = ratio(dims)
   levels = max(2, 1 + round(math.log(sigma_max / config.model.sigma_min) / math.log(gamma)))

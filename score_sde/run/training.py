@@ -1,5 +1,6 @@
-"""Training: the state, one pure step, and the loop around it."""
+"""Training: the state, one pure step, and the run around it."""
 
+import dataclasses
 import functools
 import logging
 import math
@@ -15,13 +16,17 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde.batch import Array, example_keys, fold
-from score_sde.run import checkpoints, data, devices, evaluate, heap
+from score_sde.errors import ScoreSDEError
+from score_sde.run import checkpoints, data, devices, heap
+from score_sde.run import evaluate as evaluation
 from score_sde.run.config import BadInput, sde_name, signature
 from score_sde.run.devices import Mesh
 from score_sde.run.evaluate.judge import make_judge
-from score_sde.run.experiment import Experiment, build, claimed, make_workdir, write_config
+from score_sde.run.experiment import Experiment, build
 from score_sde.run.report import curves, pictures
 from score_sde.run.report.progress import Bar, Interrupted, stop_asked
+from score_sde.run.workdir import claimed, make_workdir, write_config
+from score_sde.scaling import Scaling
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +37,7 @@ DATA, LOSS = range(2)
 INIT, TRAIN, EVAL = range(3)
 
 
-class Diverged(Exception):
+class Diverged(ScoreSDEError):
   """The loss, its gradient or the update is no longer finite."""
 
 
@@ -47,90 +52,114 @@ class TrainState:
   key: Array
 
 
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """Adam with gradient clipping, linear warm-up from zero, decoupled weight decay, and an optional cosine decay."""
-  o = config.optim
-  total = config.training.n_iters
+  """Returns Adam with gradient clipping, linear warm-up from zero, decoupled weight decay, and optionally cosine decay."""
+  o, total = config.optim, config.training.n_iters
+  warmup, cosine, lr = o.warmup, o.decay == "cosine", o.lr
 
-  def rate(step):
-    warm = jnp.minimum(step / o.warmup, 1.0) if o.warmup > 0 else 1.0
-    decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0))) if o.decay == "cosine" else 1.0
-    return o.lr * warm * decay
+  def rate(step: Any) -> Any:
+    warm = jnp.minimum(step / warmup, 1.0) if warmup > 0 else 1.0
+    decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0))) if cosine else 1.0
+    return lr * warm * decay
 
-  clip = optax.clip_by_global_norm(o.grad_clip) if o.grad_clip >= 0 else optax.identity()
+  clip = optax.clip_by_global_norm(o.grad_clip) if o.grad_clip > 0 else optax.identity()
   decay = optax.add_decayed_weights(o.weight_decay) if o.weight_decay else optax.identity()
   adam = (optax.scale_by_amsgrad if o.amsgrad else optax.scale_by_adam)(o.beta1, o.beta2, o.eps)
   return optax.chain(clip, adam, decay, optax.scale_by_learning_rate(rate))
 
 
-def init_state(experiment: Experiment) -> TrainState:
-  """The state before the first step."""
-  key = jax.random.key(experiment.config.seed)
-  params = experiment.init_params(jax.random.fold_in(key, INIT))
-  opt_state = make_optimizer(experiment.config).init(params)
-  ema_params = jax.tree.map(jnp.copy, params)  # a buffer of its own: both are donated
-  return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, jax.random.fold_in(key, TRAIN))
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+  """One training step as a pure function: (state, batch) -> (state, {"loss", "grad_norm", "update_norm"}).
 
+  It is a function of a device's share of the batch, inside `devices.map_batch`; with a `mesh` of the whole batch, and of
+  a state split over the mesh.
 
-def make_train_step(
-  experiment: Experiment, mesh: Mesh | None = None
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """One step: (state, batch) -> (state, {"loss", "grad_norm", "update_norm"}).
-
-  Without a `mesh` it is of a device's share of the batch, inside `devices.map_batch`; with one of the whole batch, and
-  of a state split over the mesh.
+  Attributes:
+    loss: (params, keys, x, index, batch_size, y=labels) -> (B,).
+    scaling: from raw examples to x.
+    optimizer: from a gradient to an update.
+    batch_size: of the whole batch, over all devices and hosts.
+    classes: whether the network sees labels.
+    ema_rate, ema_warmup: of the average of the parameters, see config.model.
+    parts: how many parts a device's share of the batch is split into, one after the other.
+    unrolled: write the parts one after the other instead of in a loop.
+    mesh: that the state is split over, or None.
   """
-  config, optimizer = experiment.config, make_optimizer(experiment.config)
-  if mesh:
-    value_and_grad = devices.over_shards(functools.partial(_value_and_grad, experiment), mesh)
-  else:
-    of_share = _value_and_grad(experiment)
-    value_and_grad = lambda *args: devices.mean(of_share(*args))
 
-  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    value, gradient = value_and_grad(state.params, batch, jax.random.fold_in(state.key, state.step))
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  loss: Callable[..., Array]
+  scaling: Scaling
+  optimizer: optax.GradientTransformation
+  batch_size: int
+  classes: bool
+  ema_rate: float
+  ema_warmup: bool
+  parts: int
+  unrolled: bool
+  mesh: Mesh | None = None
+
+  def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    value, gradient = self._value_and_grad(state.params, batch, jax.random.fold_in(state.key, state.step))
+    updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    rate = config.model.ema_rate
-    if config.model.ema_warmup:
+    rate = self.ema_rate
+    if self.ema_warmup:
       rate = jnp.minimum(rate, (1 + state.step) / (10 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - rate)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
     return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
 
-  return step
+  @functools.cached_property
+  def _value_and_grad(self) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
+    """(params, batch, key) -> the mean loss of the whole batch and its gradient."""
+    if self.mesh:
+      return devices.over_shards(self._of_share, self.mesh)
+    of_share = self._of_share()
+    return lambda *args: devices.mean(of_share(*args))
+
+  def _of_share(
+    self, change: Callable = lambda objective: objective
+  ) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
+    """(params, batch, key) -> the mean loss of a device's share of the batch, and its gradient.
+
+    `change` is applied to the function of which the gradient is taken.
+    """
+
+    def objective(params: Any, batch: dict, key: Array) -> Array:
+      keys = example_keys(key, batch["index"])
+      x = self.scaling.prepare(fold(keys, DATA), batch["image"], train=True)
+      y = batch["label"] if self.classes else None
+      return jnp.mean(self.loss(params, fold(keys, LOSS), x, batch["index"], self.batch_size, y=y))
+
+    one, parts = jax.value_and_grad(change(objective)), self.parts
+    if parts == 1:
+      return one
+
+    def accumulated(params: Any, batch: dict, key: Array) -> tuple[Array, Any]:
+      split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+      add = lambda total, part: jax.tree.map(jnp.add, total, one(params, part, key))
+      first, *others = (jax.tree.map(lambda x, i=i: x[i], split) for i in range(parts))
+      if self.unrolled:
+        total = functools.reduce(add, others, one(params, first, key))
+      else:
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zeros, split)
+      return jax.tree.map(lambda x: x / parts, total)
+
+    return accumulated
 
 
-def _value_and_grad(
-  experiment: Experiment, change: Callable = lambda objective: objective
-) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
-  """(params, batch, key) -> the mean loss of a device's share of the batch, as `change` makes it, and its gradient.
-
-  The share is worked through in training.accumulation parts, one after the other.
-  """
-  config, loss, parts = experiment.config, experiment.loss, experiment.config.training.accumulation
-
-  def objective(params: Any, batch: dict, key: Array) -> Array:
-    keys = example_keys(key, batch["index"])
-    x, y = data.prepare(config, fold(keys, DATA), batch["image"], train=True), experiment.classes(batch["label"])
-    return jnp.mean(loss(params, fold(keys, LOSS), x, batch["index"], config.training.batch_size, y=y))
-
-  one = jax.value_and_grad(change(objective))
-  if parts == 1:
-    return one
-
-  def accumulated(params: Any, batch: dict, key: Array) -> tuple[Array, Any]:
-    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
-    add = lambda total, part: jax.tree.map(jnp.add, total, one(params, part, key))
-    first, *others = (jax.tree.map(lambda x, i=i: x[i], split) for i in range(parts))
-    if _unrolls(experiment):
-      total = functools.reduce(add, others, one(params, first, key))
-    else:
-      zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-      total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zeros, split)
-    return jax.tree.map(lambda x: x / parts, total)
-
-  return accumulated
+def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainStep:
+  """Returns the training step that a config describes."""
+  config = experiment.config
+  return TrainStep(
+    loss=experiment.loss, scaling=experiment.scaling, optimizer=make_optimizer(config),
+    batch_size=config.training.batch_size, classes=config.model.num_classes > 0, ema_rate=config.model.ema_rate,
+    ema_warmup=config.model.ema_warmup, parts=config.training.accumulation, unrolled=_unrolls(experiment), mesh=mesh,
+  )  # fmt: skip
 
 
 def _unrolls(experiment: Experiment) -> bool:
@@ -139,21 +168,21 @@ def _unrolls(experiment: Experiment) -> bool:
 
 
 def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """`n_jitted_steps` steps in one dispatch on all devices: (state, this host's batches (steps, b, ...)) -> the same.
+  """Returns `n_jitted_steps` steps in one dispatch on all devices: (state, this host's batches (steps, b, ...)) -> same.
 
   The state is that of `start_state`; its buffers are given up.
   """
   mesh = make_mesh(experiment.config)
   step, n = make_train_step(experiment, mesh), experiment.config.training.n_jitted_steps
 
-  def unrolled(state, batches):
+  def unrolled(state: TrainState, batches: dict) -> tuple[TrainState, dict]:
     metrics = []
     for i in range(n):
       state, values = step(state, jax.tree.map(lambda x: x[i], batches))
       metrics.append(values)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *metrics)
 
-  steps = unrolled if _unrolls(experiment) else lambda *args: jax.lax.scan(step, *args)
+  steps = unrolled if step.unrolled else lambda *args: jax.lax.scan(step, *args)
   if mesh is not None:
     return devices.on_mesh(steps, mesh, jax.eval_shape(lambda: init_state(experiment)))
   run = devices.map_batch(steps, (None, 0), out_axes=None, donate=(0,), everywhere=True)
@@ -161,12 +190,21 @@ def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tup
 
 
 def make_mesh(config: ConfigDict) -> Mesh | None:
-  """The mesh that training.parallelism="fsdp" splits the state over; None for "pmap"."""
+  """Returns the mesh that training.parallelism="fsdp" splits the state over; None for "pmap"."""
   return devices.fsdp_mesh(config.training.fsdp_devices) if config.training.parallelism == "fsdp" else None
 
 
+def init_state(experiment: Experiment) -> TrainState:
+  """Returns the state before the first step."""
+  key = jax.random.key(experiment.config.seed)
+  params = experiment.init_params(jax.random.fold_in(key, INIT))
+  opt_state = make_optimizer(experiment.config).init(params)
+  ema_params = jax.tree.map(jnp.copy, params)  # a buffer of its own: both are donated
+  return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, jax.random.fold_in(key, TRAIN))
+
+
 def start_state(experiment: Experiment) -> TrainState:
-  """The state before the first step, where `make_train_steps` wants it."""
+  """Returns the state before the first step, where `make_train_steps` wants it."""
   mesh = make_mesh(experiment.config)
   if mesh is None:
     return devices.replicate(devices.run_once(lambda: init_state(experiment)))
@@ -175,16 +213,16 @@ def start_state(experiment: Experiment) -> TrainState:
 
 
 def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:
-  """Loss of each example, without dropout or flips: (params, key, sharded batch) -> (devices, b)."""
-  config = experiment.config
+  """Returns the loss of each example, without dropout or flips: (params, key, batch (B, ...)) -> (B,)."""
+  loss, scaling, size = experiment.loss, experiment.scaling, experiment.config.training.batch_size
+  classes = experiment.config.model.num_classes > 0
 
   def losses(params: Any, key: Array, batch: dict) -> Array:
     keys = example_keys(key, batch["index"])
-    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
-    size, y = config.training.batch_size, experiment.classes(batch["label"])
-    return experiment.loss(params, fold(keys, LOSS), x, batch["index"], size, train=False, y=y)
+    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), batch["label"] if classes else None
+    return loss(params, fold(keys, LOSS), x, batch["index"], size, train=False, y=y)
 
-  return devices.map_batch(losses, (None, None, 0))
+  return devices.over_devices(losses, shared=2)
 
 
 # --- saving and resuming ------------------------------------------------------------------------------------------
@@ -196,11 +234,13 @@ def saved_form(state: TrainState) -> dict[str, Any]:
   return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": key}
 
 
-def restore_state(opened: Any, experiment: Experiment, workdir: str) -> TrainState | None:
+def restore_state(manager: Any, experiment: Experiment, workdir: str) -> TrainState | None:
   """The newest sound state in `workdir`, where `make_train_steps` wants it; None where there is none."""
   abstract = jax.eval_shape(lambda: init_state(experiment))
   targets = {"state": jax.eval_shape(saved_form, abstract), "ema_params": abstract.ema_params}
-  found = checkpoints.restore(opened, targets, signature(experiment.config), workdir, mesh=make_mesh(experiment.config))
+  found = checkpoints.restore(
+    manager, targets, signature(experiment.config), workdir, mesh=make_mesh(experiment.config)
+  )
   if found is None:
     return None
   _, items = found
@@ -209,7 +249,7 @@ def restore_state(opened: Any, experiment: Experiment, workdir: str) -> TrainSta
   return TrainState(saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key)
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------
+# --- the run ----------------------------------------------------------------------------------------------------------
 
 
 def _check_frequencies(config: ConfigDict) -> None:
@@ -224,17 +264,10 @@ def _check_frequencies(config: ConfigDict) -> None:
 
 
 def _blocks(config: ConfigDict, batches: Iterator[dict]) -> Iterator[dict]:
-  """Batches of `n_jitted_steps` steps together."""
+  """Yields the batches of `n_jitted_steps` steps together."""
   while True:
     block = [next(batches) for _ in range(config.training.n_jitted_steps)]
     yield jax.tree.map(lambda *x: np.stack(x), *block)
-
-
-def _eval_batch(config: ConfigDict, source: data.Source, step: int) -> dict:
-  """A batch of test examples, another one each step; the test set wraps around."""
-  size = config.training.batch_size
-  indices = (step // config.training.eval_freq * size + np.arange(size)) % len(source)
-  return devices.shard(source.gather(indices) | {"index": np.arange(size, dtype=np.int32)})
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -251,57 +284,38 @@ def train(config: ConfigDict, workdir: str) -> None:
     Interrupted: after a signal to stop, once the state is saved.
   """
   experiment = build(config)
-  config = experiment.config
+  config, t = experiment.config, experiment.config.training
   _check_frequencies(config)
   path = make_workdir(workdir)
   with claimed(path):
-    _train(experiment, path, workdir)
-
-
-def _train(experiment: Experiment, path: pathlib.Path, workdir: str) -> None:
-  config, t = experiment.config, experiment.config.training
-  source, test_source = data.load(config, "train"), data.load(config, "test")
-  judge = make_judge(experiment)
-  checkpoints.check_space(
-    path, jax.eval_shape(lambda: saved_form(init_state(experiment))), experiment.abstract_params()
-  )
-  with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as opened:
-    checkpoints.check(opened, signature(config), workdir)
+    source, test_source = data.load(config, "train"), data.load(config, "test")
+    judge = make_judge(experiment)
+    checkpoints.check_space(
+      path, jax.eval_shape(lambda: saved_form(init_state(experiment))), experiment.abstract_params()
+    )
+    with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as manager:
+      checkpoints.check(manager, signature(config), workdir)
+      if devices.is_first_host():
+        write_config(config, path)
+      state = restore_state(manager, experiment, workdir)
+      if state is None:
+        state = start_state(experiment)
+      run = Run(experiment, path, manager, source, test_source, judge, state)
+      try:
+        run.finish_snapshot()
+        run.train()
+      finally:
+        run.curves.close()
     if devices.is_first_host():
-      write_config(config, path)
-    state = restore_state(opened, experiment, workdir)
-    if state is None:
-      state = start_state(experiment)
-    step = int(state.step)
-    checkpoints.remove_newer(opened, step)
-    total = -(-t.n_iters // t.n_jitted_steps) * t.n_jitted_steps
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    log.info(
-      "%s a run of %d steps at step %d: %s parameters, %d examples of %s, %s.",
-      "Resuming" if step else "Starting", total, step, f"{parameters:,}", len(source), experiment.shape,
-      devices.describe(),
-    )  # fmt: skip
-    written = curves.Curves(path, step, writes=devices.is_first_host())
-    try:
-      if step and step % t.snapshot_freq == 0:  # the run may have ended between saving and what comes after
-        if judge and step not in written.measured:
-          _measure(judge, state, step, written)
-        if devices.any_host(not _samples_of(path, step).exists()):
-          _draw_samples(experiment, state, step, total, written, path)
-      if step < total:
-        _loop(experiment, state, step, total, source, test_source, opened, written, path, judge)
-    finally:
-      written.close()
-  if devices.is_first_host():
-    _draw_curves(config, path)
-  if t.final_report and t.task == "score":
-    evaluate.sample(config, workdir, experiment)
-  if t.final_report:
-    evaluate.evaluate(config, workdir, experiment)
+      _draw_curves(config, path)
+    if t.final_report and t.task == "score":
+      evaluation.sample(config, workdir, experiment)
+    if t.final_report:
+      evaluation.evaluate(config, workdir, experiment)
 
 
 def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:
-  """curves.png, and fid.png where that was measured."""
+  """Draws curves.png, and fid.png where FIDs were measured."""
   rows, run = curves.read(path), f"{sde_name(config.training.sde)}, {config.model.name}"
   of = lambda name: np.array([(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))])
   loss = {name: tuple(of(name).T) for name in ("loss", "eval_loss") if len(of(name))}
@@ -312,45 +326,100 @@ def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:
     pictures.curves(path / "fid.png", {"FID": tuple(of("fid").T)}, f"{run}: FID of {how}")
 
 
-def _measure(judge, state, step, written):
-  """Adds a snapshot's FID to the curves."""
-  found = judge(devices.local(state.ema_params))
-  log.info("Step %d: %s.", step, ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in found.items()))
-  written.write(step, **found)
+class Run:
+  """A training on its way: the state, and what it writes.
 
+  Attributes:
+    state: of the model and the optimizer.
+    step: steps taken.
+    total: steps in all, whole dispatches.
+    curves: metrics.csv and TensorBoard.
+  """
 
-def _samples_of(path, step):
-  """The picture of a snapshot's samples."""
-  return path / "samples" / f"step_{step:08d}.png"
+  def __init__(
+    self,
+    experiment: Experiment,
+    path: pathlib.Path,
+    manager: Any,
+    source: data.Source,
+    test_source: data.Source,
+    judge: Callable[[Any], dict[str, float]] | None,
+    state: TrainState,
+  ):
+    self.experiment, self.config, self.options = experiment, experiment.config, experiment.config.training
+    self.path, self.manager, self.source, self.test_source, self.judge = path, manager, source, test_source, judge
+    self.state, self.step = state, int(state.step)
+    n = self.options.n_jitted_steps
+    self.total = -(-self.options.n_iters // n) * n
+    checkpoints.remove_newer(manager, self.step)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    log.info(
+      "%s a run of %d steps at step %d: %s parameters, %d examples of %s, %s.",
+      "Resuming" if self.step else "Starting", self.total, self.step, f"{parameters:,}", len(source), experiment.shape,
+      devices.describe(),
+    )  # fmt: skip
+    self.curves = curves.Curves(path, self.step, writes=devices.is_first_host())
 
+  def finish_snapshot(self) -> None:
+    """Measures and draws the snapshot that a run resumes at, which may have ended between saving and that."""
+    if not self.step or self.step % self.options.snapshot_freq:
+      return
+    if self.judge and self.step not in self.curves.measured:
+      self._measure()
+    if devices.any_host(not self._picture.exists()):
+      self._draw_samples()
 
-def _draw_samples(experiment, state, step, total, written, path):
-  """Draws a snapshot's samples, unless the report that follows does."""
-  t = experiment.config.training
-  reported = step == total and t.final_report
-  if t.snapshot_sampling and t.task == "score" and not reported:
-    picture = _samples_of(path, step)
-    evaluate.draw(experiment, devices.local(state.ema_params), step, picture)
-    written.picture("samples", picture, step)
+  def train(self) -> None:
+    """Trains to the last step, saving, logging, evaluating and drawing on the way. Raises as `train` does."""
+    if self.step >= self.total:
+      return
+    config, t = self.config, self.options
+    train_steps, eval_loss = make_train_steps(self.experiment), make_eval_loss(self.experiment)
+    eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
+    blocks = _blocks(config, data.within(data.batches(config, self.source, self.step), t.data_timeout))
+    pending = None  # metrics of the newest block: waiting for them one block later keeps the host one ahead at most
+    shown: dict[str, float] = {}  # beside the bar
+    with Bar("train", self.total, " steps", self.step) as bar:
+      while self.step < self.total:
+        self.state, values = train_steps(self.state, next(blocks))
+        if pending is not None:
+          shown = {"loss": self._received(*pending)["loss"]}
+        pending = (self.step, values)
+        self.step += t.n_jitted_steps
+        bar.show(self.step, **shown)
 
+        due = {name: self.step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}
+        saves = self.step % t.snapshot_freq_for_preemption == 0 or due["snapshot_freq"] or self.step == self.total
+        # Hosts stop together. Asking the others waits for them, so that is done where the run waits anyway.
+        asks = devices.host_count() == 1 or any(due.values()) or saves
+        stop = asks and devices.any_host(stop_asked())
+        if saves or stop or due["log_freq"] or due["eval_freq"]:
+          row = self._received(*pending)
+          pending, shown = None, {"loss": row["loss"]}
+          if due["eval_freq"]:
+            losses = eval_loss(
+              devices.local(self.state.ema_params), jax.random.fold_in(eval_key, self.step), self._eval_batch()
+            )
+            row["eval_loss"] = float(jnp.mean(losses))
+          if due["log_freq"] or due["eval_freq"]:
+            self.curves.write(self.step, **row)
+        if saves or stop:
+          self._save()
+        if stop:
+          self.manager.wait_until_finished()
+          raise Interrupted(f"Stopped by a signal at step {self.step}, which is saved. The same command resumes there.")
+        if due["snapshot_freq"] and self.judge:
+          self._measure()
+        if due["snapshot_freq"]:
+          self._draw_samples()
 
-def _loop(experiment, state, step, total, source, test_source, opened, written, path, judge):
-  """From `step` to `total`, saving, logging, evaluating and drawing on the way."""
-  config, t = experiment.config, experiment.config.training
-  train_steps, eval_loss = make_train_steps(experiment), make_eval_loss(experiment)
-  eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
-  blocks = _blocks(config, data.within(data.batches(config, source, step), t.data_timeout))
-  sig = signature(config)
-  pending = None  # metrics of the newest block: waiting for them one block later keeps the host one ahead at most
-  shown = {}  # beside the bar
-
-  def receive(first, values):
-    """Waits for a block's metrics and stops the run where they are not finite."""
+  def _received(self, first: int, values: dict) -> dict[str, float]:
+    """Waits for the metrics of the block that began at step `first`, and stops the run where they are not finite."""
     values = {k: np.asarray(v) for k, v in values.items()}
     finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
     if not finite.all():
       at = first + int(np.argmin(finite))
-      good = max(opened.all_steps(), default=None)
+      good = max(self.manager.all_steps(), default=None)
       kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint was written yet"
       raise Diverged(
         f"The loss, its gradient or the update is not finite at step {at} (loss {values['loss'][at - first]}); {kept}. "
@@ -358,39 +427,33 @@ def _loop(experiment, state, step, total, source, test_source, opened, written, 
       )
     return {k: float(np.mean(v)) for k, v in values.items()}
 
-  def save():
-    checkpoints.save(opened, step, saved_form(state), state.ema_params, sig)
+  def _eval_batch(self) -> dict:
+    """Returns a batch of test examples, another one each time; the test set wraps around."""
+    size = self.options.batch_size
+    indices = (self.step // self.options.eval_freq * size + np.arange(size)) % len(self.test_source)
+    return self.test_source.gather(indices) | {"index": np.arange(size, dtype=np.int32)}
 
-  with Bar("train", total, " steps", step) as bar:
-    while step < total:
-      state, values = train_steps(state, next(blocks))
-      if pending is not None:
-        shown = {"loss": receive(*pending)["loss"]}
-      pending = (step, values)
-      step += t.n_jitted_steps
-      bar.show(step, **shown)
+  def _save(self) -> None:
+    heap.give_back()  # what the save before has left
+    state = saved_form(self.state)
+    checkpoints.save(self.manager, self.step, state, self.state.ema_params, signature(self.config))
 
-      due = {name: step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}
-      # Hosts stop together. Asking the others waits for them, so that is done where the run waits anyway.
-      asks = devices.host_count() == 1 or any(due.values()) or step % t.snapshot_freq_for_preemption == 0
-      stop = asks and devices.any_host(stop_asked())
-      must_save = step == total or due["snapshot_freq"] or step % t.snapshot_freq_for_preemption == 0 or stop
-      if must_save or due["log_freq"] or due["eval_freq"]:
-        row = receive(*pending)
-        pending, shown = None, {"loss": row["loss"]}
-        if due["eval_freq"]:
-          batch = _eval_batch(config, test_source, step)
-          losses = eval_loss(devices.local(state.ema_params), jax.random.fold_in(eval_key, step), batch)
-          row["eval_loss"] = float(jnp.mean(losses))
-        if due["log_freq"] or due["eval_freq"]:
-          written.write(step, **row)
-      if must_save:
-        heap.give_back()  # what the save before has left
-        save()
-      if stop:
-        opened.wait_until_finished()
-        raise Interrupted(f"Stopped by a signal at step {step}, which is saved. The same command resumes there.")
-      if due["snapshot_freq"] and judge:
-        _measure(judge, state, step, written)
-      if due["snapshot_freq"]:
-        _draw_samples(experiment, state, step, total, written, path)
+  def _measure(self) -> None:
+    """Adds a snapshot's FID to the curves."""
+    assert self.judge is not None
+    found = self.judge(devices.local(self.state.ema_params))
+    log.info("Step %d: %s.", self.step, ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in found.items()))
+    self.curves.write(self.step, **found)
+
+  @property
+  def _picture(self) -> pathlib.Path:
+    """The file of a snapshot's samples."""
+    return self.path / "samples" / f"step_{self.step:08d}.png"
+
+  def _draw_samples(self) -> None:
+    """Draws a snapshot's samples, unless the report that follows does."""
+    t = self.options
+    reported = self.step == self.total and t.final_report
+    if t.snapshot_sampling and t.task == "score" and not reported:
+      evaluation.draw(self.experiment, devices.local(self.state.ema_params), self.step, self._picture)
+      self.curves.picture("samples", self._picture, self.step)

@@ -11,18 +11,18 @@ dimensions the variance comes out 1.5 times too large. Here the increments belon
 path is rough, and a step longer by a rounding error sees another one: lengths are rounded down to eighths of an octave.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.batch import Array, expand, fold, norm
-from score_sde.run import devices
-from score_sde.sampling.loop import CHUNK
-from score_sde.sampling.sampler import STEPS, Sampler, all_finite, sampler
-from score_sde.sde import SDE, LinearSDE, Reverse, Score, apply_diffusion, bind, denoiser
+from score_sde.batch import STEPS, Array, expand, fold, norm
+from score_sde.options import Options, option
+from score_sde.sampling.solver import all_finite
+from score_sde.sde import SDE, Reverse, Score, apply_diffusion, bind, denoiser
 
 # Length of the first step, safety factor and exponent of the paper.
 FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
@@ -31,8 +31,8 @@ FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
 RESOLUTION = 1e-6
 
 
-class _State(NamedTuple):
-  """Arrays (devices, b, ...): the sample, the last x', time, next step, steps tried and rejected."""
+class AdaptiveState(NamedTuple):
+  """The sample and the last x', (B, ...); time, next step, steps tried and rejected, each (B,)."""
 
   x: Array
   previous: Array
@@ -42,51 +42,51 @@ class _State(NamedTuple):
   rejected: Array
 
 
-def adaptive_sde(
-  sde: SDE,
-  *,
-  eps: float,
-  rtol: float = 0.05,
-  atol: float = 2 / 256,
-  denoise: bool = True,
-  max_steps: int = 4096,
-  start: float | None = None,
-) -> Sampler:
-  """Builds `sample(score, key, shape, ...) -> (x, info)` along the reverse-time SDE from `start` to `eps`.
+@dataclasses.dataclass(frozen=True)
+class AdaptiveSDE(Options):
+  """The reverse-time SDE by steps that adapt to every sample by itself. Jolicoeur-Martineau et al. 2021.
 
-  Args:
-    sde: the forward SDE.
-    eps: where time ends.
-    rtol: relative tolerance; the paper's trade-off runs from 0.01 (as exact as 1,000 steps) to 0.1 (fast).
-    atol: absolute tolerance, one gray level: 2 / 256 for data in [-1, 1], 1 / 256 in [0, 1].
-    denoise: end on E[x_0 | x_eps] (Tweedie's formula), which takes one evaluation more.
-    max_steps: steps a sample may try.
-    start: where time begins, by default T.
+  Works under every SDE. The paper's trade-off of `rtol` runs from 0.01 (as exact as 1,000 steps) to 0.1 (fast). `atol`
+  is one gray level: 2 / 256 for data in [-1, 1], 1 / 256 in [0, 1].
 
-  Returns:
-    `sample` as that of `sampler`; `info` holds, each (B,): "nfe", "finite" (false for a sample out of steps, too), "t",
-    the time it reached, and "rejected", its rejected steps.
-
-  Raises:
-    ValueError: for an eps outside (0, T), or a tolerance that is not positive.
+  Example:
+    >>> import jax, score_sde as ss
+    >>> solver = ss.AdaptiveSDE(rtol=0.1)
+    >>> ss.sample(jax.random.key(0), ss.VP(), lambda x, t: -x, (4, 2), solver=solver).shape
+    (4, 2)
   """
-  begin = sde.T if start is None else start
-  if not 0 < eps < begin <= sde.T:
-    raise ValueError(f"sampling.eps must lie in (0, {begin}), so that time runs from noise to data; got {eps}.")
-  if not (rtol > 0 and atol > 0):
-    raise ValueError(f"sampling.sde_rtol and sampling.sde_atol must be positive, got {rtol} and {atol}.")
 
-  def advance(score: Score, batch: tuple[Array, Any], state: _State, stop: Array) -> _State:
-    """At most CHUNK tries of each sample on its way to time `stop`."""
-    keys, condition = batch
+  rtol: float = option(0.05, "relative tolerance of the adaptive SDE", "(0, inf)", key="sde_rtol")
+  atol: float = option(2 / 256, "absolute tolerance of the adaptive SDE", "(0, inf)", key="sde_atol")
+  noise_removal: bool = option(True, "end on E[x_0 | x_eps], one evaluation")
+  max_steps: int = option(4096, "steps of an adaptive solve, after which it fails", "[1, inf)")
+
+  default_steps: ClassVar[int] = 0  # it finds its own
+
+  def init(self, sde: SDE, x: Array, start: float) -> AdaptiveState:
+    """Returns the state at time `start`."""
+    time, count = jnp.full(x.shape[:1], start, x.dtype), jnp.zeros(x.shape[:1], jnp.int32)
+    return AdaptiveState(x, x + 0, time, jnp.full(x.shape[:1], FIRST_STEP * sde.T, x.dtype), count, count + 0)
+
+  def advance(
+    self,
+    sde: SDE,
+    score: Score,
+    keys: Array,
+    state: AdaptiveState,
+    stop: Array | float,
+    tries: int,
+    condition: Any = None,
+  ) -> AdaptiveState:
+    """Returns the state after at most `tries` tried steps of each sample on its way to time `stop`."""
     reverse = Reverse(sde, bind(score, condition))
-    active = lambda s: (s.t > stop) & (s.tried < max_steps)
+    active = lambda s: (s.t > stop) & (s.tried < self.max_steps)
 
-    def increment(key, like, t0, t1):
+    def increment(key: Array, like: Array, t0: Array, t1: Array) -> Array:
       shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
       return diffrax.VirtualBrownianTree(0.0, sde.T, RESOLUTION, shape, key).evaluate(t0, t1)
 
-    def body(carry):
+    def body(carry: tuple[Array, AdaptiveState]) -> tuple[Array, AdaptiveState]:
       i, s = carry
       going = active(s)
       h = jnp.where(going, jnp.minimum(s.h, s.t - stop), 0.0)
@@ -96,47 +96,39 @@ def adaptive_sde(
       first = move(s.x, s.t)
       euler = sde.reflect(s.x + first)
       improved = sde.reflect(s.x + (first + move(euler, t)) / 2)
-      tolerance = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(euler), jnp.abs(s.previous)))
+      tolerance = jnp.maximum(self.atol, self.rtol * jnp.maximum(jnp.abs(euler), jnp.abs(s.previous)))
       error = norm((euler - improved) / tolerance) / np.sqrt(euler[0].size)
       accepted = going & (error <= 1)
       # A NaN is never accepted; halving the step leads out of it, or to max_steps.
       longer = jnp.where(jnp.isfinite(error), SAFETY * h * jnp.maximum(error, 1e-10) ** -EXPONENT, h / 2)
       longer = jnp.exp2(jnp.floor(8 * jnp.log2(jnp.maximum(longer, RESOLUTION))) / 8)
       take = lambda new, old: jnp.where(expand(accepted, new), new, old)
-      return i + 1, _State(
+      return i + 1, AdaptiveState(
         take(improved, s.x), take(euler, s.previous), jnp.where(accepted, t, s.t), jnp.where(going, longer, s.h),
         s.tried + going, s.rejected + (going & ~accepted),
       )  # fmt: skip
 
-    _, state = jax.lax.while_loop(lambda c: (c[0] < CHUNK) & jnp.any(active(c[1])), body, (0, state))
-    return state
+    going_on = lambda carry: (carry[0] < tries) & jnp.any(active(carry[1]))
+    return jax.lax.while_loop(going_on, body, (jnp.zeros((), jnp.int32), state))[1]
 
-  def begin_at(x: Array) -> _State:
-    time, count = jnp.full(x.shape[:1], begin, x.dtype), jnp.zeros(x.shape[:1], jnp.int32)
-    return _State(x, x + 0, time, jnp.full(x.shape[:1], FIRST_STEP * sde.T, x.dtype), count, count + 0)
+  def finish(
+    self, sde: SDE, score: Score, state: AdaptiveState, eps: float, condition: Any = None
+  ) -> tuple[Array, dict[str, Array]]:
+    """Returns samples and {"nfe", "finite", "t", "rejected"}, each (B,).
 
-  def finish(score: Score, batch: tuple[Array, Any], state: _State) -> Array:
-    t = jnp.full(state.t.shape, eps, state.x.dtype)
-    return denoiser(sde, bind(score, batch[1]))(state.x, t)
+    "finite" is false for a sample that ran out of steps, and "t" is the time it reached.
+    """
+    x, nfe = state.x, 2 * state.tried
+    if self.noise_removal and sde.is_linear:
+      x = denoiser(sde, bind(score, condition))(x, jnp.full(state.t.shape, eps, x.dtype))
+      nfe = nfe + 1
+    finite = (state.t <= jnp.asarray(eps, state.t.dtype)) & all_finite(x)
+    return x, {"nfe": nfe, "finite": finite, "t": state.t, "rejected": state.rejected}
 
-  begin_at, advance = devices.map_batch(begin_at, (0,)), devices.map_batch(advance, (None, 0, 0, None), donate=(2,))
-  finish = devices.map_batch(finish, (None, 0, 0))
-
-  def run(score, batch, x, unshard, frames, progress):
-    state = begin_at(x)
-    host = lambda x: np.asarray(unshard(x))
-    trajectory = [(begin, host(state.x), None)]
-    for stop in np.linspace(begin, eps, max(frames, 1) + 1)[1:].astype(x.dtype):
-      while np.any((host(state.t) > stop) & (host(state.tried) < max_steps)):
-        state = advance(score, batch, state, stop)
-        if progress:
-          progress(round(1000 * float((begin - host(state.t).mean()) / (begin - eps))), 1000)
-      trajectory.append((float(stop), host(state.x), None))
-    x, t, tried, rejected = unshard((state.x, state.t, state.tried, state.rejected))
-    nfe, finite = 2 * tried, t <= np.asarray(eps, t.dtype)
-    if denoise and isinstance(sde, LinearSDE):
-      x, nfe = unshard(finish(score, batch, state)), nfe + 1
-    info = {"nfe": nfe, "finite": finite & all_finite(x), "t": t, "rejected": rejected}
-    return x, info | ({"trajectory": trajectory} if frames else {})
-
-  return sampler(sde, run)
+  def solve(
+    self, sde: SDE, score: Score, keys: Array, x: Array, *, start: float, eps: float, condition: Any = None
+  ) -> tuple[Array, dict[str, Array]]:
+    """Returns samples at `eps` and what `finish` says of them, from noise `x` at time `start`."""
+    stop = jnp.asarray(eps, x.dtype)
+    state = self.advance(sde, score, keys, self.init(sde, x, start), stop, self.max_steps, condition)
+    return self.finish(sde, score, state, eps, condition)

@@ -3,89 +3,76 @@
     corrector(keys, x, t) -> (x, x_mean),        x_mean = x + e score(x, t),  x = x_mean + sqrt(2 e) z
 
 Song et al. 2021, Algorithms 4 and 5, with a(t) = 1 + 2 (d log alpha/dt) / num_scales in the place of their alpha_i:
-1 for VE and 1 - beta(t) / num_scales for VP and sub-VP, at any t. Each factory takes the SDE, the score, and
-  snr: the ratio of noise to score in a step;
-  n_steps: Langevin steps at each time;
-  num_scales: the number of noise levels that a(t) belongs to;
-  batch_mean: mean over the whole batch, or None for norms of every sample by itself.
+1 for VE and 1 - beta(t) / num_scales for VP and sub-VP, at any t. Each factory takes the solver whose options it reads
+(`PredictorCorrector`: snr, n_steps_each, num_scales, norms, ald_step), the SDE and the score.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, fold, norm, normal
-from score_sde.sde import SDE, LinearSDE, Score
+from score_sde.sde import SDE, Score, linear
+
+if TYPE_CHECKING:
+  from score_sde.sampling.predictor_corrector import PredictorCorrector
+
+Correct = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
-def _repeat(step, keys, x, n_steps):
-  """`n_steps` of `step(keys, x)`, each with keys of its own."""
+def _repeated(step: Correct, n_steps: int) -> Correct:
+  """Returns `n_steps` of `step` as one corrector; each has keys of its own."""
   if n_steps == 1:
-    return step(fold(keys, 0), x)
-  body = lambda i, carry: step(fold(keys, i), carry[0])
-  return jax.lax.fori_loop(0, n_steps, body, (x, x))
+    return lambda keys, x, t: step(fold(keys, 0), x, t)
+
+  def repeated(keys: Array, x: Array, t: Array) -> tuple[Array, Array]:
+    body = lambda i, carry: step(fold(keys, i), carry[0], t)
+    return jax.lax.fori_loop(0, n_steps, body, (x, x))
+
+  return repeated
 
 
-def _shrinkage(sde: SDE, t: Array, num_scales: int) -> Array:
-  if not isinstance(sde, LinearSDE):
-    return jnp.ones_like(t)
-  return 1 + 2 * sde.dlog_alpha(t) / num_scales
-
-
-def langevin(
-  sde: SDE,
-  score: Score,
-  *,
-  snr: float,
-  n_steps: int = 1,
-  num_scales: int = 1000,
-  batch_mean: Callable[[Array], Array] | None = None,
-  **_,
-):
+def langevin(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
   """e = 2 a(t) (snr ‖z‖ / ‖score‖)²: the step adapts to the score. Song et al. 2021, Algorithms 4 and 5.
 
-  With `batch_mean` the norms are averaged over the batch as in the paper, which couples the samples of a batch; without
-  it a sample does not depend on which others it is drawn with.
+  With norms="batch" the norms are averaged over the batch as in the paper, which couples the samples of a batch; with
+  norms="sample" a sample does not depend on which others it is drawn with.
   """
-  average = batch_mean or (lambda norms: norms)
 
-  def step(keys, x, t):
+  def step(keys: Array, x: Array, t: Array) -> tuple[Array, Array]:
     z, gradient = normal(keys, x), score(x, t)
-    ratio = snr * average(norm(z)) / average(norm(gradient))
-    e = expand(2 * ratio**2 * _shrinkage(sde, t, num_scales), x)
+    ratio = solver.snr * solver.averaged(norm(z)) / solver.averaged(norm(gradient))
+    e = expand(2 * ratio**2 * (1 + 2 * sde.dlog_alpha(t) / solver.num_scales), x)
     x_mean = x + e * gradient
     return x_mean + jnp.sqrt(2 * e) * z, x_mean
 
-  return lambda keys, x, t: _repeat(lambda keys, x: step(keys, x, t), keys, x, n_steps)
+  return _repeated(step, solver.n_steps_each)
 
 
-def annealed_langevin(
-  sde: LinearSDE,
-  score: Score,
-  *,
-  snr: float,
-  n_steps: int = 1,
-  num_scales: int = 1000,
-  batch_mean: Callable[[Array], Array] | None = None,
-  paper: bool = False,
-):
+def annealed_langevin(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
   """e = 2 a(t) (snr sigma(t))²: NCSN's annealed Langevin dynamics, where that is Algorithm 1's alpha_i.
 
   Song & Ermon 2019 step by alpha_i / 2 times the score in their Algorithm 1, and by alpha_i in their code, to which the
-  published snr = 0.316 belongs (alpha_i = 2e-5 (sigma_i / 0.01)²). `paper` halves e accordingly.
+  published snr = 0.316 belongs (alpha_i = 2e-5 (sigma_i / 0.01)²). ald_step="paper" halves e accordingly.
   """
+  sde = linear(sde, "corrector='ald'")
+  factor = 1 if solver.ald_step == "paper" else 2
 
-  def step(keys, x, t):
+  def step(keys: Array, x: Array, t: Array) -> tuple[Array, Array]:
     z = normal(keys, x)
-    e = expand((1 if paper else 2) * (snr * sde.sigma(t)) ** 2 * _shrinkage(sde, t, num_scales), x)
+    e = factor * (solver.snr * sde.sigma(t)) ** 2 * (1 + 2 * sde.dlog_alpha(t) / solver.num_scales)
+    e = expand(e, x)
     x_mean = x + e * score(x, t)
     return x_mean + jnp.sqrt(2 * e) * z, x_mean
 
-  return lambda keys, x, t: _repeat(lambda keys, x: step(keys, x, t), keys, x, n_steps)
+  return _repeated(step, solver.n_steps_each)
 
 
-def none(sde: SDE, score: Score, **_):
+def none(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
   """No corrector."""
   return lambda keys, x, t: (x, x)
 

@@ -1,20 +1,22 @@
 """The probability-flow ODE, solved adaptively inside jit. Song et al. 2021, eq. (13) and Section 4.3."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from score_sde.batch import Array, sum_over_dims
-from score_sde.run import devices
-from score_sde.sampling.sampler import Sampler, all_finite, sampler
-from score_sde.sde import SDE, LinearSDE, Reverse, Score, bind, denoiser
+from score_sde.options import Options, option
+from score_sde.sampling.predictor_corrector import batch_mean
+from score_sde.sampling.solver import all_finite
+from score_sde.sde import SDE, Reverse, Score, bind, denoiser
 
-# Both evaluate the field once at the start and six times a step, rejected steps included.
-SOLVERS = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
+# Both evaluate the field once at the start and six times per step, rejected steps included.
+METHODS = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
 
 
 def solve(
@@ -28,21 +30,23 @@ def solve(
   atol: float,
   solver: str = "dopri5",
   max_steps: int = 4096,
-  times: np.ndarray | None = None,
+  times: Sequence[float] | None = None,
   norm: Callable[[Any], Array] | None = None,
+  adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> tuple[Any, Array, Array]:
-  """Integrates dy/dt = field(t, y, args) from `start` to `stop` for one sample; vmap over a batch.
+  """Integrates dy/dt = field(t, y, args) from `start` to `stop` for one sample; use vmap for a batch.
 
   Returns:
     y at `stop` (or stacked at `times`), the number of evaluations, and the time reached: `stop`, or where it stood
-    after `max_steps`. `norm` measures the error of a step, by default its root mean square.
+    after `max_steps`. `norm` measures the error of a step, by default its root mean square. By default the solve can be
+    differentiated forwards; diffrax.RecursiveCheckpointAdjoint() differentiates it backwards.
   """
   subs = [diffrax.SubSaveAt(t1=True)]
   if times is not None:
-    subs.append(diffrax.SubSaveAt(ts=jnp.asarray(times, jnp.float32)))
+    subs.append(diffrax.SubSaveAt(ts=jnp.asarray(times, jnp.result_type(*jax.tree.leaves(y)))))
   solution = diffrax.diffeqsolve(
     diffrax.ODETerm(field),
-    SOLVERS[solver](),
+    METHODS[solver](),
     t0=start,
     t1=stop,
     dt0=(stop - start) * 1e-3,
@@ -51,110 +55,102 @@ def solve(
     saveat=diffrax.SaveAt(subs=subs),
     stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, **({"norm": norm} if norm else {})),
     max_steps=max_steps,
-    adjoint=diffrax.ForwardMode(),
+    adjoint=adjoint or diffrax.ForwardMode(),
     throw=False,
   )
-  y = solution.ys[1] if times is not None else jax.tree.map(lambda a: a[0], solution.ys[0])
-  return y, 1 + 6 * solution.stats["num_steps"], solution.ts[0][0]
+  ys, ts = solution.ys, solution.ts
+  assert ys is not None
+  assert ts is not None
+  y = ys[1] if times is not None else jax.tree.map(lambda a: a[0], ys[0])
+  return y, 1 + 6 * solution.stats["num_steps"], ts[0][0]
 
 
-def flow(
-  sde: SDE,
-  *,
-  start: float,
-  stop: float,
-  rtol: float = 1e-5,
-  atol: float = 1e-5,
-  solver: str = "dopri5",
-  max_steps: int = 4096,
-  batch_norm: bool = False,
-  times: np.ndarray | None = None,
-) -> Callable[[Score, Array, Any], tuple[Array, Array, Array]]:
-  """Builds `move(score, x, condition) -> (y, nfe, t)`, for use inside `devices.map_batch`.
+@dataclasses.dataclass(frozen=True)
+class AdaptiveODE(Options):
+  """The probability-flow ODE by a Runge-Kutta method of order 5 whose steps adapt to a tolerance.
 
-  The probability-flow ODE from x (B, ...) at `start` to y at `stop`, or to y (B, len(times), ...); nfe and the time
-  reached are (B,). Steps are chosen for every sample by itself, so that a sample does not depend on its batch, or
-  with `batch_norm` for all together by the error over the whole batch, as the paper does.
+  Song et al. 2021, Section 4.3. Works under every SDE. With `noise_removal` it ends on E[x_0 | x_eps] (Tweedie's
+  formula) under a linear one, which takes one evaluation. Steps are chosen for every sample by itself, so that a sample
+  does not depend on its batch, or with norms="batch" for all together by the error over the whole batch, as in the
+  paper. `sample` can be differentiated through it.
 
-  Raises:
-    ValueError: for an unknown solver.
+  Example:
+    >>> import jax, score_sde as ss
+    >>> solver = ss.AdaptiveODE(rtol=1e-3, atol=1e-3)
+    >>> x, info = ss.sample(jax.random.key(0), ss.VP(), lambda x, t: -x, (4, 2), solver=solver, return_info=True)
+    >>> x.shape, info["nfe"].shape
+    ((4, 2), (4,))
   """
-  if solver not in SOLVERS:
-    raise ValueError(f"sampling.solver={solver!r} is unknown; choose one of {', '.join(SOLVERS)}.")
-  options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "times": times}
 
-  def drift(score: Score, t: Array, x: Array, condition: Any) -> Array:
-    reverse = Reverse(sde, bind(score, condition), probability_flow=True)
-    return reverse.drift(x, jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype))
+  rtol: float = option(1e-5, "relative tolerance of the ODE", "(0, inf)")
+  atol: float = option(1e-5, "absolute tolerance of the ODE", "(0, inf)")
+  solver: str = option("dopri5", "Runge-Kutta method", choices=tuple(METHODS))
+  norms: str = option("sample", "error of a step: of each sample, or of the batch", choices=("sample", "batch"))
+  temperature: float = option(1.0, "scale of the noise that the ODE starts from (Appendix D.5)", "(0, inf)")
+  noise_removal: bool = option(True, "end on E[x_0 | x_eps], one evaluation")
+  max_steps: int = option(4096, "steps of an adaptive solve, after which it fails", "[1, inf)")
+  # The name of the mapped axis over which the batch is spread, as of pmap; for norms="batch".
+  axis_name: str | None = None
 
-  def together(score: Score, x: Array, condition: Any) -> tuple[Array, Array, Array]:
-    field = lambda t, x, condition: drift(score, t, x, condition)
-    norm = lambda error: jnp.sqrt(devices.batch_mean(sum_over_dims(error**2) / error[0].size))
-    y, nfe, t = solve(field, x, condition, start, stop, norm=norm, **options)
-    y = y if times is None else jnp.moveaxis(y, 0, 1)
-    return y, jnp.broadcast_to(nfe, x.shape[:1]), jnp.broadcast_to(t, x.shape[:1])
+  default_steps: ClassVar[int] = 0  # it finds its own
 
-  def apart(score: Score, x: Array, condition: Any) -> tuple[Array, Array, Array]:
+  def move(
+    self,
+    sde: SDE,
+    score: Score,
+    x: Array,
+    start: float,
+    stop: float,
+    *,
+    condition: Any = None,
+    times: Sequence[float] | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+  ) -> tuple[Array, Array, Array]:
+    """Returns (y, nfe, t): x (B, ...) carried from time `start` to `stop`, forwards or backwards in time.
+
+    With `times` (K,) y is the path (B, K, ...). nfe and the time that was reached are (B,). With a `condition`, a pytree
+    of (B, ...) arrays, the score is score(x, t, condition).
+    """
+    options = {"rtol": self.rtol, "atol": self.atol, "solver": self.solver, "max_steps": self.max_steps}
+    options |= {"times": times, "adjoint": adjoint}
+
+    def drift(t: Array, x: Array, condition: Any) -> Array:
+      reverse = Reverse(sde, bind(score, condition), probability_flow=True)
+      return reverse.drift(x, jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype))
+
+    if self.norms == "batch":
+      size = math.prod(x.shape[1:])
+      norm = lambda error: jnp.sqrt(batch_mean(sum_over_dims(error**2) / size, self.axis_name))
+      y, nfe, t = solve(drift, x, condition, start, stop, norm=norm, **options)
+      y = y if times is None else jnp.moveaxis(y, 0, 1)
+      return y, jnp.broadcast_to(nfe, x.shape[:1]), jnp.broadcast_to(t, x.shape[:1])
+
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
-    field = lambda t, x, condition: drift(score, t, x[None], alone(condition))[0]
+    field = lambda t, x, condition: drift(t, x[None], alone(condition))[0]
     return jax.vmap(lambda x, c: solve(field, x, c, start, stop, **options))(x, condition)
 
-  return together if batch_norm else apart
+  def solve(
+    self,
+    sde: SDE,
+    score: Score,
+    keys: Array,
+    x: Array,
+    *,
+    start: float,
+    eps: float,
+    condition: Any = None,
+    times: Sequence[float] | None = None,
+  ) -> tuple[Array, dict[str, Array]]:
+    """Returns samples at `eps` and {"nfe", "finite", "t"}, each (B,), from noise `x` at time `start`; keys are unused.
 
-
-def ode_sampler(
-  sde: SDE,
-  *,
-  eps: float,
-  rtol: float = 1e-5,
-  atol: float = 1e-5,
-  solver: str = "dopri5",
-  denoise: bool = True,
-  max_steps: int = 4096,
-  batch_norm: bool = False,
-  temperature: float = 1.0,
-  start: float | None = None,
-) -> Sampler:
-  """Builds `sample(score, key, shape, ...) -> (x, info)` along the probability-flow ODE to `eps`, see `flow`.
-
-  It runs from time `start`, by default T.
-
-  `rtol` and `atol` of 1e-5 are the paper's. `denoise` ends on E[x_0 | x_eps] (Tweedie's formula), which takes one
-  evaluation more; `temperature` scales the noise that the flow starts from (Song et al. 2021, Appendix D.5).
-
-  Returns:
-    `sample` as that of `sampler`; `info["nfe"]` is (B,), `info["t"]` (B,) is the time reached, and `info["finite"]` is
-    false for a sample that ran into `max_steps`.
-
-  Raises:
-    ValueError: for an unknown solver or an eps outside (0, T).
-  """
-  start = sde.T if start is None else start
-  if not 0 < eps < start <= sde.T:
-    raise ValueError(f"sampling.eps must lie in (0, {start}), so that time runs from noise to data; got {eps}.")
-  options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "batch_norm": batch_norm}
-  flow(sde, start=start, stop=eps, **options)
-
-  def integrate(score: Score, batch: tuple[Array, Any], x: Array, times: np.ndarray | None):
-    condition = batch[1]
-    path, nfe, t = flow(sde, start=start, stop=eps, times=times, **options)(score, temperature * x, condition)
+    "finite" is false for a sample that ran out of steps, and "t" is the time it reached. With `times` (K,) there is
+    "path", (B, K, ...), too.
+    """
+    adjoint = diffrax.RecursiveCheckpointAdjoint()
+    options = {"condition": condition, "times": times, "adjoint": adjoint}
+    path, nfe, t = self.move(sde, score, self.temperature * x, start, eps, **options)
     x = path if times is None else path[:, -1]
-    if denoise and isinstance(sde, LinearSDE):
+    if self.noise_removal and sde.is_linear:
       x, nfe = denoiser(sde, bind(score, condition))(x, jnp.full(x.shape[:1], eps, x.dtype)), nfe + 1
-    return x, nfe, (t <= jnp.asarray(eps, t.dtype)) & all_finite(x), t, path
-
-  compiled = {}
-
-  def run(score, batch, x, unshard, frames, progress):
-    times = np.linspace(start, eps, frames + 1) if frames else None
-    if frames not in compiled:
-      compiled[frames] = devices.map_batch(lambda s, b, x: integrate(s, b, x, times), (None, 0, 0))
-    x, nfe, finite, t, path = unshard(compiled[frames](score, batch, x))
-    if progress:
-      progress(1, 1)
-    info = {"nfe": nfe, "finite": finite, "t": t}
-    if frames:
-      info["trajectory"] = [(t, np.asarray(path[:, i]), None) for i, t in enumerate(times)]
-    return x, info
-
-  return sampler(sde, run)
+    info = {"nfe": nfe, "finite": (t <= jnp.asarray(eps, t.dtype)) & all_finite(x), "t": t}
+    return x, info if times is None else info | {"path": path}

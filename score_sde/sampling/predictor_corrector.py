@@ -1,108 +1,242 @@
-"""The predictor-corrector sampler: Song et al. 2021, Algorithm 1."""
+"""The predictor-corrector sampler (Song et al. 2021, Algorithm 1), and the samplers of NCSN and DDPM as cases of it."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, fold
-from score_sde.run import devices
+from score_sde.errors import InvalidArgument
+from score_sde.options import option
 from score_sde.sampling.correctors import CORRECTORS
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sampling.loop import CONSTRAINT, Constrain, Step, loop
 from score_sde.sampling.predictors import PREDICTORS
-from score_sde.sde import SDE, LinearSDE, Score
+from score_sde.sampling.solver import UPDATE, Solver, Update
+from score_sde.sde import SDE, VE, VP, Score, denoiser, linear
+
+_CORRECTS = ("langevin", "ald")
 
 
-def predictor_corrector(
-  sde: SDE,
-  grid: TimeGrid,
-  *,
-  predictor: str = "reverse_diffusion",
-  corrector: str = "langevin",
-  snr: float = 0.16,
-  n_steps: int = 1,
-  num_scales: int = 1000,
-  official: bool = False,
-  probability_flow: bool = False,
-  batch_norms: bool = False,
-  posterior_variance: bool | None = None,
-  paper_step: bool = False,
-  denoise: bool = True,
-  constrain: Callable[[Any], Constrain] | None = None,
-  differentiated: bool = False,
-) -> Callable[..., tuple[Array, dict[str, Any]]]:
-  """Builds `sample(score, key, shape, ...) -> (x, info)`, see `sampler`.
+class PCState(NamedTuple):
+  """What the predictor-corrector sampler carries: x and its mean, (B, ...), and the time `t` (B,) of the last score."""
 
-  At every time of `grid` the corrector acts, then the predictor steps on.
+  x: Array
+  mean: Array
+  t: Array
 
-  Args:
-    sde: the forward SDE.
-    grid: from `grids.make_grid`.
-    predictor: a name in PREDICTORS.
-    corrector: a name in CORRECTORS, with `snr`, `n_steps` (steps each time) and `num_scales` as described there.
-    official: discretize by the published tables; belongs to the official grid.
-    probability_flow: the predictor steps along the ODE, without noise.
-    batch_norms: average Langevin's norms over the batch as the paper does. Samples then depend on their batch; without
-      it each depends on its own key alone.
-    posterior_variance: of ancestral sampling, see there; None is its default for the SDE.
-    paper_step: annealed Langevin by half the step, see there.
-    denoise: leave out the noise of the last step; without a predictor, end on E[x_0 | x] at the last noise level
-      (NCSNv2's last denoising step), which takes one evaluation more.
-    constrain: makes of the batch's condition what acts on the state after each corrector and each predictor
-      (`guidance.constraints`); the score does not see the condition then.
-    differentiated: see `loop`.
 
-  Returns:
-    `sample` as that of `sampler`.
+@dataclasses.dataclass(frozen=True)
+class PredictorCorrector(Solver):
+  """At every time of the grid the corrector acts, then the predictor steps on. Song et al. 2021, Algorithm 1.
 
-  Raises:
-    ValueError: for unknown names and pairs that cannot work.
+  Works under every SDE; `ancestral_sampling` and `ald` need a linear one. The options of the papers are
+  reverse_diffusion with langevin (snr 0.16) for VE, euler_maruyama without a corrector for VP and sub-VP.
+
+  Example:
+    >>> import jax, score_sde as ss
+    >>> solver = ss.PredictorCorrector(predictor="euler_maruyama", corrector="none")
+    >>> ss.sample(jax.random.key(0), ss.VP(), lambda x, t: -x, (4, 2), solver=solver, steps=50).shape
+    (4, 2)
   """
-  for key, name, table in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):
-    if name not in table:
-      raise ValueError(f"sampling.{key}={name!r} is unknown; choose one of {', '.join(table)}.")
-  if predictor == corrector == "none":
-    raise ValueError("sampling.predictor and sampling.corrector are both 'none': nothing would move the samples.")
-  if corrector != "none" and isinstance(sde, LinearSDE):
-    shrinkage = 1 + 2 * float(sde.dlog_alpha(jnp.asarray(sde.T))) / num_scales
-    if shrinkage <= 0:
-      raise ValueError(
-        f"model.num_scales={num_scales} is too few for sampling.corrector={corrector!r} under {type(sde).__name__}: "
-        f"at T its step would be {shrinkage:.2g} times that without drift. Use more levels, or no corrector."
-      )
-  if predictor == "ancestral_sampling":
-    if not isinstance(sde, LinearSDE):
-      raise ValueError(f"Ancestral sampling needs a linear SDE, not {type(sde).__name__}; use 'euler_maruyama'.")
-    if official and type(sde).chain is LinearSDE.chain:
-      raise ValueError(
-        f"sampling.predictor='ancestral_sampling' has no official grid for {type(sde).__name__}: the published code "
-        "has no table for it. Use --config.sampling.grid=uniform."
-      )
-    if probability_flow:
-      raise ValueError("sampling.probability_flow has no ancestral form; use 'euler_maruyama' or 'reverse_diffusion'.")
 
-  def make_step(score: Score, condition: Any) -> Step:
-    options = {"official": official, "probability_flow": probability_flow, "posterior_variance": posterior_variance}
-    predict = PREDICTORS[predictor](sde, score, **options)
-    options = {"snr": snr, "n_steps": n_steps, "num_scales": num_scales, "paper": paper_step}
-    average = devices.batch_mean if batch_norms else None
-    correct = CORRECTORS[corrector](sde, score, batch_mean=average, **options)
-    act = constrain(condition) if constrain else lambda keys, x, x_mean, t: (x, x_mean)
+  default_steps: ClassVar[int] = 1000
 
-    def step(keys, i, carry, t, start, stop):
-      x, x_mean = correct(fold(keys, 0), carry[0], t)
-      if corrector != "none":
-        x, x_mean = act(fold(fold(keys, CONSTRAINT), 0), x, x_mean, t)
-      x, x_mean = predict(fold(keys, 1), sde.reflect(x), t, start, stop)
-      x, x_mean = act(fold(fold(keys, CONSTRAINT), 1), x, x_mean, stop)
-      return sde.reflect(x), sde.reflect(x_mean)
-
-    return step
-
-  evaluations = len(grid.t) * ((predictor != "none") + (corrector != "none") * n_steps)
-  tweedie = denoise and predictor == "none" and isinstance(sde, LinearSDE)
-  return loop(
-    sde, grid, make_step, evaluations=evaluations, denoise=denoise, tweedie=tweedie,
-    constrained=constrain is not None, differentiated=differentiated,
+  predictor: str = option("reverse_diffusion", "the predictor, a step of the SDE", choices=tuple(PREDICTORS))
+  corrector: str = option("langevin", "the corrector, Langevin steps at one time", choices=tuple(CORRECTORS))
+  snr: float = option(0.16, "ratio of noise to score in a Langevin step", "(0, inf)", needs={"corrector": _CORRECTS})
+  n_steps_each: int = option(1, "Langevin steps at each time", "[1, inf)", needs={"corrector": _CORRECTS})
+  norms: str = option(
+    "sample",
+    "Langevin's norms, and the error of the adaptive ODE: of each sample, or averaged over the batch as in the paper",
+    choices=("sample", "batch"),
+    needs={"corrector": _CORRECTS},
+  )
+  ald_step: str = option(
+    "code", "step of ald: paper takes half of it, as NCSN's Algorithm 1", choices=("code", "paper"),
+    needs={"corrector": ("ald",)},
   )  # fmt: skip
+  probability_flow: bool = option(
+    False, "the predictor steps along the ODE, without noise",
+    needs={"predictor": ("euler_maruyama", "reverse_diffusion")},
+  )  # fmt: skip
+  posterior_variance: bool | None = option(
+    None, "noise of ancestral sampling: True the posterior's variance, False the chain's (beta); unset: False for VP, "
+    "else True", needs={"predictor": ("ancestral_sampling",)},
+  )  # fmt: skip
+  # Set by whoever runs the solver: the noise levels that a(t) of a corrector belongs to, whether the grid's tables are
+  # used (`on` sets it), and the name of the mapped axis over which the batch is spread, as of pmap.
+  num_scales: int = 1000
+  tabulated: bool = False
+  axis_name: str | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.predictor == self.corrector == "none":
+      raise InvalidArgument(
+        "predictor='none' and corrector='none': nothing would move the samples. Choose one of either.",
+        "predictor", "corrector",
+      )  # fmt: skip
+    if self.probability_flow and self.predictor == "ancestral_sampling":
+      raise InvalidArgument(
+        "probability_flow=True has no ancestral form; use predictor='euler_maruyama' or 'reverse_diffusion'.",
+        "probability_flow", "predictor",
+      )  # fmt: skip
+
+  def on(self, sde: SDE, grid: TimeGrid) -> "PredictorCorrector":
+    name = type(sde).__name__
+    if self.corrector != "none":
+      with jax.ensure_compile_time_eval():
+        shrinkage = 1 + 2 * float(sde.dlog_alpha(jnp.asarray(sde.T))) / self.num_scales
+      if shrinkage <= 0:
+        raise InvalidArgument(
+          f"num_scales={self.num_scales} is too few for corrector={self.corrector!r} under {name}: at T its step would "
+          f"be {shrinkage:.2g} times that without drift. Use more levels, or no corrector.",
+          "num_scales", "corrector",
+        )  # fmt: skip
+    if self.corrector == "ald":
+      linear(sde, "corrector='ald'")
+    if self._denoises:
+      linear(sde, "predictor='none' with noise_removal=True")
+    if self.predictor == "ancestral_sampling":
+      linear(sde, "predictor='ancestral_sampling'")
+      if grid.official and not sde.has_table:
+        raise InvalidArgument(
+          f"predictor='ancestral_sampling' has no official grid for {name}: the published code has no table for it. Use "
+          "grid='uniform'.", "predictor", "grid",
+        )  # fmt: skip
+    return dataclasses.replace(self, tabulated=grid.official)
+
+  def averaged(self, norms: Array) -> Array:
+    """Returns norms (B,) as they are, or with norms="batch" their mean over the whole batch."""
+    return batch_mean(norms, self.axis_name) if self.norms == "batch" else norms
+
+  def init(self, sde: SDE, x: Array, t: Array) -> PCState:
+    return PCState(x, x, t)
+
+  def step(self, sde: SDE, score: Score, keys: Array, state: PCState, t: Array, start: Array, stop: Array) -> PCState:
+    return self._step(sde, score, keys, state, t, start, stop, lambda sde, keys, x, mean, t: (x, mean))
+
+  def _step(
+    self, sde: SDE, score: Score, keys: Array, state: PCState, t: Array, start: Array, stop: Array, update: Update
+  ) -> PCState:
+    """A step whose two parts are each followed by `update`."""
+    correct, predict = CORRECTORS[self.corrector](self, sde, score), PREDICTORS[self.predictor](self, sde, score)
+    x, mean = correct(fold(keys, 0), state.x, t)
+    if self.corrector != "none":
+      x, mean = update(sde, fold(fold(keys, UPDATE), 0), x, mean, t)
+    x, mean = predict(fold(keys, 1), sde.reflect(x), t, start, stop)
+    x, mean = update(sde, fold(fold(keys, UPDATE), 1), x, mean, stop)
+    return PCState(sde.reflect(x), sde.reflect(mean), t)
+
+  @property
+  def _denoises(self) -> bool:
+    return self.noise_removal and self.predictor == "none"
+
+  def finish(self, sde: SDE, score: Score, state: PCState, t: Array) -> Array:
+    if self._denoises:  # NCSNv2's last denoising step, at the level where the corrector acted last
+      return denoiser(sde, score)(state.x, state.t)
+    return super().finish(sde, score, state, t)
+
+  def evaluations(self, steps: int) -> int:
+    corrections = self.n_steps_each if self.corrector != "none" else 0
+    return steps * ((self.predictor != "none") + corrections) + self._denoises
+
+  def followed_by(self, update: Update) -> "Solver":
+    return UpdatedPC(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}, update=update)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdatedPC(PredictorCorrector):
+  """A predictor-corrector sampler with `update` applied after each corrector and after each predictor."""
+
+  update: Update = dataclasses.field(default=lambda sde, keys, x, mean, t: (x, mean))
+
+  def step(self, sde: SDE, score: Score, keys: Array, state: PCState, t: Array, start: Array, stop: Array) -> PCState:
+    return self._step(sde, score, keys, state, t, start, stop, self.update)
+
+
+def batch_mean(values: Array, axis_name: str | None) -> Array:
+  """Returns the mean of numbers (B,) over the batch, which may be spread over the mapped axis `axis_name`."""
+  mean = jnp.mean(values)
+  return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class NCSN(PredictorCorrector):
+  """Annealed Langevin dynamics through the noise levels of VE. Song & Ermon 2019, Algorithm 1.
+
+  `n_steps_each` steps at each of `num_scales` levels. snr is sqrt(alpha_i / 2) / sigma_i; 0.316 is their step of 2e-5 at
+  sigma = 0.01. With `noise_removal` it ends on E[x_0 | x] at the last level (Jolicoeur-Martineau et al. 2020; NCSNv2,
+  Section 5).
+
+  Example:
+    >>> import jax, score_sde as ss
+    >>> solver = ss.NCSN(num_scales=10, n_steps_each=5)
+    >>> ss.sample(jax.random.key(0), ss.VE(), lambda x, t: -x, (4, 2), solver=solver).shape
+    (4, 2)
+  """
+
+  default_grid: ClassVar[str] = "official"
+
+  _: dataclasses.KW_ONLY
+  predictor: str = dataclasses.field(default="none", init=False)
+  corrector: str = dataclasses.field(default="ald", init=False)
+  probability_flow: bool = dataclasses.field(default=False, init=False)
+  posterior_variance: bool | None = dataclasses.field(default=None, init=False)
+  norms: str = dataclasses.field(default="sample", init=False)
+  snr: float = option(0.316, "ratio of noise to score in a Langevin step", "(0, inf)")
+  n_steps_each: int = option(100, "Langevin steps at each noise level", "[1, inf)")
+  noise_removal: bool = option(False, "end on E[x_0 | x] at the last level, one evaluation")
+  ald_step: str = option("code", "step: paper takes half of it, as Algorithm 1", choices=("code", "paper"))
+  num_scales: int = 10
+
+  def on(self, sde: SDE, grid: TimeGrid) -> "PredictorCorrector":
+    _need(sde, VE, "NCSN's sampler runs through the noise levels of VE")
+    return super().on(sde, grid)
+
+  def followed_by(self, update: Update) -> Solver:
+    return _no_constraint(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM(PredictorCorrector):
+  """Ancestral sampling through VP's table of `num_scales` betas, no noise in the last step. Ho et al. 2020, Algorithm 2.
+
+  posterior_variance: the noise of a step. False (and None) is beta, True the posterior's variance, their two choices.
+
+  Example:
+    >>> import jax, score_sde as ss
+    >>> ss.sample(jax.random.key(0), ss.VP(), lambda x, t: -x, (4, 2), solver=ss.DDPM(num_scales=50)).shape
+    (4, 2)
+  """
+
+  default_grid: ClassVar[str] = "official"
+
+  _: dataclasses.KW_ONLY
+  predictor: str = dataclasses.field(default="ancestral_sampling", init=False)
+  corrector: str = dataclasses.field(default="none", init=False)
+  probability_flow: bool = dataclasses.field(default=False, init=False)
+  norms: str = dataclasses.field(default="sample", init=False)
+  snr: float = dataclasses.field(default=0.16, init=False)
+  n_steps_each: int = dataclasses.field(default=1, init=False)
+  ald_step: str = dataclasses.field(default="code", init=False)
+  posterior_variance: bool | None = option(None, "noise of a step: True the posterior's variance, False beta")
+
+  def on(self, sde: SDE, grid: TimeGrid) -> "PredictorCorrector":
+    _need(sde, VP, "DDPM's sampler runs through the betas of VP")
+    return super().on(sde, grid)
+
+  def followed_by(self, update: Update) -> Solver:
+    return _no_constraint(self)
+
+
+def _need(sde: SDE, kind: type[SDE], what: str) -> None:
+  if not isinstance(sde, kind):
+    raise InvalidArgument(f"{what}, not {type(sde).__name__}: use PredictorCorrector.")
+
+
+def _no_constraint(solver: Solver) -> Solver:
+  raise InvalidArgument(
+    f"{type(solver).__name__} is the sampler of one paper, which no constraint belongs to: use PredictorCorrector."
+  )

@@ -1,28 +1,35 @@
-"""Predictors: one step of the reverse-time SDE (or the probability-flow ODE), x at `start` to x at `stop`.
+"""Predictors: one step of the reverse-time SDE (or the probability-flow ODE), from x at `start` to x at `stop`.
 
     predictor(keys, x, t, start, stop) -> (x, x_mean)
 
-x (B, ...), one key an example, times (B,); x_mean is x before the noise of the step, which the last step returns.
-Each factory takes the SDE, the score, and
-  official: discretize as the published tables do (on the official grid) instead of by the exact transition;
-  probability_flow: step along the ODE, without noise;
-  posterior_variance: for ancestral sampling, see there.
+x is (B, ...), with one key per example and times (B,); x_mean is x before the noise of the step was added. Each factory
+takes the solver whose options it reads (`PredictorCorrector`), the SDE and the score.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from score_sde.batch import expand, normal
-from score_sde.sde import SDE, VP, LinearSDE, Reverse, Score, apply_covariance, apply_diffusion
+from score_sde.batch import Array, expand, normal
+from score_sde.sde import SDE, Reverse, Score, apply_covariance, apply_diffusion, linear
+
+if TYPE_CHECKING:
+  from score_sde.sampling.predictor_corrector import PredictorCorrector
+
+Predict = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array]]
 
 
-def euler_maruyama(sde: SDE, score: Score, *, probability_flow: bool = False, **_):
+def euler_maruyama(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
   """x_mean = x + f̄(x, t) (stop - start),  x = x_mean + G sqrt(start - stop) z, with f̄ the reverse drift.
 
   Song et al. 2021, eq. (6) and Appendix D.
   """
-  reverse = Reverse(sde, score, probability_flow)
+  reverse = Reverse(sde, score, solver.probability_flow)
 
-  def step(keys, x, t, start, stop):
+  def step(keys: Array, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
     dt = expand(stop - start, x)  # negative: from noise to data
     x_mean = x + reverse.drift(x, t) * dt
     return x_mean + apply_diffusion(reverse.diffusion(x, t), jnp.sqrt(-dt) * normal(keys, x)), x_mean
@@ -30,22 +37,22 @@ def euler_maruyama(sde: SDE, score: Score, *, probability_flow: bool = False, **
   return step
 
 
-def reverse_diffusion(sde: SDE, score: Score, *, official: bool = False, probability_flow: bool = False, **_):
+def reverse_diffusion(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
   """x_mean = x - f + G Gᵀ score,  x = x_mean + G z, with x_start = x_stop + f + G z the forward chain.
 
   Song et al. 2021, eq. (46) and Appendix E. Half of G Gᵀ score and no noise along the probability flow.
   """
 
-  def forward(x, t, start, stop):
-    if official or not isinstance(sde, LinearSDE):
+  def forward(x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+    if solver.tabulated or not sde.is_linear:
       return sde.discretize(x, t, start, stop)
-    ratio, std = sde.transition(stop, start)
+    ratio, std = linear(sde, "An exact transition").transition(stop, start)
     return expand(ratio - 1, x) * x, std
 
-  def step(keys, x, t, start, stop):
+  def step(keys: Array, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
     f, g = forward(x, t, start, stop)
     pull = apply_covariance(g, score(x, t))
-    if probability_flow:
+    if solver.probability_flow:
       x = x - f + 0.5 * pull
       return x, x
     x_mean = x - f + pull
@@ -54,9 +61,7 @@ def reverse_diffusion(sde: SDE, score: Score, *, official: bool = False, probabi
   return step
 
 
-def ancestral_sampling(
-  sde: LinearSDE, score: Score, *, official: bool = False, posterior_variance: bool | None = None, **_
-):
+def ancestral_sampling(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
   """x_stop | x_start under the Gaussian posterior, with x_0 from Tweedie's formula.
 
       x_mean = (x + v score) / r,    x = x_mean + s z,    x_start | x_stop ~ N(r x_stop, v)
@@ -65,13 +70,13 @@ def ancestral_sampling(
   choices of Ho et al. 2020, Section 3.2). By default VP takes v, as published, the others the posterior.
   Song et al. 2021, Appendix F.
   """
-  if posterior_variance is None:
-    posterior_variance = not isinstance(sde, VP)
+  sde = linear(sde, "predictor='ancestral_sampling'")
+  posterior = sde.posterior_variance if solver.posterior_variance is None else solver.posterior_variance
 
-  def step(keys, x, t, start, stop):
-    ratio, std = sde.chain(t, start, stop) if official else sde.transition(stop, start)
+  def step(keys: Array, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+    ratio, std = sde.chain(t, start, stop) if solver.tabulated else sde.transition(stop, start)
     x_mean = (x + expand(std, x) ** 2 * score(x, t)) / expand(ratio, x)
-    if posterior_variance:
+    if posterior:
       sigma = sde.sigma(start)
       std = std * jnp.sqrt(jnp.maximum(sigma**2 - std**2, 0.0)) / (ratio * sigma)
     return x_mean + expand(std, x) * normal(keys, x), x_mean
@@ -79,7 +84,7 @@ def ancestral_sampling(
   return step
 
 
-def none(sde: SDE, score: Score, **_):
+def none(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
   """No predictor: only the corrector moves x."""
   return lambda keys, x, t, start, stop: (x, x)
 

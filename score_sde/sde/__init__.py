@@ -13,7 +13,7 @@ training simulates its paths, and sampling starts from their end points where `p
 """
 
 from score_sde.sde.base import SDE, Score, apply_covariance, apply_diffusion, as_argument, bind
-from score_sde.sde.linear import VE, VP, CosineVP, LinearSDE, RectifiedFlow, SubVP
+from score_sde.sde.linear import VE, VP, CosineVP, LinearSDE, RectifiedFlow, SubVP, linear
 from score_sde.sde.reverse import Reverse, covariance_divergence, denoiser
 from score_sde.sde.simulate import Reflected, simulate
 
@@ -34,5 +34,6 @@ __all__ = [
   "bind",
   "covariance_divergence",
   "denoiser",
+  "linear",
   "simulate",
 ]

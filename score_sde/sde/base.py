@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from score_sde.batch import Array, expand, sum_over_dims
+from score_sde.options import Options
 
 Score = Callable[[Array, Array], Array]
 
@@ -27,15 +29,25 @@ def bind(score: Score, condition: Any) -> Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class SDE:
+class SDE(Options):
   """An SDE on t in [0, T]. Frozen and hashable, so that it is a static argument of compiled functions.
 
   `diffusion` may return one number per example (B,), an array like `x` (a diagonal), or a linear operator: a pytree
   with `matvec(v)` and `rmatvec(v)` (its transpose) on arrays like `x`.
   """
 
+  # Whether x_t given x_0 is normal with known mean and variance, see `LinearSDE` and `linear`.
+  is_linear: ClassVar[bool] = False
+
+  # The time that sampling ends at, unless told otherwise.
+  eps: ClassVar[float] = 1e-3
+
+  # Whether the published code has a table for ancestral sampling on its own grid.
+  has_table: ClassVar[bool] = False
+
   @property
   def T(self) -> float:
+    """The time at which data has become noise."""
     return 1.0
 
   @property
@@ -59,6 +71,15 @@ class SDE:
   def diffusion(self, x: Array, t: Array) -> Array:
     """G(x, t): (B,), like `x`, or a linear operator."""
     raise TypeError(f"{type(self).__name__} must define diffusion(x, t).")
+
+  def dlog_alpha(self, t: Array) -> Array:
+    """Returns d log alpha / dt, like `t`, by which a corrector shortens its steps; 0 where there is no alpha."""
+    return jnp.zeros_like(t)
+
+  def table_steps(self, index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (start, stop) of the steps that the official samplers take from entries `index` (N,) of a table of `n`."""
+    start = index * self.T / (n - 1)
+    return start, start - self.T / n
 
   def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
     """Samples of shape `shape` = (B, ...) from the law that sampling starts from at t = T; one key an example."""

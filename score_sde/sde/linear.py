@@ -2,13 +2,19 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array, expand, normal, sum_over_dims
+from score_sde.errors import InvalidArgument
+from score_sde.options import option
 from score_sde.sde.base import SDE
+
+# The first time after zero: VE's sigma there is sigma_min, while at zero itself x is data.
+AFTER_ZERO = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +23,11 @@ class LinearSDE(SDE):
 
   A subclass gives `alpha` and `sigma`; everything else follows: g(t)² = -sigma² d log_snr/dt.
   """
+
+  is_linear: ClassVar[bool] = True
+
+  # The noise of ancestral sampling unless told otherwise: the posterior's variance, or the chain's.
+  posterior_variance: ClassVar[bool] = True
 
   def alpha(self, t: Array) -> Array:
     """Mean coefficient of x_t | x_0, positive, alpha(0) = 1."""
@@ -92,11 +103,11 @@ class LinearSDE(SDE):
 
   def levels(self, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
     """(alpha, sigma) of the `num_scales` noise levels of the discrete model, float64, in the order of its labels."""
-    raise TypeError(f"{type(self).__name__} has no discrete noise levels; train it with training.continuous=True.")
+    raise InvalidArgument(f"{type(self).__name__} has no discrete noise levels: train it as a continuous model.")
 
   def level(self, t: Array, num_scales: int) -> tuple[Array, Array]:
     """(label, index into `levels`) that a discrete model is shown at time t."""
-    raise TypeError(f"{type(self).__name__} has no discrete noise levels; train it with training.continuous=True.")
+    raise InvalidArgument(f"{type(self).__name__} has no discrete noise levels: train it as a continuous model.")
 
   def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
     return self.prior_std * normal(keys, jax.ShapeDtypeStruct(shape, dtype))
@@ -120,15 +131,22 @@ class VE(LinearSDE):
     sigma_max: noise at t = 1; the largest distance between two data points is a good choice (NCSNv2, Technique 1).
 
   Raises:
-    ValueError: unless 0 < sigma_min < sigma_max.
+    InvalidArgument: unless 0 < sigma_min < sigma_max.
   """
 
-  sigma_min: float = 0.01
-  sigma_max: float = 50.0
+  eps: ClassVar[float] = 1e-5
+  has_table: ClassVar[bool] = True
+
+  sigma_min: float = option(0.01, "VE: noise at t -> 0, in units of the data", "(0, inf)")
+  sigma_max: float = option(50.0, "VE: noise at t = 1; about the largest distance between two examples", "(0, inf)")
 
   def __post_init__(self):
-    if not 0 < self.sigma_min < self.sigma_max < math.inf:
-      raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+    super().__post_init__()
+    if not self.sigma_min < self.sigma_max:
+      raise InvalidArgument(
+        f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must satisfy 0 < sigma_min < sigma_max.",
+        "sigma_min", "sigma_max",
+      )  # fmt: skip
 
   @property
   def _log_ratio(self) -> float:
@@ -171,6 +189,11 @@ class VE(LinearSDE):
     index = jnp.round((self.T - t) * (num_scales - 1)).astype(jnp.int32)
     return index, index
 
+  def table_steps(self, index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """From each of N geometric sigmas to the next smaller one, and from the smallest to zero."""
+    table = np.concatenate([[0.0, AFTER_ZERO], np.arange(1, n) * self.T / (n - 1)])
+    return table[index + 1], table[index]
+
   def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
     """NCSN's, std² = sigma(start)² - sigma(stop)², which is exact. Song et al. 2021, eq. (20)."""
     return self.transition(stop, start)
@@ -180,13 +203,16 @@ class VE(LinearSDE):
 class _BetaSDE(LinearSDE):
   """What VP and sub-VP share: drift -½ beta(t) x with beta linear in t, hence alpha(t) = exp(-½ ∫ beta)."""
 
-  beta_min: float = 0.1
-  beta_max: float = 20.0
+  beta_min: float = option(0.1, "VP and sub-VP: rate of forgetting at t = 0, per unit of time", "(0, inf)")
+  beta_max: float = option(20.0, "VP and sub-VP: the rate at t = 1", "(0, inf)")
 
   def __post_init__(self):
-    if not 0 < self.beta_min <= self.beta_max < math.inf:
-      name = type(self).__name__
-      raise ValueError(f"{name} needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}.")
+    super().__post_init__()
+    if not self.beta_min <= self.beta_max:
+      raise InvalidArgument(
+        f"beta_min={self.beta_min} and beta_max={self.beta_max} must satisfy 0 < beta_min <= beta_max.",
+        "beta_min", "beta_max",
+      )  # fmt: skip
 
   @property
   def prior_std(self) -> float:
@@ -236,8 +262,11 @@ class VP(_BetaSDE):
       alpha(1) = exp(-(beta_min + beta_max) / 4) must be small.
 
   Raises:
-    ValueError: unless 0 < beta_min <= beta_max.
+    InvalidArgument: unless 0 < beta_min <= beta_max.
   """
+
+  posterior_variance: ClassVar[bool] = False  # beta, as published
+  has_table: ClassVar[bool] = True
 
   def sigma(self, t: Array) -> Array:
     return jnp.sqrt(-jnp.expm1(-self.integral(t)))
@@ -263,9 +292,11 @@ class VP(_BetaSDE):
     """DDPM's alpha-bar = prod(1 - b_i), b_i linear from beta_min / N to beta_max / N. Ho et al. 2020, eq. (4)."""
     b = np.linspace(self.beta_min, self.beta_max, num_scales) / num_scales
     if b[-1] >= 1:
-      raise ValueError(
-        f"VP's chain needs num_scales > beta_max, got num_scales={num_scales}, beta_max={self.beta_max}."
-      )
+      raise InvalidArgument(
+        f"num_scales={num_scales} must be larger than beta_max={self.beta_max}: a step of VP's chain keeps a share of "
+        "1 - beta_max / num_scales of the signal's power.",
+        "num_scales", "beta_max",
+      )  # fmt: skip
     log_alpha_bar = np.cumsum(np.log1p(-b))
     return np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
 
@@ -313,11 +344,6 @@ class SubVP(_BetaSDE):
     return jnp.exp(-0.5 * between), jnp.sqrt(lost * (lost + r * sigma_s * (2 - sigma_s)))
 
 
-def _check_delta(sde: LinearSDE) -> None:
-  if not 0 < sde.delta < 1:
-    raise ValueError(f"{type(sde).__name__} needs 0 < delta < 1, got {sde.delta}.")
-
-
 @dataclasses.dataclass(frozen=True)
 class CosineVP(LinearSDE):
   """The variance-preserving SDE of the cosine schedule. Nichol & Dhariwal 2021, eq. (17).
@@ -332,16 +358,11 @@ class CosineVP(LinearSDE):
     delta: T = 1 - delta, where alpha is about π/2 delta.
 
   Raises:
-    ValueError: unless s >= 0 and 0 < delta < 1.
+    InvalidArgument: unless s >= 0 and 0 < delta < 1.
   """
 
-  s: float = 0.008
-  delta: float = 1e-3
-
-  def __post_init__(self):
-    _check_delta(self)
-    if not 0 <= self.s < math.inf:
-      raise ValueError(f"CosineVP needs s >= 0, got {self.s}.")
+  s: float = option(0.008, "cosine: keeps beta(0) from vanishing", "[0, inf)", key="cosine_s")
+  delta: float = option(1e-3, "cosine and rectified_flow: time ends at 1 - delta, before all signal is gone", "(0, 1)")
 
   @property
   def T(self) -> float:
@@ -410,13 +431,10 @@ class RectifiedFlow(LinearSDE):
     delta: T = 1 - delta, where alpha = delta.
 
   Raises:
-    ValueError: unless 0 < delta < 1.
+    InvalidArgument: unless 0 < delta < 1.
   """
 
-  delta: float = 1e-3
-
-  def __post_init__(self):
-    _check_delta(self)
+  delta: float = option(1e-3, "cosine and rectified_flow: time ends at 1 - delta, before all signal is gone", "(0, 1)")
 
   @property
   def T(self) -> float:
@@ -442,3 +460,17 @@ class RectifiedFlow(LinearSDE):
 
   def time_of_log_snr(self, log_snr: Array) -> Array:
     return jax.nn.sigmoid(-log_snr / 2)
+
+
+def linear(sde: SDE, what: str) -> LinearSDE:
+  """Returns `sde`, known to be linear: the one place that says what only a linear SDE can do.
+
+  Raises:
+    InvalidArgument: for an SDE that is not linear. `what` names what needs one.
+  """
+  if not isinstance(sde, LinearSDE):
+    raise InvalidArgument(
+      f"{what} needs a linear SDE, whose x_t given x_0 is normal with known alpha(t) and sigma(t), not "
+      f"{type(sde).__name__}. Use a LinearSDE such as VE, VP or SubVP."
+    )
+  return sde

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from score_sde.batch import Array, expand
 from score_sde.sde.base import SDE, Score, apply_covariance
-from score_sde.sde.linear import LinearSDE
+from score_sde.sde.linear import linear
 
 
-def denoiser(sde: LinearSDE, score: Score) -> Score:
-  """D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula."""
+def denoiser(sde: SDE, score: Score) -> Score:
+  """Returns D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula, of a linear SDE."""
+  sde = linear(sde, "E[x_0 | x_t]")
   return lambda x, t: (x + expand(sde.sigma(t), x) ** 2 * score(x, t)) / expand(sde.alpha(t), x)
 
 

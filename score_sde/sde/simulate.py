@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, fold, normal, uniform
+from score_sde.errors import InvalidArgument
 from score_sde.sde.base import SDE, apply_diffusion
 
 
@@ -38,7 +39,7 @@ class Reflected(SDE):
       box; otherwise from simulated end points.
 
   Raises:
-    ValueError: unless low < high.
+    InvalidArgument: unless low < high.
   """
 
   sde: SDE
@@ -48,7 +49,7 @@ class Reflected(SDE):
 
   def __post_init__(self):
     if not -math.inf < self.low < self.high < math.inf:
-      raise ValueError(f"Reflected needs low < high, got {self.low} and {self.high}.")
+      raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy low < high.", "low", "high")
 
   @property
   def T(self) -> float:

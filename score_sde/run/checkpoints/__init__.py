@@ -21,8 +21,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from score_sde.errors import ScoreSDEError
 from score_sde.run import devices
-from score_sde.run.config import BadInput
+from score_sde.run.config.errors import BadInput
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ Tree = Any
 BLOCK = 4096
 
 
-class DiskFull(OSError):
+class DiskFull(ScoreSDEError, OSError):
   """There is no room for a checkpoint."""
 
 
@@ -153,16 +154,16 @@ def check_space(folder: pathlib.Path, *trees: Tree) -> None:
     )
 
 
-def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree, signature: dict[str, Any]) -> None:
+def save(manager: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree, signature: dict[str, Any]) -> None:
   """Writes a checkpoint in the background; a step that is there already is left as it is.
 
   Raises:
     DiskFull: where there is no room for it.
   """
-  if step in opened.all_steps():
+  if step in manager.all_steps():
     return
-  opened.wait_until_finished()  # saving would wait, too; what the save before takes is then counted
-  check_space(pathlib.Path(opened.directory), state, ema_params)
+  manager.wait_until_finished()  # saving would wait, too; what the save before takes is then counted
+  check_space(pathlib.Path(manager.directory), state, ema_params)
   manifest = {"signature": signature, "checksum": "weighted sum"}
   manifest |= {"state": _describe(state), "ema_params": _describe(ema_params)}
   items = ocp.args.Composite(
@@ -170,7 +171,7 @@ def save(opened: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree
     ema_params=ocp.args.StandardSave(ema_params),
     manifest=ocp.args.JsonSave(manifest),
   )
-  opened.save(step, args=items)
+  manager.save(step, args=items)
 
 
 def _damage(tree: Tree, manifest: dict[str, Any], item: str) -> str | None:
@@ -195,15 +196,15 @@ def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: s
     )
 
 
-def _manifest(opened: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-  return opened.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
+def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  return manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
 
 
-def check(opened: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
+def check(manager: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
   """`check_signature` of the newest readable checkpoint, before any long work."""
-  for step in sorted(opened.all_steps(), reverse=True):
+  for step in sorted(manager.all_steps(), reverse=True):
     with contextlib.suppress(Exception):
-      manifest = _manifest(opened, step)
+      manifest = _manifest(manager, step)
       break
   else:
     return
@@ -211,7 +212,7 @@ def check(opened: ocp.CheckpointManager, signature: dict[str, Any], workdir: str
 
 
 def restore(
-  opened: ocp.CheckpointManager,
+  manager: ocp.CheckpointManager,
   targets: dict[str, Tree],
   signature: dict[str, Any],
   workdir: str,
@@ -230,7 +231,7 @@ def restore(
   Raises:
     BadInput: where the checkpoint belongs to another model, `step` is not there, or all are damaged.
   """
-  steps = sorted(opened.all_steps(), reverse=True)
+  steps = sorted(manager.all_steps(), reverse=True)
   if step is not None:
     if step not in steps:
       raise BadInput(f"workdir {workdir!r} has no checkpoint of step {step}; it has {sorted(steps) or 'none'}.")
@@ -238,9 +239,9 @@ def restore(
   for candidate in steps:
     items = {name: ocp.args.StandardRestore(devices.placed(target, mesh)) for name, target in targets.items()}
     try:
-      manifest = _manifest(opened, candidate)
+      manifest = _manifest(manager, candidate)
       check_signature(manifest["signature"], signature, workdir)
-      read = opened.restore(candidate, args=ocp.args.Composite(**items))
+      read = manager.restore(candidate, args=ocp.args.Composite(**items))
       damage = next(filter(None, (_damage(read[name], manifest, name) for name in targets)), None)
     except BadInput:
       raise
@@ -248,7 +249,7 @@ def restore(
       damage = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if damage is None:
       return candidate, {name: read[name] for name in targets}
-    if step is not None and not (pathlib.Path(opened.directory) / str(step)).exists():
+    if step is not None and not (pathlib.Path(manager.directory) / str(step)).exists():
       raise BadInput(
         f"The checkpoint of step {step} of workdir {workdir!r} vanished before it was read: the training that writes "
         "there keeps its last two and the multiples of training.snapshot_freq."
@@ -261,7 +262,7 @@ def restore(
   return None
 
 
-def remove_newer(opened: ocp.CheckpointManager, step: int) -> None:
+def remove_newer(manager: ocp.CheckpointManager, step: int) -> None:
   """Deletes checkpoints after `step`: damaged ones, which a resumed run writes again."""
-  for newer in [s for s in opened.all_steps() if s > step]:
-    opened.delete(newer)
+  for newer in [s for s in manager.all_steps() if s > step]:
+    manager.delete(newer)

@@ -2,10 +2,16 @@
 
 A config file returns `default_config()` with what differs. Section and key names are those of the official code, so its
 configs and overrides mean the same here. Keys that follow from others (from the SDE, mostly) are placeholders until
-`resolve` fills those that were not set.
+`resolve` fills those that were not set. The keys themselves follow from the fields of the objects that read them
+(`readers`): an option of a solver, a loss, an SDE or a network is a key of the config because it is a field.
 """
 
-from score_sde.run.config.checks import (
+from score_sde.run.config.errors import BadInput, as_bad_input, choose, get, unknown_key
+from score_sde.run.config.keys import as_dict, default_config
+from score_sde.run.config.readers import describe, keys, make, names_of, values_for, why_unread
+from score_sde.run.config.resolve import resolve, signature
+from score_sde.run.config.sdes import SDES, make_sde, sde_name
+from score_sde.run.config.sections import (
   CLASS_METHODS,
   CONSTRAINTS,
   EDITING_TASKS,
@@ -13,10 +19,6 @@ from score_sde.run.config.checks import (
   NONLINEAR_TASKS,
   SCORE_METHODS,
 )
-from score_sde.run.config.keys import BadInput, as_bad_input, as_dict, choose, default_config, get, unknown_key
-from score_sde.run.config.reads import why_unread
-from score_sde.run.config.resolve import resolve, signature
-from score_sde.run.config.sdes import SDES, make_sde, sde_name
 
 __all__ = [
   "CLASS_METHODS",
@@ -31,11 +33,16 @@ __all__ = [
   "as_dict",
   "choose",
   "default_config",
+  "describe",
   "get",
+  "keys",
+  "make",
   "make_sde",
+  "names_of",
   "resolve",
   "sde_name",
   "signature",
   "unknown_key",
+  "values_for",
   "why_unread",
 ]

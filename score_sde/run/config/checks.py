@@ -1,73 +1,15 @@
-"""What a config may hold: names, ranges, and what goes together."""
+"""Which values of a config go together. The range of each alone is its field's, see `readers`."""
 
-import math
 import re
 
 from ml_collections import ConfigDict
 
-from score_sde.run.config.keys import BadInput, choose, get
-from score_sde.sde import SDE, LinearSDE
-
-CLASS_METHODS = ("classifier", "classifier_free")
-SCORE_METHODS = ("pigdm", "tmpd", "dps")  # their scores hold derivatives of the network
-CONSTRAINTS = ("replacement", "projection", "ddrm")
-LINEAR_TASKS = (
-  "inpaint",
-  "colorize",
-  "super_resolution",
-  "deblur",
-  "motion_deblur",
-  "fourier",
-  "projections",
-)
-NONLINEAR_TASKS = ("phase_retrieval", "jpeg")
-EDITING_TASKS = ("edit", "interpolate")
-
-_CHOICES = {
-  "training.task": ("score", "classifier"),
-  "guidance.task": ("none", "class", *LINEAR_TASKS, *NONLINEAR_TASKS, *EDITING_TASKS),
-  "guidance.kernel": ("average", "bicubic"),
-  "guidance.covariance": ("diagonal", "full"),
-  "data.on_corrupt": ("error", "skip"),
-  "model.parameterization": ("score", "noise", "data", "velocity", "flow", "edm"),
-  "model.conditioning": ("sigma", "log_sigma", "time"),
-  "model.embedding_type": ("fourier", "positional"),
-  "model.dtype": ("float32", "bfloat16"),
-  "model.normalization": ("GroupNorm", "InstanceNorm++", "LayerNorm"),
-  "model.attention_type": ("ddpm",),
-  "model.conv_size": (3,),
-  "model.interpolation": ("bilinear", "nearest_neighbor"),
-  "model.reference": ("jax", "pytorch"),
-  "model.nonlinearity": ("elu", "relu", "lrelu", "swish"),
-  "model.resblock_type": ("ddpm", "biggan"),
-  "model.progressive": ("none", "output_skip", "residual"),
-  "model.progressive_input": ("none", "input_skip", "residual"),
-  "model.progressive_combine": ("sum", "cat"),
-  "optim.optimizer": ("Adam",),
-  "optim.decay": ("none", "cosine"),
-  "eval.bpd_dataset": ("train", "test"),
-  "eval.likelihood": ("ode", "elbo", "chain"),
-  "training.parallelism": ("pmap", "fsdp"),
-  "eval.quantization": ("truncate", "round"),
-  "eval.save_samples": ("npz", "png", "array_record", "none"),
-  "eval.fidelity_engine": ("own", "torch-fidelity"),
-}
+from score_sde.run.config.errors import BadInput, as_bad_input, choose
+from score_sde.run.config.readers import check_ranges
+from score_sde.run.config.sections import CLASS_METHODS, CONSTRAINTS, EDITING_TASKS, LINEAR_TASKS, SCORE_METHODS
+from score_sde.sde import SDE, linear
 
 NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceNorm++", "ncsnv2": "InstanceNorm++"}
-
-_POSITIVE = (
-  "data.image_size", "data.num_channels", "model.sigma_data", "model.num_scales", "model.nf", "model.num_res_blocks",
-  "model.num_heads", "model.patch_size",
-  "training.num_probes", "training.fd_step", "training.path_steps", "training.snr_gamma", "training.single_sigma",
-  "optim.lr", "training.batch_size", "training.n_iters", "training.n_jitted_steps", "training.log_freq",
-  "training.eval_freq", "training.snapshot_freq", "training.snapshot_freq_for_preemption", "sampling.num_steps",
-  "sampling.n_steps_each", "sampling.num_samples", "sampling.temperature", "sampling.rtol", "sampling.atol",
-  "sampling.sde_rtol", "sampling.sde_atol", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
-  "eval.num_probes", "eval.num_features", "eval.num_times", "eval.rtol", "eval.atol", "training.fid_steps",
-  "training.accumulation", "training.data_timeout",
-  "model.blocks_per_group", "model.channel_multiplier",
-  "guidance.num_inputs", "guidance.samples_per_input", "guidance.prior_variance", "guidance.iterations",
-)  # fmt: skip
 
 
 def family_of(config: ConfigDict) -> tuple[str, str]:
@@ -83,15 +25,9 @@ def check(config: ConfigDict, sde: SDE) -> None:
     raise BadInput(f"training.likelihood_weighting=True, but training.weighting={t.weighting!r}. Set one of them.")
   if t.importance_sampling and t.time_sampling != "importance":
     raise BadInput(f"training.importance_sampling=True, but training.time_sampling={t.time_sampling!r}. Set one.")
-  for key, accepted in _CHOICES.items():
-    choose(key, get(config, key), accepted)
-  for key in _POSITIVE:
-    value = get(config, key)
-    if not value > 0 or not math.isfinite(value):
-      raise BadInput(f"{key} must be positive, got {value}.")
-  for key in ("eval.wait_minutes", "training.fid_samples", "training.fsdp_devices"):
-    if not 0 <= get(config, key) < math.inf:
-      raise BadInput(f"{key} must be 0 or positive, got {get(config, key)}.")
+  if not 0 <= config.seed < 2**32:
+    raise BadInput(f"seed={config.seed} must lie in [0, 2^32).")
+  check_ranges(config)
   _check_model(config)
   _check_guidance(config, sde)
   _check_evaluation(config, sde)
@@ -105,8 +41,9 @@ def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
     raise BadInput("eval.likelihood='chain' is of a model trained with training.continuous=False: use 'ode' or 'elbo'.")
   if e.likelihood == "elbo" and not continuous:
     raise BadInput("eval.likelihood='elbo' needs training.continuous=True; a discrete model has 'chain', or 'ode'.")
-  if e.likelihood == "elbo" and not isinstance(sde, LinearSDE):
-    raise BadInput(f"eval.likelihood='elbo' needs a linear SDE, not {type(sde).__name__}.")
+  if e.likelihood == "elbo":
+    with as_bad_input():
+      linear(sde, "eval.likelihood='elbo'")
   if e.enable_bpd and sde.why_no_likelihood:
     raise BadInput(
       f"eval.enable_bpd=True, but {type(sde).__name__} has no likelihood: {sde.why_no_likelihood} Or use "
@@ -120,8 +57,8 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
     return
   if config.training.task != "score":
     raise BadInput("guidance.task is of sampling, and training.task='classifier' draws no samples. Leave it at 'none'.")
-  if not isinstance(sde, LinearSDE):
-    raise BadInput(f"guidance.task={g.task!r} needs a linear SDE, not {type(sde).__name__}.")
+  with as_bad_input():
+    linear(sde, f"guidance.task={g.task!r}")
   if g.task == "class":
     choose("guidance.method", g.method, CLASS_METHODS)
     if g.method == "classifier_free" and not networks_classes:
@@ -149,12 +86,10 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
     if not 0 < g.t0 <= sde.T:
       raise BadInput(f"guidance.t0 must lie in (0, {sde.T}], got {g.t0}.")
     return
-  linear = g.task in LINEAR_TASKS
+  of_linear = g.task in LINEAR_TASKS
   choose("guidance.method", g.method, SCORE_METHODS + CONSTRAINTS)
-  if not linear and g.method != "dps":
+  if not of_linear and g.method != "dps":
     raise BadInput(f"guidance.task={g.task!r} is not linear: guidance.method={g.method!r} cannot invert it. Use 'dps'.")
-  if not 0 <= g.noise < math.inf:
-    raise BadInput(f"guidance.noise must not be negative, got {g.noise}.")
 
 
 def _check_model(config: ConfigDict) -> None:
@@ -208,8 +143,3 @@ def _check_model(config: ConfigDict) -> None:
     )
   if model.scale_by_sigma and continuous and model.embedding_type == "positional":
     raise BadInput("model.scale_by_sigma=True needs model.embedding_type='fourier' in a continuous model.")
-  for name in ("dropout", "ema_rate", "label_dropout"):
-    if not 0 <= model[name] < 1:
-      raise BadInput(f"model.{name} must lie in [0, 1), got {model[name]}.")
-  if model.num_classes < 0:
-    raise BadInput(f"model.num_classes must be 0 (none) or positive, got {model.num_classes}.")

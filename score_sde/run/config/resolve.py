@@ -4,49 +4,61 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.run.config.checks import LINEAR_TASKS, NONLINEAR_TASKS, check, family_of
-from score_sde.run.config.keys import as_bad_input, get
-from score_sde.run.config.sdes import make_sde
-from score_sde.sde import SDE, LinearSDE
+from score_sde.options import options_of
+from score_sde.run.config.checks import check, family_of
+from score_sde.run.config.errors import get
+from score_sde.run.config.sdes import SDES, make_sde
+from score_sde.run.config.sections import LINEAR_TASKS, NONLINEAR_TASKS
+from score_sde.sampling import METHODS, FewStep
+from score_sde.sde import SDE
 
 # What follows from the SDE where the config leaves it open. Song et al. 2021, Appendices C, D and G.
-_FOLLOWS = {
-  "vesde": {
-    "data.centered": False,
-    "model.parameterization": "score",
-    "model.conditioning": "sigma",
-    "model.embedding_type": "fourier",
-    "training.reduce_mean": False,
-    "sampling.predictor": "reverse_diffusion",
-    "sampling.corrector": "langevin",
-    "sampling.eps": 1e-5,
-  },
-  "vpsde": {
-    "data.centered": True,
-    "model.parameterization": "noise",
-    "model.conditioning": "time",
-    "model.embedding_type": "positional",
-    "training.reduce_mean": True,
-    "sampling.predictor": "euler_maruyama",
-    "sampling.corrector": "none",
-    "sampling.eps": 1e-3,
-  },
+_VE = {
+  "data.centered": False,
+  "model.parameterization": "score",
+  "model.conditioning": "sigma",
+  "model.embedding_type": "fourier",
+  "training.reduce_mean": False,
+  "sampling.predictor": "reverse_diffusion",
+  "sampling.corrector": "langevin",
 }
-_FOLLOWS["subvpsde"] = _FOLLOWS["cosine"] = _FOLLOWS["vpsde"]
-_FOLLOWS["rectified_flow"] = _FOLLOWS["vpsde"] | {"model.parameterization": "flow", "training.weighting": "flow"}
-# The two kinds of a user's own: with a closed-form kernel and without.
-_LINEAR = _FOLLOWS["vpsde"] | {"model.conditioning": "log_sigma"}
-_SIMULATED = _FOLLOWS["vpsde"] | {
+_VP = {
+  "data.centered": True,
+  "model.parameterization": "noise",
+  "model.conditioning": "time",
+  "model.embedding_type": "positional",
+  "training.reduce_mean": True,
+  "sampling.predictor": "euler_maruyama",
+  "sampling.corrector": "none",
+}
+_FOLLOWS = {
+  "vesde": _VE,
+  "vpsde": _VP,
+  "subvpsde": _VP,
+  "cosine": _VP,
+  "rectified_flow": _VP | {"model.parameterization": "flow", "training.weighting": "flow"},
+}
+# The two kinds of a user's own SDE: with a closed-form kernel and without.
+_LINEAR = _VP | {"model.conditioning": "log_sigma"}
+_SIMULATED = _VP | {
   "model.conditioning": "sigma",
   "model.embedding_type": "fourier",
   "training.objective": "ssm_vr",
+}
+
+# Keys that follow from others although their fields have a default.
+FOLLOWS = frozenset(_SIMULATED) | {
+  "training.weighting",
+  "training.time_sampling",
+  "sampling.sde_atol",
+  "guidance.prior_variance",
 }
 
 
 def _follows(config: ConfigDict, sde: SDE) -> dict[str, Any]:
   if config.training.sde in _FOLLOWS:
     return _FOLLOWS[config.training.sde]
-  return _LINEAR if isinstance(sde, LinearSDE) else _SIMULATED
+  return _LINEAR if sde.is_linear else _SIMULATED
 
 
 def _fill(config: ConfigDict, key: str, value: Any) -> None:
@@ -56,14 +68,13 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """A locked copy of `config` with every placeholder filled and every value checked.
+  """Returns a locked copy of `config` with every placeholder filled and every value checked.
 
   Raises:
     BadInput: for a value that is not accepted, or a combination that cannot work.
   """
   config = ConfigDict(config).copy_and_resolve_references()
-  with as_bad_input():
-    sde = make_sde(config)
+  sde = make_sde(config)
   if config.training.likelihood_weighting:
     _fill(config, "training.weighting", "likelihood")
   for key, value in _follows(config, sde).items():
@@ -74,11 +85,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
   scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
   _fill(config, "model.scale_by_sigma", scaled)
   _fill(config, "model.normalization", normalization)
-  t = config.training
+  t, few = config.training, issubclass(METHODS.get(config.sampling.method, object), FewStep)
   _fill(config, "training.weighting", "simple")
   _fill(config, "training.objective", "dsm")
   _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
-  _fill(config, "sampling.num_steps", config.model.num_scales)
+  _fill(config, "sampling.grid", "log_snr" if few and sde.is_linear else "uniform")
+  _fill(config, "sampling.num_steps", FewStep.default_steps if few else config.model.num_scales)
+  _fill(config, "sampling.eps", sde.eps)
   _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)
   _fill(config, "guidance.prior_variance", 1.0 if config.data.centered else 0.25)
   _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)
@@ -91,20 +104,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
   return config.lock()
 
 
+# Keys of the model that may change from one run of a workdir to the next.
+_FREE = ("dropout", "label_dropout", "ema_rate", "ema_warmup", "dtype", "init_scale", "remat")
+
+
 def signature(config: ConfigDict) -> dict[str, Any]:
-  """What a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
-  # Part of the SDE, where it has them.
-  elsewhere = ("sigma_min", "sigma_max", "beta_min", "beta_max", "cosine_s", "delta")
-  free = (
-    "dropout",
-    "label_dropout",
-    "ema_rate",
-    "ema_warmup",
-    "dtype",
-    "init_scale",
-    "remat",
-  )  # may change from one run to the next
-  keys = [f"model.{k}" for k in config.model if k not in elsewhere + free]
+  """Returns what a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
+  of_sdes = {known.key or field.name for sde in SDES.values() for field, known in options_of(sde)}
+  keys = [f"model.{k}" for k in config.model if k not in of_sdes and k not in _FREE]
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
   values = {key: get(config, key) for key in keys}
   values["the SDE"] = str(make_sde(config))

@@ -10,22 +10,15 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde.run.config import BadInput, choose
-from score_sde.run.data.files import digits, folder, idx, read_inputs
+from score_sde.run.config.errors import BadInput, choose
+from score_sde.run.config.plugins import is_plugin
+from score_sde.run.data.files import digits, folder, idx, read_inputs, toy
+from score_sde.run.data.own import own
 from score_sde.run.data.records import tfds, tfrecord_files, tfrecords
-from score_sde.run.data.scaling import as_uint8, example_shape, inverse, is_image, prepare
+from score_sde.run.data.scaling import example_shape, is_image, scaling_of
 from score_sde.run.data.sources import Arrays, Lazy, Source
 from score_sde.run.data.stream import Stalled, batches, in_order, shuffled, within
-from score_sde.run.data.toys import (
-  DENSITIES,
-  TOYS,
-  checkerboard,
-  eight_gaussians,
-  eight_gaussians_density,
-  swiss_roll,
-  toy,
-  two_moons,
-)
+from score_sde.run.toys import DENSITIES, TOYS
 
 __all__ = [
   "DENSITIES",
@@ -34,22 +27,15 @@ __all__ = [
   "Lazy",
   "Source",
   "Stalled",
-  "as_uint8",
   "batches",
-  "checkerboard",
-  "eight_gaussians",
-  "eight_gaussians_density",
   "example_shape",
   "in_order",
-  "inverse",
   "is_image",
   "load",
   "name",
-  "prepare",
   "read_inputs",
+  "scaling_of",
   "shuffled",
-  "swiss_roll",
-  "two_moons",
   "within",
 ]
 
@@ -71,7 +57,7 @@ def load(config: ConfigDict, split: str) -> Source:
     )
   if kind in ("FFHQ", "CelebAHQ"):
     kind = "tfrecords" if tfrecord_files(config.data.path) else "folder"
-  source = READERS.get(kind, tfds)(config, split)
+  source = (own if is_plugin(kind) else READERS.get(kind, tfds))(config, split)
   if not len(source):
     raise BadInput(f"data.dataset={config.data.dataset!r} has no {split} examples.")
   shape, expected = source.gather(np.array([0]))["image"].shape[1:], example_shape(config)
@@ -95,5 +81,7 @@ def load(config: ConfigDict, split: str) -> Source:
 
 def name(config: ConfigDict) -> str:
   """How pictures and reports call the data: files by their folder."""
+  if is_plugin(config.data.dataset):
+    return config.data.dataset.rpartition(":")[2]
   in_files = config.data.dataset in ("idx", "folder") and pathlib.Path(config.data.path).name
   return in_files or config.data.dataset

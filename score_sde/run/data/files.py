@@ -11,8 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from score_sde.run.config import BadInput
+from score_sde.run.config.errors import BadInput
 from score_sde.run.data.sources import Arrays, Lazy, Source, split_off
+from score_sde.run.toys import TOYS
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,13 @@ def digits(config: ConfigDict, split: str) -> Arrays:
   order = np.random.default_rng(0).permutation(len(digits.images))
   chosen = order[:360] if split == "test" else order[360:]
   return Arrays(digits.images[chosen].astype(np.uint8)[..., None], digits.target[chosen].astype(np.int32))
+
+
+def toy(config: ConfigDict, split: str) -> Arrays:
+  """100,000 points to train on, 2,000 others to test on."""
+  size = 100_000 if split == "train" else 2_000
+  points = TOYS[config.data.dataset](np.random.default_rng([config.seed, split == "train"]), size)
+  return Arrays(points.astype(np.float32), np.zeros(size, np.int32))
 
 
 def _read_idx(path: pathlib.Path) -> np.ndarray:

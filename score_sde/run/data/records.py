@@ -9,10 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from score_sde.run.config import BadInput
+from score_sde.run.config.errors import BadInput
 from score_sde.run.data.files import fit
 from score_sde.run.data.sources import Lazy, split_off
-from score_sde.run.data.toys import TOYS
+from score_sde.run.toys import TOYS
 
 # The official code's names of data sets, as tensorflow-datasets calls them.
 OFFICIAL_NAMES = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a", "LSUN": "lsun"}

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from score_sde.errors import ScoreSDEError
 from score_sde.run import devices
 from score_sde.run.data.sources import Arrays, Source
 
@@ -48,7 +49,7 @@ def batches(config: ConfigDict, source: Source, start: int) -> Iterator[dict[str
   return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads + 2)))
 
 
-class Stalled(Exception):
+class Stalled(ScoreSDEError):
   """What reads the data hangs."""
 
 

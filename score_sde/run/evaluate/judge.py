@@ -3,14 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate import quality
 from score_sde.run.evaluate.samples import draw_samples, to_uint8
-from score_sde.run.experiment import Experiment, Params
-from score_sde.sampling import make_sampler
-from score_sde.sde import LinearSDE
+from score_sde.run.experiment import Experiment, Params, make_sampler
+from score_sde.sampling import DPMSolver
 
 
 def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] | None:
@@ -33,11 +30,10 @@ def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] |
       "(configs/classifier/)."
     )
   extractor, reference = quality.compared_with(config, total)
-  cheap = ConfigDict(config).unlock()
-  cheap.sampling.num_steps = config.training.fid_steps
-  if isinstance(experiment.sde, LinearSDE):
-    cheap.sampling.method, cheap.sampling.grid = "dpm_solver", "log_snr"
-  drawing = dataclasses.replace(experiment, config=cheap.lock(), sampler=make_sampler(cheap, experiment.sde))
+  solver = DPMSolver() if experiment.sde.is_linear else None
+  grid = "log_snr" if solver else config.sampling.grid
+  sampler = make_sampler(config, experiment.sde, solver, steps=config.training.fid_steps, grid=grid)
+  drawing = dataclasses.replace(experiment, sampler=sampler)
 
   def judge(params: Params) -> dict[str, float]:
     drawn, _, _ = draw_samples(drawing, params, total)

@@ -1,5 +1,6 @@
 """Numbers of a trained model over a data set: its loss, a classifier's accuracy, bits/dim."""
 
+import dataclasses
 import functools
 import logging
 import math
@@ -13,13 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde.batch import example_keys, fold
-from score_sde.bounds import chain_bound, evidence_bound
-from score_sde.likelihood import bits_per_dim, log_likelihood
+from score_sde.bounds import ChainBound, EvidenceBound
+from score_sde.likelihood import ExactLikelihood, bits_per_dim
 from score_sde.run import data, devices
-from score_sde.run.config import sde_name
+from score_sde.run.config import make, sde_name
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
+from score_sde.sde import bind
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +36,17 @@ def mean_loss(
 
   The folder `cache` keeps the batches that are done, and shares them among hosts.
   """
-  config = experiment.config
+  config, loss, scaling = experiment.config, experiment.loss, experiment.scaling
   total = min(len(source), config.eval.num_examples or len(source))
+  classes = config.model.num_classes > 0
 
   def losses(params, key, batch):
     keys = example_keys(key, batch["index"])
-    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
-    y = experiment.classes(batch["label"])
-    return experiment.loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
+    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), batch["label"] if classes else None
+    return loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
 
-  run = devices.map_batch(losses, (None, None, 0))
-  values = _over_batches("loss", config, source, lambda batch: run(params, key, devices.shard(batch)), cache)
+  run = devices.over_devices(losses, shared=2)
+  values = _over_batches("loss", config, source, lambda batch: run(params, key, batch), cache)
   return _mean_and_error("loss", values)
 
 
@@ -71,16 +73,18 @@ def accuracy(
     ratios = np.array([config.training.single_sigma])
   times = np.asarray(sde.time_of_log_snr(jnp.asarray(-2 * np.log(ratios), jnp.float32)))
 
+  model, scaling = experiment.model, experiment.scaling
+
   def right(params, key, t, batch):
     keys = example_keys(key, batch["index"])
-    x = data.prepare(config, fold(keys, DATA), batch["image"], train=False)
-    logits = experiment.model.at_time(params, fold(keys, PROBE), x, jnp.full(keys.shape, t))
+    x = scaling.prepare(fold(keys, DATA), batch["image"])
+    logits = model.at_time(params, fold(keys, PROBE), x, jnp.full(keys.shape, t))
     return jnp.argmax(logits, axis=1) == batch["label"]
 
-  run = devices.map_batch(right, (None, None, None, 0))
+  run = devices.over_devices(right, shared=3)
 
   def share(i, t):
-    at_t = lambda batch: run(params, key, t, devices.shard(batch))
+    at_t = lambda batch: run(params, key, t, batch)
     return float(_over_batches("accuracy", config, source, at_t, cache, f"level_{i}_").mean())
 
   shares = [share(i, t) for i, t in enumerate(times)]
@@ -105,14 +109,13 @@ def mean_bits_per_dim(
   dims = math.prod(experiment.shape)
   log_p, score = _likelihood(experiment), experiment.score(params)
   # Likelihoods are those of dequantized data, however the model was trained; the chain's is of the images themselves.
-  dequantized = ConfigDict(config).unlock()
-  dequantized.data.uniform_dequantization = e.likelihood != "chain"
-  prepare = jax.jit(lambda keys, image: data.prepare(dequantized, fold(keys, DATA), image, train=False))
+  scaling = dataclasses.replace(experiment.scaling, uniform_dequantization=e.likelihood != "chain")
+  prepare = jax.jit(lambda keys, image: scaling.prepare(fold(keys, DATA), image))
 
   def run(repeat, batch):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
     y = experiment.condition(batch["label"])
-    return jnp.stack(log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y), axis=1)[None]
+    return jnp.stack(log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y), axis=1)
 
   name = f"bits/dim ({e.likelihood})"
   repeats = [
@@ -121,13 +124,13 @@ def mean_bits_per_dim(
   ]
   log_density = np.mean([r[:, 0] for r in repeats], axis=0)
   nfe, reached = np.concatenate(repeats)[:, 1].mean(), np.concatenate(repeats)[:, 2]
-  if not data.is_image(config):
+  if not scaling.is_image:
     result = _mean_and_error("nats", -log_density)
   elif e.likelihood == "chain":
     result = _mean_and_error("bits_per_dim", -log_density / (dims * math.log(2)))
   else:
-    scale = 0.5 if config.data.centered else 1.0
-    result = _mean_and_error("bits_per_dim", np.asarray(bits_per_dim(log_density, dims, config.data.levels, scale)))
+    bits = bits_per_dim(log_density, dims, config.data.levels, scaling.slope)
+    result = _mean_and_error("bits_per_dim", np.asarray(bits))
   failed = np.flatnonzero(~(reached >= experiment.sde.T))
   if len(failed):
     some = ", ".join(f"{i % len(log_density)} (t = {reached[i]:.3g})" for i in failed[:8])
@@ -137,31 +140,29 @@ def mean_bits_per_dim(
 
 
 def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-  """(score, keys, x, y) -> (log-density or log-probability, evaluations, time reached), each (B,)."""
-  config, e, sde = experiment.config, experiment.config.eval, experiment.sde
-  if e.likelihood == "ode":
-    log_p = log_likelihood(
-      sde, eps=e.eps, rtol=e.rtol, atol=e.atol, probe=e.probe, num_probes=e.num_probes,
-      max_steps=config.sampling.max_steps,
-    )  # fmt: skip
+  """Returns (score, keys, x, y) -> (log-density or log-probability, evaluations, time reached), each (B,)."""
+  config, sde = experiment.config, experiment.sde
+  if config.eval.likelihood == "ode":
+    exact = make(ExactLikelihood, config, "eval", max_steps=config.sampling.max_steps)
+    log_p = devices.over_devices(lambda score, batch: exact(sde, score, *batch))
 
     def by_ode(score, keys, x, y):
-      log_density, _, nfe, t = log_p(score, keys, x, y)
-      return log_density, nfe.astype(jnp.float32), t
+      found = log_p(score, (keys, x, y))
+      return found.log_p, found.nfe.astype(jnp.float32), found.t
 
     return by_ode
-  if e.likelihood == "elbo":
-    bound, evaluations = evidence_bound(sde, eps=e.eps, num_times=e.num_times), e.num_times + 1
+  if config.eval.likelihood == "elbo":
+    bound = make(EvidenceBound, config, "eval")
   else:
-    bound = chain_bound(
-      sde, num_scales=config.model.num_scales, low=-1.0 if config.data.centered else 0.0, high=1.0,
-      levels=config.data.levels, posterior_variance=config.sampling.posterior_variance is not False,
+    bound = ChainBound(
+      num_scales=config.model.num_scales, low=experiment.scaling.low, levels=config.data.levels,
+      posterior_variance=config.sampling.posterior_variance,
     )  # fmt: skip
-    evaluations = config.model.num_scales
+  run = devices.over_devices(lambda score, batch: bound(sde, bind(score, batch[2]), *batch[:2]))
 
   def by_bound(score, keys, x, y):
     constant = lambda value: jnp.full(x.shape[:1], value, jnp.float32)
-    return bound(score, keys, x, y), constant(evaluations), constant(sde.T)
+    return run(score, (keys, x, y)), constant(bound.evaluations), constant(sde.T)
 
   return by_bound
 
@@ -194,8 +195,7 @@ def _over_batches(
       n = len(batch["label"])
       batch["index"] = np.arange(n, dtype=np.int32) + i * config.eval.batch_size
       batch = {k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()}
-      out = np.asarray(run(batch))
-      results[i] = out.reshape(-1, *out.shape[2:])[:n]
+      results[i] = np.asarray(run(batch))[:n]
       if cache:
         pictures.save_atomically(files[i], lambda handle, done=results[i]: np.save(handle, done))
       bar.step(min((i + 1) * config.eval.batch_size, total), total)

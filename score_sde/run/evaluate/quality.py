@@ -13,6 +13,7 @@ from score_sde import metrics
 from score_sde.run import data, features
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate.samples import read_batch
+from score_sde.run.experiment import Experiment
 
 # (files of `samples.draw_batches`) -> the metrics of their samples.
 Measure = Callable[[list[pathlib.Path]], dict[str, Any]]
@@ -75,6 +76,22 @@ def of_files(config: ConfigDict, extractor: features.Extractor, reference: featu
   return run
 
 
+def own_metrics(
+  function: Callable[..., dict[str, float]], drawn: np.ndarray, experiment: Experiment, source: data.Source
+) -> dict[str, float]:
+  """Returns what the user's `function`(samples, examples) measures: uint8 images or points (N, ...), and as many examples.
+
+  Raises:
+    BadInput: where it does not return numbers by their names.
+  """
+  real = source.gather(np.arange(min(len(drawn), len(source))))["image"]
+  found = function(drawn, experiment.scaling.as_uint8(real) if experiment.scaling.is_image else real)
+  try:
+    return {str(name): float(value) for name, value in found.items()}
+  except (AttributeError, TypeError, ValueError) as error:
+    raise BadInput(f"eval.metrics must return {{name: number}}, got {type(found).__name__}.") from error
+
+
 # --- torch-fidelity -------------------------------------------------------------------------------------------------
 
 _NAMES = {
@@ -128,7 +145,7 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
 
     samples = np.concatenate([read_batch(file)["samples"] for file in files])
     source = data.load(config, "train")
-    real = lambda i: data.as_uint8(config, source.gather(np.array([i]))["image"])[0]
+    real = lambda i: data.scaling_of(config).as_uint8(source.gather(np.array([i]))["image"])[0]
     found = torch_fidelity.calculate_metrics(
       input1=Images(len(samples), samples.__getitem__),
       input2=Images(len(source), real),

@@ -10,8 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.run.config import as_dict, sde_name
-from score_sde.run.experiment import write_json
 from score_sde.run.report.pictures import save_atomically
+from score_sde.run.workdir import write_json
 
 # How a likelihood is printed: bounds are from above.
 BOUND = {"ode": "", "elbo": "at most ", "chain": "at most "}
@@ -60,6 +60,7 @@ def line(row: dict[str, Any], report: dict[str, Any]) -> str:
   for name in ("fid", "kid", "inception_score", "precision", "recall"):
     if name in row:
       parts.append(f"{name.replace('_', ' ')} {row[name]:.4g}")
+  parts += [f"{name} {value:.4g}" for name, value in row.get("metrics", {}).items()]
   return f"{report['dataset']}, {sde_name(report['sde'])}, step {row['step']:,}: " + ", ".join(parts)
 
 
@@ -112,6 +113,8 @@ def as_markdown(report: dict[str, Any]) -> str:
   """The report for people: a column a checkpoint, then what was run, where."""
   rows = report["checkpoints"]
   shown = [[name, *map(show, rows)] for name, show in _SHOWN if any(map(show, rows))]
+  own = dict.fromkeys(name for row in rows for name in row.get("metrics", {}))
+  shown += [[name, *(number(row.get("metrics", {}), name, digits=".4g") for row in rows)] for name in own]
   settings = {
     "config": report["config_hash"],
     "seed": str(report["seed"]),

@@ -16,13 +16,15 @@ from ml_collections import ConfigDict
 
 from score_sde.run import checkpoints, data, devices
 from score_sde.run.config import BadInput, as_dict, signature
+from score_sde.run.config.plugins import load
 from score_sde.run.evaluate import quality, reports, samples
 from score_sde.run.evaluate.likelihoods import accuracy, mean_bits_per_dim, mean_loss
 from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
-from score_sde.run.experiment import Experiment, Params, build, make_workdir, write_json
+from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.curves import best_step
 from score_sde.run.report.progress import wait
+from score_sde.run.workdir import make_workdir, write_json
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +42,19 @@ def open_workdir(workdir: str) -> pathlib.Path:
   return make_workdir(workdir)
 
 
-def restore(opened: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
+def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
   """(step, EMA parameters) of the newest sound checkpoint, or that of `step`."""
   targets = {"ema_params": experiment.abstract_params()}
-  step, items = checkpoints.restore(opened, targets, signature(experiment.config), workdir, step)
+  step, items = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
   return step, devices.local(items["ema_params"])
 
 
-def _chosen_step(config: ConfigDict, workdir: str) -> int | None:
-  """The step that eval.checkpoint names; None for the latest.
+def chosen_step(name: str, workdir: str) -> int | None:
+  """Returns the step that eval.checkpoint names; None for the latest.
 
   Raises:
     BadInput: for a name that is none, and the best of a run that measured none.
   """
-  name = config.eval.checkpoint
   if name == "latest":
     return None
   if name == "best":
@@ -64,7 +65,7 @@ def _chosen_step(config: ConfigDict, workdir: str) -> int | None:
         "--config.training.fid_samples=1000 and eval.features, or name a step."
       )
     return found
-  if not name.isdigit():
+  if not str(name).isdigit():
     raise BadInput(f"eval.checkpoint={name!r} is neither 'latest', nor 'best', nor a step.")
   return int(name)
 
@@ -84,8 +85,8 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   if config.training.task == "classifier":
     raise BadInput("training.task='classifier' draws no samples. It guides those of another run: guidance.classifier.")
   path = open_workdir(workdir)
-  with checkpoints.manager(workdir) as opened:
-    step, params = restore(opened, experiment, workdir, _chosen_step(config, workdir))
+  with checkpoints.manager(workdir) as manager:
+    step, params = restore(manager, experiment, workdir, chosen_step(config.eval.checkpoint, workdir))
   drawn, nfe, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=9)
   if not devices.is_first_host():
     return
@@ -105,7 +106,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
 # --- which checkpoints ----------------------------------------------------------------------------------------------
 
 
-def _wanted(config: ConfigDict, workdir: str, opened: Any) -> list[int | None]:
+def _wanted(config: ConfigDict, workdir: str, manager: Any) -> list[int | None]:
   """Steps of snapshots begin_ckpt to end_ckpt (snapshot k is step k * snapshot_freq), or that of eval.checkpoint.
 
   Raises:
@@ -113,8 +114,8 @@ def _wanted(config: ConfigDict, workdir: str, opened: Any) -> list[int | None]:
   """
   begin, end, waits = config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.wait_minutes > 0
   if begin is None and end is None:
-    return [_chosen_step(config, workdir)]
-  steps, frequency = list(opened.all_steps()), config.training.snapshot_freq
+    return [chosen_step(config.eval.checkpoint, workdir)]
+  steps, frequency = list(manager.all_steps()), config.training.snapshot_freq
   begin = 1 if begin is None else begin
   if end is None:
     end = (config.training.n_iters if waits else max(steps, default=0)) // frequency
@@ -129,7 +130,7 @@ def _wanted(config: ConfigDict, workdir: str, opened: Any) -> list[int | None]:
   return wanted
 
 
-def _wait_for(config: ConfigDict, workdir: str, opened: Any, step: int | None) -> None:
+def _wait_for(config: ConfigDict, workdir: str, manager: Any, step: int | None) -> None:
   """Returns once the checkpoint of `step` is there.
 
   Raises:
@@ -137,12 +138,12 @@ def _wait_for(config: ConfigDict, workdir: str, opened: Any, step: int | None) -
     Interrupted: when asked to stop.
   """
   minutes = config.eval.wait_minutes
-  if step is None or not minutes or step in opened.all_steps():
+  if step is None or not minutes or step in manager.all_steps():
     return
   log.info("Waiting up to %g minutes for the checkpoint of step %d in %s.", minutes, step, workdir)
   deadline = time.monotonic() + 60 * minutes
-  while step not in opened.all_steps():
-    newer = [s for s in opened.all_steps() if s > step]
+  while step not in manager.all_steps():
+    newer = [s for s in manager.all_steps() if s > step]
     if newer:
       raise BadInput(
         f"The checkpoint of step {step} was waited for, and vanished from workdir {workdir!r} or was never written: "
@@ -151,10 +152,10 @@ def _wait_for(config: ConfigDict, workdir: str, opened: Any, step: int | None) -
     if time.monotonic() > deadline:
       raise BadInput(
         f"No checkpoint of step {step} came into workdir {workdir!r} within eval.wait_minutes={minutes:g}; it has "
-        f"{sorted(opened.all_steps()) or 'none'}. Is its training still running?"
+        f"{sorted(manager.all_steps()) or 'none'}. Is its training still running?"
       )
     wait(min(POLL_SECONDS, max(deadline - time.monotonic(), 0.01)))
-    opened.reload()
+    manager.reload()
 
 
 # --- their evaluation -----------------------------------------------------------------------------------------------
@@ -169,6 +170,7 @@ class _Plan:
   path: pathlib.Path
   measure: quality.Measure | None
   extractor: Any
+  own_metrics: Any
   fingerprint: str
 
 
@@ -196,7 +198,8 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
   depends = (
     settings | trained | {"seed": config.seed, "examples": len(source), "features": getattr(extractor, "name", "")}
   )
-  return _Plan(experiment, source, path, measure, extractor, reports.hash_of(depends))
+  own = load("eval.metrics", e.metrics, "from (samples, test examples) to {name: number}") if e.metrics else None
+  return _Plan(experiment, source, path, measure, extractor, own, reports.hash_of(depends))
 
 
 def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> dict[str, Any]:
@@ -255,6 +258,9 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> di
     log.warning("None of the %d samples of step %d is finite: they have no FID.", e.num_samples, step)
   elif plan.measure:
     row |= plan.measure(files)
+  if plan.own_metrics:
+    drawn = np.concatenate([samples.read_batch(file)["samples"] for file in files])
+    row["metrics"] = quality.own_metrics(plan.own_metrics, drawn, plan.experiment, plan.source)
   return row
 
 
@@ -275,8 +281,8 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   plan = _plan(experiment, path)
   unfinished = path / "eval" / f"unfinished_{plan.fingerprint}"
   rows: list[dict[str, Any]] = []
-  with checkpoints.manager(workdir, create=waits) as opened:
-    for step, params in _each(plan, opened, workdir):
+  with checkpoints.manager(workdir, create=waits) as manager:
+    for step, params in _each(plan, manager, workdir):
       row = _row(plan, step, params, unfinished / f"step_{step:08d}_{checkpoints.digest(params)}")
       rows.append(row)
       if devices.is_first_host():
@@ -287,12 +293,12 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _each(plan: _Plan, opened: Any, workdir: str) -> Iterator[tuple[int, Params]]:
+def _each(plan: _Plan, manager: Any, workdir: str) -> Iterator[tuple[int, Params]]:
   """(step, parameters) of the checkpoints that are asked for, each as soon as it is there."""
   config = plan.experiment.config
-  for step in _wanted(config, workdir, opened):
-    _wait_for(config, workdir, opened, step)
-    yield restore(opened, plan.experiment, workdir, step)
+  for step in _wanted(config, workdir, manager):
+    _wait_for(config, workdir, manager, step)
+    yield restore(manager, plan.experiment, workdir, step)
 
 
 def _report(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:

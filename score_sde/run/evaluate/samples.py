@@ -20,7 +20,7 @@ from score_sde.run.config import BadInput, sde_name
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
-from score_sde.sde import LinearSDE
+from score_sde.sde import linear
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ def _sample(experiment: Experiment, params: Params, first: int, size: int, **opt
   config = experiment.config
   key = jax.random.fold_in(jax.random.key(config.seed), SAMPLES)
   condition = experiment.labels(first, size)
-  start = experiment.start(jax.random.fold_in(key, START), first, size)
+  x_T = experiment.start(jax.random.fold_in(key, START), first, size)
   shape = (size, *experiment.shape)
   x, info = experiment.sampler(
-    experiment.score(params), key, shape, first=first, condition=condition, start=start, **options
+    experiment.score(params), key, shape, first=first, condition=condition, x_T=x_T, **options
   )
-  return data.inverse(config, x), info
+  return experiment.scaling.inverse(x), info
 
 
 def _warn_of_failures(first: int, info: dict, keep: int) -> np.ndarray:
@@ -132,21 +132,20 @@ def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
 
 def draw_denoising(path: pathlib.Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
   """One sample (all of them, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula below."""
-  estimate = devices.map_batch(lambda params, x, t: experiment.model.data(params, x, t, y), (None, 0, 0))
-  y = experiment.labels(0, 1) if experiment.config.model.num_classes else None
+  config, model, scaling = experiment.config, experiment.model, experiment.scaling
+  y = experiment.labels(0, 1) if config.model.num_classes else None
+  estimate = jax.jit(lambda params, x, t: model.data(params, x, t, y))
   frames = []
   for t, x, _ in trajectory:
-    if not data.is_image(experiment.config):
+    if not scaling.is_image:
       frames.append((t, x, None))
       continue
-    time_of = jnp.full((1,), max(t, experiment.config.sampling.eps), jnp.float32)
-    inverse = lambda a: np.asarray(data.inverse(experiment.config, a))
-    expected = None
-    if isinstance(experiment.sde, LinearSDE):
-      expected = inverse(devices.unshard(estimate(params, *devices.shard((jnp.asarray(x[:1]), time_of))), 1)[0])
+    time = jnp.full((1,), max(t, config.sampling.eps), jnp.float32)
+    inverse = lambda a: np.asarray(scaling.inverse(a))
+    expected = inverse(estimate(params, jnp.asarray(x[:1]), time)[0]) if experiment.sde.is_linear else None
     frames.append((t, inverse(x[0]), expected))
   below = "\nabove: x(t), scaled to its own range; below: what the model expects it to become"
-  pictures.denoising(path, frames, heading + (below if data.is_image(experiment.config) else ""))
+  pictures.denoising(path, frames, heading + (below if scaling.is_image else ""))
 
 
 def draw_density(
@@ -162,8 +161,11 @@ def draw_density(
   for share in (0.5, 0.2, 0.05):
     scale = jnp.full(1, share * np.std(reference))
     x = jnp.zeros((1, 2))
-    linear = isinstance(experiment.sde, LinearSDE)
-    t = experiment.sde.time_of_log_snr(-2 * jnp.log(scale)) if linear else experiment.sde.time_of_scale(x, scale)
+    sde = experiment.sde
+    if sde.is_linear:
+      t = linear(sde, "A noise level").time_of_log_snr(-2 * jnp.log(scale))
+    else:
+      t = sde.time_of_scale(x, scale)
     level = model.level(t, x)
     limit = np.full(2, float(level.alpha[0] * largest + 2 * level.sigma[0]))
     points, log_p, _ = normalize(lambda x, t=t: log_density(params, x, t[0]), -limit, limit)

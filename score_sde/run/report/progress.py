@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from score_sde.errors import ScoreSDEError
 
-class Interrupted(Exception):
+
+class Interrupted(ScoreSDEError):
   """SIGTERM or SIGINT asked the run to stop; what was computed is saved."""
 
 

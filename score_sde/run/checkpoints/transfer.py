@@ -1,12 +1,10 @@
-"""python -m score_sde.run.checkpoints import SOURCE --config=FILE --workdir=FOLDER: published weights, made ours.
+"""Published weights made ours, and ours made files: `python -m score_sde import` and `export`.
 
 SOURCE is a `checkpoint_N` of the official JAX code, a `.pth` of the official PyTorch code, of NCSN or of NCSNv2, a
 folder of a diffusers model (google/ddpm-*, google/ncsnpp-*) or its name on the Hugging Face hub, or a `.safetensors`
-file that `export OUTPUT.safetensors` wrote (`export-ema` writes the average alone: all that sampling needs). The
-workdir is then ready for sampling, evaluation and further training.
+file that `export` wrote. The workdir is then ready for sampling, evaluation and further training.
 """
 
-import functools
 import json
 import logging
 import pathlib
@@ -18,12 +16,13 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from score_sde.run import checkpoints, cli, training
+from score_sde.run import checkpoints, training
 from score_sde.run.checkpoints import published
-from score_sde.run.config import BadInput, get, signature
-from score_sde.run.experiment import build, make_workdir, write_config
+from score_sde.run.config import BadInput, as_dict, get, signature
+from score_sde.run.experiment import build
+from score_sde.run.workdir import make_workdir, write_config
 
-log = logging.getLogger("score_sde.run.checkpoints")
+log = logging.getLogger(__name__)
 
 
 def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
@@ -61,8 +60,8 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
 
   folder = make_workdir(workdir)
   write_config(config, folder)
-  with checkpoints.manager(workdir, keep_every=config.training.snapshot_freq) as opened:
-    checkpoints.save(opened, step, training.saved_form(state), ema_params, signature(config))
+  with checkpoints.manager(workdir, keep_every=config.training.snapshot_freq) as manager:
+    checkpoints.save(manager, step, training.saved_form(state), ema_params, signature(config))
   size = sum(v.size for v in weights.params.values())
   log.info("Imported %s: %s parameters, step %d, optimizer state: %s.", weights.origin, f"{size:,}", step, moments)
 
@@ -86,22 +85,16 @@ def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool
     raise BadInput(f"{output!r} must end in .safetensors.")
   if not checkpoints.exists(workdir):
     raise BadInput(f"workdir {workdir!r} holds no checkpoints.")
-  with checkpoints.manager(workdir) as opened:
-    state = training.restore_state(opened, experiment, workdir)
+  with checkpoints.manager(workdir) as manager:
+    state = training.restore_state(manager, experiment, workdir)
   flat = lambda tree: {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
+  if state is None:
+    raise BadInput(f"workdir {workdir!r} holds no checkpoints.")
   metadata = {"step": str(int(state.step)), "signature": json.dumps(signature(experiment.config))}
+  metadata["config"] = json.dumps(as_dict(experiment.config), default=list)
   path = make_workdir(str(pathlib.Path(output).parent)) / pathlib.Path(output).name
   params = {} if ema_only else flat(state.params)
   published.export_safetensors(path, params, flat(state.ema_params), metadata)
   log.info(
     "Wrote %s: parameters%s at step %d.", output, "' average" if ema_only else " and their average", int(state.step)
   )
-
-
-if __name__ == "__main__":
-  tools = {
-    "import": import_weights,
-    "export": export_weights,
-    "export-ema": functools.partial(export_weights, ema_only=True),
-  }
-  cli.run_tool(tools, ("SOURCE or OUTPUT",))

@@ -1,10 +1,8 @@
 """Points in the plane, drawn anew for every run."""
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from score_sde.analytic import GaussianMixture
-from score_sde.run.data.sources import Arrays
 
 
 def swiss_roll(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -53,10 +51,3 @@ TOYS = {
 
 # Those whose density is known in closed form.
 DENSITIES = {"eight_gaussians": eight_gaussians_density}
-
-
-def toy(config: ConfigDict, split: str) -> Arrays:
-  """100,000 points to train on, 2,000 others to test on."""
-  size = 100_000 if split == "train" else 2_000
-  points = TOYS[config.data.dataset](np.random.default_rng([config.seed, split == "train"]), size)
-  return Arrays(points.astype(np.float32), np.zeros(size, np.int32))

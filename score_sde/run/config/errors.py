@@ -1,0 +1,50 @@
+"""What a user gave that cannot work, in the names of config keys."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde.errors import InvalidArgument, ScoreSDEError
+
+
+class BadInput(ScoreSDEError, ValueError):
+  """Something the user gave cannot work. The message names it, says what is accepted and what to do."""
+
+
+@contextlib.contextmanager
+def as_bad_input(names: Mapping[str, str] | None = None) -> Iterator[None]:
+  """Turns an InvalidArgument of the core into BadInput, its arguments renamed to the config keys in `names`."""
+  try:
+    yield
+  except InvalidArgument as error:
+    raise BadInput(str(error.renamed(dict(names or {})))) from error
+
+
+def choose(key: str, value: Any, accepted: tuple) -> None:
+  """Raises BadInput unless `value`, given for `key`, is among `accepted`."""
+  if value not in accepted:
+    near = difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise BadInput(f"{key}={value!r} is unknown; choose one of {', '.join(map(str, accepted))}.{hint}")
+
+
+def unknown_key(config: ConfigDict, key: str) -> str:
+  """Returns one line about a dotted `key` that no config has: the ones there are, the closest first."""
+  section, _, name = key.rpartition(".")
+  try:
+    known = sorted(get(config, section) if section else config)
+  except (KeyError, TypeError):
+    section, name, known = "", key.split(".")[0], sorted(config)
+  near = difflib.get_close_matches(name, known, n=1)
+  hint = f" Did you mean {section + '.' if section else ''}{near[0]}?" if near else ""
+  return f"config has no key {key!r}.{hint} Keys of {section or 'config'}: {', '.join(known)}."
+
+
+def get(config: ConfigDict, key: str) -> Any:
+  """Returns the value of a dotted key such as "model.nf"."""
+  for name in key.split("."):
+    config = config[name]
+  return config

@@ -1,0 +1,112 @@
+"""The networks that a config can name, a user's own among them."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from score_sde.models import MLP, MODELS, WideResnet
+from score_sde.run.config.errors import BadInput, choose
+from score_sde.run.config.keys import default_config
+from score_sde.run.config.plugins import is_plugin, load
+from score_sde.run.config.readers import keys, reads
+
+
+def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
+  """Returns the network of `config.model` for examples of `shape`.
+
+  Raises:
+    BadInput: for an unknown name, a network that does not fit the data, or a setting that it would not read.
+  """
+  name = config.model.name
+  if is_plugin(name):
+    network = load("model.name", name, "from config.model to a Flax module (x, t, y)")(config.model)
+    if not isinstance(network, nn.Module):
+      raise BadInput(f"model.name={name!r} gives a {type(network).__name__}, not a Flax module.")
+    return network
+  choose("model.name", name, tuple(MODELS))
+  _check_read(config)
+  module = MODELS[name]
+  if module is not MLP:
+    _check_shape(config, shape)
+  fields = {f.name for f in dataclasses.fields(module)} & set(config.model)
+  values = {field: config.model[field] for field in fields}
+  values = {field: tuple(v) if isinstance(v, (list, tuple)) else v for field, v in values.items()}
+  values["dtype"] = jnp.dtype(config.model.dtype)
+  if module is WideResnet:
+    return module(**values)
+  # Data that is scaled to unit variance on its way in no longer lies in [0, 1].
+  values["centered"] = len(shape) == 1 or config.data.centered or config.model.parameterization == "edm"
+  return module(**values)
+
+
+def apply_of(network: nn.Module) -> Callable[..., Any]:
+  """Returns (params, x, labels, keys[, y]) -> the network's output; keys drive dropout, None turns it off.
+
+  A user's network that has no argument `keys` gets none.
+  """
+  with_keys = "keys" in inspect.signature(type(network).__call__).parameters
+
+  def apply(params: Any, x: Any, labels: Any, keys: Any = None, *rest: Any) -> Any:
+    dropout = (keys,) if with_keys else ()
+    return network.apply({"params": params}, x, labels, *dropout, *rest)
+
+  return apply
+
+
+def _check_read(config: ConfigDict) -> None:
+  """Raises BadInput for a setting that only another network would read. (Those of another SDE may stay in a file.)"""
+  default = default_config().model
+  for key, readers in keys().items():
+    section, name = key.split(".")
+    if section != "model" or config.model[name] == default[name]:
+      continue
+    of_networks = [r for r, *_ in readers if r.options in MODELS.values()]
+    if of_networks and not any(reads(config, reader, known) for reader, _, known in readers):
+      if name == "label_dropout":
+        continue  # read as soon as there are classes
+      raise BadInput(
+        f"{key}={config.model[name]!r} is not read by model.name={config.model.name!r}. Leave it at {default[name]!r}."
+      )
+
+
+def _check_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
+  model = config.model
+  if len(shape) != 3:
+    raise BadInput(
+      f"model.name={model.name!r} needs images, and the data has shape {shape}. Use --config.model.name=mlp."
+    )
+  if model.name == "wideresnet":
+    if shape[0] % 4:
+      raise BadInput(f"model.name='wideresnet' halves the image twice: data.image_size={shape[0]} must divide by 4.")
+    return
+  if model.name == "dit":
+    if shape[0] % model.patch_size:
+      raise BadInput(f"data.image_size={shape[0]} does not divide into patches of model.patch_size={model.patch_size}.")
+    if model.nf % 4 or model.nf % model.num_heads:
+      raise BadInput(f"model.nf={model.nf} must be a multiple of 4 and of model.num_heads={model.num_heads}.")
+    return
+  unet = model.name in ("ncsnpp", "ddpm")
+  halvings = len(model.ch_mult) - 1 if unet else {"ncsnv2_128": 2, "ncsnv2_256": 3}.get(model.name, 1)
+  if shape[0] % 2**halvings:
+    what = f"model.ch_mult={tuple(model.ch_mult)}" if unet else f"model.name={model.name!r}"
+    raise BadInput(
+      f"{what} halves the image {halvings} times, but data.image_size={shape[0]} is no multiple of {2**halvings}. Use "
+      "another size" + (", or fewer entries." if unet else ".")
+    )
+  if not unet:
+    return
+  for mult in model.ch_mult:
+    channels = model.nf * mult
+    groups = 32 if model.name == "ddpm" else min(max(channels // 4, 1), 32)
+    if channels % groups:
+      raise BadInput(
+        f"model.nf={model.nf} gives {channels} channels, which GroupNorm cannot divide into {groups} groups. Use a "
+        + ("multiple of 32." if model.name == "ddpm" else "multiple of 4, and of 32 from 128 on.")
+      )
+    if model.head_dim and channels % model.head_dim:
+      raise BadInput(f"model.head_dim={model.head_dim} does not divide {channels} channels.")

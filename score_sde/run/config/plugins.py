@@ -1,0 +1,40 @@
+"""A user's own things: FILE.py:FUNCTION in the place of a name in a config."""
+
+import functools
+import os
+import pathlib
+import runpy
+from collections.abc import Callable
+from typing import Any
+
+from score_sde.run.config.errors import BadInput
+
+
+def is_plugin(name: Any) -> bool:
+  """Whether a config's value names a function in a file."""
+  return isinstance(name, str) and ".py:" in name
+
+
+@functools.lru_cache
+def _run(path: str, changed: float) -> dict[str, Any]:
+  return runpy.run_path(path)
+
+
+def load(key: str, name: str, what: str) -> Callable[..., Any]:
+  """Returns the function that `name`, FILE.py:FUNCTION, stands for; `key` is the config's, `what` says what it must be.
+
+  Raises:
+    BadInput: where there is no such file, it cannot be run, or has no such function.
+  """
+  path, _, function = name.rpartition(":")
+  given = f"{key}={name!r}"
+  file = pathlib.Path(path).expanduser()
+  if not file.is_file():
+    raise BadInput(f"{given}: there is no file {path!r}. Give FILE.py:FUNCTION, seen from {os.getcwd()}.")
+  try:
+    found = _run(str(file), file.stat().st_mtime)
+  except Exception as error:  # a user's file may raise anything
+    raise BadInput(f"{given}: {path} cannot be run: {type(error).__name__}: {error}") from error
+  if not callable(found.get(function)):
+    raise BadInput(f"{given}: {path} has no function {function!r} {what}.")
+  return found[function]

@@ -1,0 +1,61 @@
+"""A user's own data set: data.dataset=FILE.py:FUNCTION."""
+
+import functools
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde.run.config.errors import BadInput
+from score_sde.run.config.plugins import load
+from score_sde.run.data.sources import Arrays, Source
+
+
+def own(config: ConfigDict, split: str) -> Source:
+  """Returns what the user's FUNCTION(config.data, split) gives as a source of examples.
+
+  The function returns images (N, H, W, C) uint8 or points (N, D) float, or a pair of these and labels (N,); or an object
+  with a length, `classes` and `gather(indices) -> {"image", "label"}`, for data that does not fit into memory.
+
+  Raises:
+    BadInput: for anything else.
+  """
+  return _load(config.data.dataset, split, _Hashable(config.data))
+
+
+def shape_of(config: ConfigDict) -> tuple[int, ...]:
+  """Returns the shape of one example of the user's data."""
+  return own(config, "train").gather(np.array([0]))["image"].shape[1:]
+
+
+class _Hashable:
+  """config.data as an argument of a cached function: equal where all its values are."""
+
+  def __init__(self, section: ConfigDict):
+    self.section = section
+    self._values = str(sorted((k, str(v)) for k, v in section.items()))
+
+  def __hash__(self) -> int:
+    return hash(self._values)
+
+  def __eq__(self, other: Any) -> bool:
+    return isinstance(other, _Hashable) and self._values == other._values
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, split: str, data: _Hashable) -> Source:
+  found = load("data.dataset", name, "from (config.data, split) to examples")(data.section, split)
+  if hasattr(found, "gather"):
+    return found
+  examples, labels = found if isinstance(found, tuple) else (found, None)
+  examples = np.asarray(examples)
+  image, points = examples.dtype == np.uint8 and examples.ndim == 4, examples.dtype.kind == "f" and examples.ndim == 2
+  if not (image or points) or not len(examples):
+    raise BadInput(
+      f"data.dataset={name!r} gives {examples.dtype}{list(examples.shape)} for split {split!r}: it must give images "
+      "(N, H, W, C) uint8 or points (N, D) float, with or without labels (N,)."
+    )
+  labels = np.zeros(len(examples), np.int32) if labels is None else np.asarray(labels, np.int32)
+  if labels.shape != (len(examples),):
+    raise BadInput(f"data.dataset={name!r} gives {len(examples)} examples and labels of shape {labels.shape}.")
+  return Arrays(examples if image else examples.astype(np.float32), labels)

@@ -1,0 +1,112 @@
+"""Trained models from files: `score_sde.load`, and the config that a workdir was trained with."""
+
+import json
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import jax.numpy as jnp
+import safetensors
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from score_sde.model import Model
+from score_sde.run import checkpoints, data, devices
+from score_sde.run.checkpoints import published
+from score_sde.run.config import BadInput, default_config, make_sde, resolve, signature
+from score_sde.run.config.networks import create
+from score_sde.run.config.plugins import is_plugin
+from score_sde.run.experiment import abstract_params, make_model
+
+
+def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
+  """Returns the config that is written as JSON in a file `origin`. It is data: nothing that it names is run here.
+
+  Args:
+    text: the JSON.
+    origin: named in errors.
+    allowed: values FILE.py:FUNCTION that may stand in it; None for all.
+
+  Raises:
+    BadInput: for a text that is no config, and one that names a file to run that is not allowed.
+  """
+  try:
+    values = json.loads(text)
+    config = default_config()
+    with config.unlocked():
+      config.update(ConfigDict(values))
+  except (ValueError, TypeError, AttributeError, KeyError) as error:
+    raise BadInput(f"{origin} is no config of a run ({type(error).__name__}: {error}).") from error
+  named = [v for v in config.values() if is_plugin(v)]
+  named += [
+    v for section in config.values() if isinstance(section, ConfigDict) for v in section.values() if is_plugin(v)
+  ]
+  refused = [name for name in named if allowed is not None and name not in allowed]
+  if refused:
+    raise BadInput(
+      f"{origin} names code that would be run: {', '.join(refused)}. Read that file; where you trust it, allow it with "
+      "load(..., allow_code=True), or name it in your own config."
+    )
+  return config
+
+
+def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
+  """Returns the config that the run in `workdir` was trained with, see `parse_config`."""
+  file = pathlib.Path(workdir).expanduser() / "config.json"
+  if not file.is_file() or not checkpoints.exists(workdir):
+    raise BadInput(f"{workdir!r} holds no trained model: it has no config.json or no checkpoints.")
+  return parse_config(file.read_text(), str(file), allowed=allowed)
+
+
+def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> Model:
+  """Returns the trained model in `path`; see `score_sde.load`."""
+  file, allowed = pathlib.Path(path).expanduser(), None if allow_code else ()
+  if file.suffix != ".safetensors":
+    config = resolve(read_config(str(file), allowed=allowed))
+    return _model(config, lambda: _ema_of_workdir(config, str(file), checkpoint))
+  if not file.is_file():
+    raise BadInput(f"{path!r} does not exist.")
+  beside = file.with_suffix(".json")
+  text = _metadata(file).get("config") or (beside.read_text() if beside.is_file() else None)
+  if text is None:
+    raise BadInput(
+      f"{path!r} says nothing of the config that its weights belong to. Export it with python -m score_sde export, or put "
+      f"the config.json of its run beside it as {beside.name}."
+    )
+  config = resolve(parse_config(text, str(file), allowed=allowed))
+  return _model(config, lambda: _ema_of_file(config, file))
+
+
+def _model(config: ConfigDict, read_params: Any) -> Model:
+  if config.training.task != "score":
+    raise BadInput("This is a classifier, not a model of scores: guidance.ByClassifier takes its logits.")
+  shape = data.example_shape(config)
+  model = make_model(config, make_sde(config), create(config, shape))
+  return Model(model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps)
+
+
+def _ema_of_workdir(config: ConfigDict, workdir: str, checkpoint: str) -> Any:
+  from score_sde.run.evaluate.runs import chosen_step
+
+  step = chosen_step(checkpoint, workdir)
+  with checkpoints.manager(workdir) as manager:
+    targets = {"ema_params": abstract_params(create(config, data.example_shape(config)), data.example_shape(config))}
+    found = checkpoints.restore(manager, targets, signature(config), workdir, step)
+  assert found is not None
+  return devices.local(found[1]["ema_params"])
+
+
+def _metadata(file: pathlib.Path) -> dict[str, str]:
+  try:
+    with safetensors.safe_open(file, "np") as opened:
+      return opened.metadata() or {}
+  except safetensors.SafetensorError as error:
+    raise BadInput(f"{str(file)!r} is no safetensors file, or damaged ({error}).") from error
+
+
+def _ema_of_file(config: ConfigDict, file: pathlib.Path) -> Any:
+  shape = data.example_shape(config)
+  expected = {k: v.shape for k, v in flatten_dict(abstract_params(create(config, shape), shape), sep="/").items()}
+  weights = published.read(file, expected)
+  published.check(weights.ema, expected, str(file))
+  return unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in weights.ema.items()})

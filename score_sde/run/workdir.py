@@ -1,0 +1,73 @@
+"""The folder of a run: made, claimed by one job, and the small files in it."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde.run import devices
+from score_sde.run.config import BadInput, as_dict
+from score_sde.run.report.pictures import save_atomically
+
+log = logging.getLogger(__name__)
+
+
+def make_workdir(workdir: str) -> pathlib.Path:
+  """Creates `workdir`. Raises BadInput where that cannot be, or nothing can be written there."""
+  path = pathlib.Path(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f".write_test_{socket.gethostname()}_{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise BadInput(f"--workdir={workdir!r} cannot be written to ({error.strerror}). Give another.") from error
+  return path
+
+
+@contextlib.contextmanager
+def claimed(path: pathlib.Path) -> Iterator[None]:
+  """Within, no other job trains in the workdir `path`. The claim is a lock that ends with the process, however it ends.
+
+  Raises:
+    BadInput: where another job holds it.
+  """
+  if not devices.is_first_host():
+    yield
+    return
+  file = path / ".claimed"
+  with file.open("a+") as handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      handle.seek(0)
+      raise BadInput(
+        f"--workdir={str(path)!r} is another job's, which trains there now ({handle.read().strip()}). Stop it, or give "
+        "another."
+      ) from error
+    except OSError as error:  # a file system without locks
+      log.warning("%s cannot be locked (%s): nothing keeps another job from writing there.", path, error.strerror)
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+    handle.flush()
+    try:
+      yield
+    finally:
+      file.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON atomically."""
+  save_atomically(path, lambda file: file.write((json.dumps(value, indent=2, default=list) + "\n").encode()))
+
+
+def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes the resolved config to config.json in `workdir`."""
+  write_json(workdir / "config.json", as_dict(config))
