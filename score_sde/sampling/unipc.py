@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand
-from score_sde.sampling.solver import FewStep, exact_step, half_log_snr
+from score_sde.sampling.solver import FewStep, Solver, Update, Updated, exact_step, half_log_snr
 from score_sde.sde import SDE, Score, denoiser, linear
 
 
@@ -49,6 +49,14 @@ class UniPC(FewStep):
     (4, 2)
   """
 
+  # Whether the last step evaluates D anew, because something has changed x since the evaluation before.
+  evaluates_last: bool = False
+
+  def followed_by(self, update: Update) -> Solver:
+    return Updated(
+      noise_removal=self.noise_removal, solver=dataclasses.replace(self, evaluates_last=True), update=update
+    )
+
   def init(self, sde: SDE, x: Array, t: Array) -> UniPCState:
     empty, none = jnp.zeros_like(x), jnp.zeros_like(t)
     return UniPCState(x, x, empty, empty, empty, none, none, jnp.zeros((), jnp.int32))
@@ -86,7 +94,8 @@ class UniPC(FewStep):
   def finish(self, sde: SDE, score: Score, state: UniPCState, t: Array) -> Array:
     if not self.noise_removal:
       return state.x
-    return jax.lax.cond(state.taken == 0, lambda: denoiser(sde, score)(state.x, t), lambda: state.denoised)
+    anew = lambda: denoiser(sde, score)(state.x, t)
+    return anew() if self.evaluates_last else jax.lax.cond(state.taken == 0, anew, lambda: state.denoised)
 
   def evaluations(self, steps: int) -> int:
-    return steps + 1
+    return steps + 1 + (self.noise_removal and self.evaluates_last)
