@@ -9,9 +9,9 @@ log-density of the noisy data:
     SDEs            VE, VP, SubVP, CosineVP, RectifiedFlow, Reflected; SDE and LinearSDE to write another
     samples         sample, with a solver: PredictorCorrector, NCSN, DDPM, AdaptiveODE, AdaptiveSDE, DDIM, DPMSolver,
                     DPMSolverSDE, UniPC, Heun; Solver to write another; TimeGrid and make_grid to place its steps
-    likelihoods     log_likelihood, ExactLikelihood, EvidenceBound, ChainBound, bits_per_dim, encode, decode, interpolate
-    training        ScoreModel (a network as a model of the score), ScoreMatching (the losses), Scaling (of the data)
-    conditions      guidance: classes, measurements, constraints
+    likelihoods     log_likelihood, ExactLikelihood, EvidenceBound, ChainBound, bits_per_dim, encode, decode,
+    interpolate training        ScoreModel (a network as a model of the score), ScoreMatching (the losses), Scaling (of
+    the data) conditions      guidance: classes, measurements, constraints
     ground truth    analytic: data whose score and density are known at every time
     trained models  load, Model
 

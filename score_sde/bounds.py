@@ -89,7 +89,8 @@ class ChainBound(Options):
   the denoised image integrated over the bin of each of `levels` gray levels, evenly spaced from `low` to `high`, the
   outer ones open. Ho et al. 2020, eq. (5) and (13); also for a discrete VE model.
 
-  `posterior_variance`: of p(x_i-1 | x_i), as in ancestral sampling; False is DDPM's beta, None and True the posterior's.
+  `posterior_variance`: of p(x_i-1 | x_i), as in ancestral sampling; False is DDPM's beta, None and True the
+  posterior's.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss

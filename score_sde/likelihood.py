@@ -175,9 +175,9 @@ def encode(
 ) -> tuple[Array, dict[str, Array]]:
   """Returns (latent, info): data x (B, ...), standing at time `eps`, carried to its latent at T. A pure function.
 
-  Each datum has one latent, and each latent one datum. Under VP and sub-VP latents of data are standard normal, under VE
-  N(0, sigma_max² I); scaled by a temperature below one they decode to smoother data. `info` holds (B,) "nfe" and "t", the
-  time reached, which tells a solve that ran into `max_steps`. Song et al. 2021, Section 4.3 and Appendix D.5.
+  Each datum has one latent, and each latent one datum. Under VP and sub-VP latents of data are standard normal, under
+  VE N(0, sigma_max² I); scaled by a temperature below one they decode to smoother data. `info` holds (B,) "nfe" and
+  "t", the time reached, which tells a solve that ran into `max_steps`. Song et al. 2021, Section 4.3 and Appendix D.5.
 
   Raises:
     InvalidArgument: for an eps outside (0, T).

@@ -272,8 +272,8 @@ class ScoreMatching(Options):
       )  # fmt: skip
     if discrete and (self.weighting == "likelihood" or self.time_sampling != "uniform"):
       raise InvalidArgument(
-        f"weighting={self.weighting!r} with time_sampling={self.time_sampling!r} needs a continuous model: a discrete one "
-        "has levels, not times.", "weighting", "time_sampling",
+        f"weighting={self.weighting!r} with time_sampling={self.time_sampling!r} needs a continuous model: a discrete "
+        "one has levels, not times.", "weighting", "time_sampling",
       )  # fmt: skip
     if not self.eps < self.model.sde.T:
       raise InvalidArgument(f"eps={self.eps} must lie in (0, {self.model.sde.T}).", "eps")
@@ -281,8 +281,8 @@ class ScoreMatching(Options):
       first, last = self._extremes()
       if not first <= self.single_sigma <= last:
         raise InvalidArgument(
-          f"single_sigma={self.single_sigma} is no noise level of the SDE, whose sigma / alpha runs from {first:.3g} (at "
-          f"the smallest time) to {last:.3g}.", "single_sigma",
+          f"single_sigma={self.single_sigma} is no noise level of the SDE, whose sigma / alpha runs from {first:.3g} "
+          f"(at the smallest time) to {last:.3g}.", "single_sigma",
         )  # fmt: skip
 
   def _check_simulated(self) -> None:
@@ -294,8 +294,8 @@ class ScoreMatching(Options):
       )  # fmt: skip
     if self.weighting == "likelihood" or self.time_sampling not in ("uniform", "lognormal"):
       raise InvalidArgument(
-        f"weighting={self.weighting!r} with time_sampling={self.time_sampling!r} needs a closed-form kernel, which {name} "
-        "has not: use another weighting, and 'uniform' or 'lognormal'.", "weighting", "time_sampling",
+        f"weighting={self.weighting!r} with time_sampling={self.time_sampling!r} needs a closed-form kernel, which "
+        f"{name} has not: use another weighting, and 'uniform' or 'lognormal'.", "weighting", "time_sampling",
       )  # fmt: skip
 
   def _extremes(self) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from score_sde.errors import InvalidArgument, unknown
 from score_sde.guidance import Measurement, condition_on, put_in
 from score_sde.likelihood import ExactLikelihood, bits_per_dim, decode, encode
 from score_sde.parameterization import ScoreModel
-from score_sde.sampling import AnySolver, UniPC, sample
+from score_sde.sampling import AnySolver, DPMSolverSDE, UniPC, sample
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE
 
@@ -120,8 +120,6 @@ class Model:
       prior = 1.0 if self.scaling.centered or not self.scaling.is_image else 0.25
       fields = {f.name for f in dataclasses.fields(guidance.METHODS[method])}
       how = guidance.METHODS[method](sde=self.sde, **({"prior_variance": prior} if "prior_variance" in fields else {}))
-      from score_sde.sampling import DPMSolverSDE
-
       x = self._drawn(key, n, condition_on(self.score, how), given, solver or DPMSolverSDE(), steps, options)
     else:
       x = self._constrained(key, n, given, method, solver, steps, options)
@@ -170,7 +168,7 @@ class Model:
     return bits_per_dim(log_p, x[0].size, levels, self.scaling.slope)
 
   def encode(self, x: Array, *, label: Any = None) -> Array:
-    """Returns the latents of data x (n, ...), like x, by the probability-flow ODE. Under VP they are standard normal."""
+    """Returns the latents of data x (n, ...), like x, by the probability-flow ODE; standard normal under VP."""
     x = self._in(x)
     return _encode(self.sde, self.score, x, self._labels(label, len(x)))
 
@@ -231,9 +229,7 @@ def _sample(key, sde, score, shape, condition, x_T, solver, steps, options):
 
 @functools.partial(jax.jit, static_argnums=(1, 3, 5, 6, 7, 8))
 def _constrained(key, sde, score, shape, given, method, solver, steps, options):
-  from score_sde.sampling import DPMSolverSDE
-
-  if method == "ddrm":
+  if method == "ddrm":  # which takes the place of any solver
     solver = guidance.DDRM().given(given)
   else:
     solver = guidance.Projection()(given)(solver or DPMSolverSDE())

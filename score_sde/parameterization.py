@@ -146,7 +146,8 @@ class ScoreModel(Options):
     sde: the SDE that the data is diffused by.
     network: (params, x, labels, keys[, y]) -> output like x; keys (B,) drive dropout, None turns it off; classes y
       (B,) come only where there are any.
-    parameterization: what the network predicts, a name in PREDICTIONS. "edm" is data prediction with the network's input and output scaled to unit
+    parameterization: what the network predicts, a name in PREDICTIONS. "edm" is data prediction with the network's
+    input and output scaled to unit
       variance at every noise level: D = c_skip x / alpha + c_out F(c_in x / alpha).
     conditioning: a name in CONDITIONINGS, for a continuous model.
     num_scales: the number of noise levels of a discrete model (SMLD, DDPM); None for a continuous one.

@@ -53,7 +53,9 @@ def test_every_public_name_is_there_and_documented():
 def test_import_brings_no_runner_with_it():
   heavy = ("matplotlib", "orbax", "grain", "absl", "tensorflow_datasets", "ml_collections", "score_sde.run", "sklearn")
   code = f"import sys, score_sde; print([m for m in sys.modules if m.startswith({heavy!r})])"
-  done = subprocess.run([sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True, check=True)
+  done = subprocess.run(
+    [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True, check=True
+  )
   # absl alone is a dependency of optax and of tensorstore's types; its flags and logging are not touched by us.
   assert [m for m in json.loads(done.stdout.replace("'", '"')) if not m.startswith("absl")] == []
 

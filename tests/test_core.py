@@ -132,7 +132,8 @@ whole = ss.sample(jax.random.key(0), ss.VP(), score, (8, 3), solver=ss.UniPC(), 
 np.testing.assert_allclose(x, whole, atol=1e-5)
 norms = ss.PredictorCorrector(norms="batch", axis_name="batch")
 draw = lambda first: ss.sample(jax.random.key(0), ss.VP(), score, (2, 3), first=first[0], solver=norms, steps=8)
-x = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"), check_vma=False))(jnp.arange(0, 8, 2))
+split = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"), check_vma=False))
+x = split(jnp.arange(0, 8, 2))
 whole = ss.sample(jax.random.key(0), ss.VP(), score, (8, 3), solver=ss.PredictorCorrector(norms="batch"), steps=8)
 np.testing.assert_allclose(x, whole, atol=1e-5)
 """
@@ -247,8 +248,8 @@ def test_a_constraint_is_a_function_from_a_solver_to_a_solver():
   constraint = ss.guidance.Projection()(y)
   score = MIXTURE.score(ss.VP())
   for solver in (ss.DPMSolverSDE(), ss.PredictorCorrector("euler_maruyama", "langevin", snr=0.05), ss.UniPC()):
-    draw = jax.jit(lambda key, s=constraint(solver): ss.sample(key, ss.VP(), score, (8, 2), solver=s, steps=30))
-    x = draw(KEY)
+    constrained = constraint(solver)
+    x = jax.jit(lambda key, s=constrained: ss.sample(key, ss.VP(), score, (8, 2), solver=s, steps=30))(KEY)
     np.testing.assert_allclose(x[:, 0], 0.7, atol=0.05)
     assert np.std(x[:, 1]) > 0.05
   x = ss.sample(KEY, ss.VP(), score, (8, 2), solver=ss.guidance.DDRM().given(y), steps=30)

@@ -352,7 +352,7 @@ def test_methods_and_operators_that_do_not_go_together_are_refused():
   for name in ("ode", "adaptive_sde", "ddpm"):
     config = config_with(task="inpaint", method="replacement")
     config.sampling.method = name
-    with pytest.raises(BadInput, match="sampling.method=.* has no updates that a constraint could follow"):
+    with pytest.raises(BadInput, match=r"sampling\.method=.* has no updates that a constraint could follow"):
       build(config)
 
 

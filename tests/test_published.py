@@ -125,7 +125,9 @@ def test_the_shipped_garments_are_of_their_config(tmp_path):
   assert all(np.array_equal(a, b) for a, b in zip(_leaves(state.params), _leaves(state.ema_params), strict=True))
   tool.export_weights(config, str(tmp_path / "garments"), str(tmp_path / "again.safetensors"), ema_only=True)
   one, two = (_contents(path) for path in (source, tmp_path / "again.safetensors"))
+  written = two[0].pop("config")
   assert one[0] == two[0]
+  assert json.loads(written) == json.loads(source.with_suffix(".json").read_text())  # for score_sde.load
   assert one[1].keys() == two[1].keys()
   assert all(np.array_equal(a, two[1][k]) for k, a in one[1].items())
 

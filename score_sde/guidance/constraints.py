@@ -26,9 +26,9 @@ class Projection(Options):
   """x̄ <- (1 - strength) x̄ + strength (α ȳ + std z̄) in every measured direction, x̄ = Vᵀ x and ȳ = Vᵀ A⁺ y.
 
   std² = σ² - (α noise / S)², so that with the measurement's own noise the sum has the noise of time t. Directions in
-  which that alone is more than σ(t) stay as they are: there x_t knows more than the measurement. The mean gets α ȳ. With
-  strength 1 the measured part is replaced: inpainting and colorization of Song et al. 2021, Appendix I; below, and for
-  any A, the projection of Song et al. 2022 (medical imaging), eq. (9).
+  which that alone is more than σ(t) stay as they are: there x_t knows more than the measurement. The mean gets α ȳ.
+  With strength 1 the measured part is replaced: inpainting and colorization of Song et al. 2021, Appendix I; below,
+  and for any A, the projection of Song et al. 2022 (medical imaging), eq. (9).
 
   Projection(strength)(measurement) is a constraint. It needs an operator with an SVD and a linear SDE.
 
@@ -60,7 +60,7 @@ class Projection(Options):
 
 
 def _in_basis(measurement: Measurement) -> tuple[Array, Array]:
-  """Returns (ȳ, noise / S): the measurement in the directions of V, and its standard deviation, infinite where none is."""
+  """Returns (ȳ, noise / S): the measurement on the basis V, and its standard deviation, infinite where nothing is."""
   operator = measurement.operator
   if not getattr(operator, "has_svd", False):
     raise InvalidArgument(

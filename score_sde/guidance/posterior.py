@@ -99,8 +99,9 @@ class Analytic:
 class TMPD(Posterior):
   """∂D/∂xᵀ Aᵀ (A C Aᵀ + noise² I)⁻¹ (y - A D) with C = σ²/α ∂D/∂x. Boys et al. 2023, eq. (14).
 
-  covariance="diagonal" takes A C Aᵀ by the sums of its rows, as the paper does for images: one derivative. "full" solves
-  the equation by `iterations` of conjugate gradients, a derivative each. A network's ∂D/∂x is only nearly symmetric.
+  covariance="diagonal" takes A C Aᵀ by the sums of its rows, as the paper does for images: one derivative. "full"
+  solves the equation by `iterations` of conjugate gradients, a derivative each. A network's ∂D/∂x is only nearly
+  symmetric.
   """
 
   covariance: str = option("diagonal", "A C Aᵀ by the sums of its rows, or in full", choices=("diagonal", "full"))

@@ -186,10 +186,10 @@ def map_batch(
 
 
 def over_devices(fn: Callable, shared: int = 1) -> Callable:
-  """Returns `fn` over all devices of this host: (`shared` trees that are the same for all, batches (B, ...)) -> (B, ...).
+  """Returns `fn` over all devices of this host: (`shared` trees, the same for all, and batches (B, ...)) -> (B, ...).
 
-  `fn` is a pure function of a batch. Each device gets its share; a batch that does not divide is filled up, and what the
-  filling gives is dropped. Plain functions among the shared trees are static, as a score without parameters is.
+  `fn` is a pure function of a batch. Each device gets its share; a batch that does not divide is filled up, and what
+  the filling gives is dropped. Plain functions among the shared trees are static, as a score without parameters is.
   """
   compiled: dict[int, Callable] = {}
 

@@ -113,7 +113,7 @@ class Experiment:
     return devices.over_devices(draw, shared=0), data.load(self.config, "train")
 
   def score(self, params: Params) -> Score:
-    """Returns score(x, t) with `params` as an argument of the compiled program, not a constant in it; guided, if it is."""
+    """Returns score(x, t), guided if it is, with `params` as an argument of the compiled program."""
     return self.guide(jax.tree_util.Partial(self.model.score, params))
 
 

@@ -70,8 +70,8 @@ def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> 
   text = _metadata(file).get("config") or (beside.read_text() if beside.is_file() else None)
   if text is None:
     raise BadInput(
-      f"{path!r} says nothing of the config that its weights belong to. Export it with python -m score_sde export, or put "
-      f"the config.json of its run beside it as {beside.name}."
+      f"{path!r} says nothing of the config that its weights belong to. Export it with python -m score_sde export, or "
+      f"put the config.json of its run beside it as {beside.name}."
     )
   config = resolve(parse_config(text, str(file), allowed=allowed))
   return _model(config, lambda: _ema_of_file(config, file))

@@ -32,8 +32,8 @@ class Sampler:
     frames: how many states to return on the way, evenly spaced in steps (in time, for adaptive solvers).
     progress: called as progress(done, steps) now and then.
     condition, x_T, dtype: as for `score_sde.sample`.
-  It returns (x, info); `info` holds "nfe", "finite" (B,), for adaptive solvers "t" (B,), and with frames "trajectory", a
-  list of (t, x_t, x_mean or None) that begins with the noise. Batches that do not fit into memory are split.
+  It returns (x, info); `info` holds "nfe", "finite" (B,), for adaptive solvers "t" (B,), and with frames "trajectory",
+  a list of (t, x_t, x_mean or None) that begins with the noise. Batches that do not fit into memory are split.
   """
 
   def __init__(

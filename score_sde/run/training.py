@@ -56,7 +56,7 @@ class TrainState:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """Returns Adam with gradient clipping, linear warm-up from zero, decoupled weight decay, and optionally cosine decay."""
+  """Returns Adam with gradient clipping, linear warm-up, decoupled weight decay, and optionally cosine decay."""
   o, total = config.optim, config.training.n_iters
   warmup, cosine, lr = o.warmup, o.decay == "cosine", o.lr
 
@@ -75,8 +75,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 class TrainStep:
   """One training step as a pure function: (state, batch) -> (state, {"loss", "grad_norm", "update_norm"}).
 
-  It is a function of a device's share of the batch, inside `devices.map_batch`; with a `mesh` of the whole batch, and of
-  a state split over the mesh.
+  It is a function of a device's share of the batch, inside `devices.map_batch`; with a `mesh` of the whole batch, and
+  of a state split over the mesh.
 
   Attributes:
     loss: (params, keys, x, index, batch_size, y=labels) -> (B,).
@@ -168,7 +168,7 @@ def _unrolls(experiment: Experiment) -> bool:
 
 
 def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """Returns `n_jitted_steps` steps in one dispatch on all devices: (state, this host's batches (steps, b, ...)) -> same.
+  """Returns `n_jitted_steps` steps as one dispatch: (state, this host's batches (steps, b, ...)) -> (state, metrics).
 
   The state is that of `start_state`; its buffers are given up.
   """

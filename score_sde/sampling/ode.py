@@ -108,8 +108,8 @@ class AdaptiveODE(Options):
   ) -> tuple[Array, Array, Array]:
     """Returns (y, nfe, t): x (B, ...) carried from time `start` to `stop`, forwards or backwards in time.
 
-    With `times` (K,) y is the path (B, K, ...). nfe and the time that was reached are (B,). With a `condition`, a pytree
-    of (B, ...) arrays, the score is score(x, t, condition).
+    With `times` (K,) y is the path (B, K, ...). nfe and the time that was reached are (B,). With a `condition`, a
+    pytree of (B, ...) arrays, the score is score(x, t, condition).
     """
     options = {"rtol": self.rtol, "atol": self.atol, "solver": self.solver, "max_steps": self.max_steps}
     options |= {"times": times, "adjoint": adjoint}

@@ -102,8 +102,8 @@ class PredictorCorrector(Solver):
       linear(sde, "predictor='ancestral_sampling'")
       if grid.official and not sde.has_table:
         raise InvalidArgument(
-          f"predictor='ancestral_sampling' has no official grid for {name}: the published code has no table for it. Use "
-          "grid='uniform'.", "predictor", "grid",
+          f"predictor='ancestral_sampling' has no official grid for {name}: the published code has no table for it. "
+          "Use grid='uniform'.", "predictor", "grid",
         )  # fmt: skip
     return dataclasses.replace(self, tabulated=grid.official)
 
@@ -166,9 +166,9 @@ def batch_mean(values: Array, axis_name: str | None) -> Array:
 class NCSN(PredictorCorrector):
   """Annealed Langevin dynamics through the noise levels of VE. Song & Ermon 2019, Algorithm 1.
 
-  `n_steps_each` steps at each of `num_scales` levels. snr is sqrt(alpha_i / 2) / sigma_i; 0.316 is their step of 2e-5 at
-  sigma = 0.01. With `noise_removal` it ends on E[x_0 | x] at the last level (Jolicoeur-Martineau et al. 2020; NCSNv2,
-  Section 5).
+  `n_steps_each` steps at each of `num_scales` levels. snr is sqrt(alpha_i / 2) / sigma_i; 0.316 is their step of 2e-5
+  at sigma = 0.01. With `noise_removal` it ends on E[x_0 | x] at the last level (Jolicoeur-Martineau et al. 2020;
+  NCSNv2, Section 5).
 
   Example:
     >>> import jax, score_sde as ss
@@ -201,7 +201,7 @@ class NCSN(PredictorCorrector):
 
 @dataclasses.dataclass(frozen=True)
 class DDPM(PredictorCorrector):
-  """Ancestral sampling through VP's table of `num_scales` betas, no noise in the last step. Ho et al. 2020, Algorithm 2.
+  """Ancestral sampling through VP's table of `num_scales` betas. Ho et al. 2020, Algorithm 2.
 
   posterior_variance: the noise of a step. False (and None) is beta, True the posterior's variance, their two choices.
 

@@ -46,8 +46,8 @@ def sample(
   """Draws samples, from noise at time T to data, along the reverse-time SDE or the probability-flow ODE of `score`.
 
   A pure function: it can be called under jit, vmap (over keys and conditions), grad (with respect to what the score
-  depends on, the condition and x_T; each step is rematerialized, so that memory grows with the size of x and not with the
-  activations of a network), pmap and shard_map. Outside of jit each call traces anew.
+  depends on, the condition and x_T; each step is rematerialized, so that memory grows with the size of x and not with
+  the activations of a network), pmap and shard_map. Outside of jit each call traces anew.
 
   Args:
     key: one random key. Sample i draws from fold_in(key, first + i), so that it does not depend on its batch.
@@ -118,7 +118,7 @@ def scan(solver: Solver, sde: SDE, score: Score, keys: Array, x: Array, grid: Ti
 def grid_for(
   solver: Solver, sde: SDE, steps: int | None, grid: str | TimeGrid | None, eps: float, t_start: float | None = None
 ) -> TimeGrid:
-  """Returns the grid on which `solver` takes `steps` steps, see `sample`. Raises InvalidArgument where there is none."""
+  """Returns the grid on which `solver` takes `steps` steps, see `sample`. Raises InvalidArgument for bad arguments."""
   if isinstance(grid, TimeGrid):
     if not 0 <= grid.end <= grid.begin <= sde.T + 1e-12:
       raise InvalidArgument(
@@ -138,7 +138,7 @@ def grid_for(
 
 
 def start_from(sde: SDE, keys: Array, shape: tuple[int, ...], x_T: Array | None, dtype: Any) -> Array:
-  """Returns what samples start from: `x_T`, or draws from the SDE's prior. Raises InvalidArgument where neither can be."""
+  """Returns what samples start from: `x_T`, or draws from the SDE's prior. Raises InvalidArgument where neither is."""
   if x_T is None:
     if not sde.has_prior:
       raise InvalidArgument(

@@ -77,7 +77,7 @@ class SDE(Options):
     return jnp.zeros_like(t)
 
   def table_steps(self, index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (start, stop) of the steps that the official samplers take from entries `index` (N,) of a table of `n`."""
+    """Returns (start, stop) of the official samplers' steps from entries `index` (N,) of a table of `n`."""
     start = index * self.T / (n - 1)
     return start, start - self.T / n
 

@@ -117,7 +117,7 @@ def describe(key: str) -> str:
   return f"{key} = {field.default!r}: {known.doc}{accepted}{span}"
 
 
-# --- what reads a key under the values of the others -------------------------------------------------------------------
+# --- what reads a key under the values of the others ------------------------------------------------------------------
 
 
 def _value(config: ConfigDict, key: str) -> Any:
@@ -158,7 +158,7 @@ def reads(config: ConfigDict, reader: Reader, known: Option) -> bool:
 
 
 def why_unread(config: ConfigDict, key: str) -> str | None:
-  """Returns what would read the dotted `key`, where nothing in the complete `config` does; None where something does."""
+  """Returns what would read the dotted `key`, or None where something in the complete `config` reads it."""
   readers = keys().get(key, [])
   if not readers or any(reads(config, reader, known) for reader, _, known in readers):
     return None

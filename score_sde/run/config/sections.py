@@ -130,15 +130,16 @@ class Sampling(Options):
 
   method: str = option(
     "pc",
-    "pc (predictor and corrector); ncsn and ddpm, whole samplers of these papers; ode, adaptive_sde; for few steps ddim, "
-    "dpm_solver, dpm_solver_sde, unipc, heun; or FILE.py:FUNCTION(config.sampling) -> Solver",
+    "pc (predictor and corrector); ncsn and ddpm, whole samplers of these papers; ode, adaptive_sde; for few steps "
+    "ddim, dpm_solver, dpm_solver_sde, unipc, heun; or FILE.py:FUNCTION(config.sampling) -> Solver",
   )
   grid: str | None = option(
     None, "where the steps are; follows method: log_snr for few steps, else uniform", choices=GRIDS,
     needs=({"method": STEPPING}, {"guidance.method": ("ddrm",)}),
   )  # fmt: skip
   num_steps: int | None = option(
-    None, "steps, the last one to sigma = 0 included; follows method: 20 for few steps, else model.num_scales", "[1, inf)",
+    None, "steps, the last one to sigma = 0 included; follows method: 20 for few steps, else model.num_scales",
+    "[1, inf)",
     needs=({"method": STEPPING}, {"guidance.method": ("ddrm",)}),
   )  # fmt: skip
   eps: float | None = option(None, "time at which sampling ends; follows the SDE", "(0, inf)")
@@ -147,7 +148,7 @@ class Sampling(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(Options):
-  """config.eval: what is measured of a checkpoint. Likelihoods have their own keys here, see `likelihood` and `bounds`."""
+  """config.eval: what is measured of a checkpoint. Likelihoods have their own keys here."""
 
   batch_size: int = option(1024, "examples or samples at once", "[1, inf)")
   checkpoint: str = option("latest", "latest, best (by the FID while training), or a step; of --mode=sample, too")
@@ -200,7 +201,8 @@ class Guidance(Options):
     choices=("none", "class", *LINEAR_TASKS, *NONLINEAR_TASKS, *EDITING_TASKS),
   )  # fmt: skip
   method: str | None = option(
-    None, "class: classifier or classifier_free; measurements: pigdm, tmpd, dps, replacement, projection, ddrm; follows task",
+    None,
+    "class: classifier or classifier_free; measurements: pigdm, tmpd, dps, replacement, projection, ddrm; follows task",
     needs={"task": Other(("none",))},
   )  # fmt: skip
   label: int | None = option(

@@ -14,8 +14,8 @@ from score_sde.run.data.sources import Arrays, Source
 def own(config: ConfigDict, split: str) -> Source:
   """Returns what the user's FUNCTION(config.data, split) gives as a source of examples.
 
-  The function returns images (N, H, W, C) uint8 or points (N, D) float, or a pair of these and labels (N,); or an object
-  with a length, `classes` and `gather(indices) -> {"image", "label"}`, for data that does not fit into memory.
+  The function returns images (N, H, W, C) uint8 or points (N, D) float, or a pair of these and labels (N,); or an
+  object with a length, `classes` and `gather(indices) -> {"image", "label"}`, for data that does not fit into memory.
 
   Raises:
     BadInput: for anything else.

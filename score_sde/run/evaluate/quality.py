@@ -79,7 +79,7 @@ def of_files(config: ConfigDict, extractor: features.Extractor, reference: featu
 def own_metrics(
   function: Callable[..., dict[str, float]], drawn: np.ndarray, experiment: Experiment, source: data.Source
 ) -> dict[str, float]:
-  """Returns what the user's `function`(samples, examples) measures: uint8 images or points (N, ...), and as many examples.
+  """Returns what the user's `function`(samples, examples) measures, both uint8 images or points (N, ...).
 
   Raises:
     BadInput: where it does not return numbers by their names.

@@ -1,0 +1,3 @@
+from typing import Any
+
+def DEFINE_config_file(name: str, default: Any = ..., help_string: str = ..., **kwargs: Any) -> Any: ...
