@@ -35,7 +35,7 @@ PAPERS = {"vesde": OFFICIAL | {"sampling.corrector": "langevin"}, "vpsde": OFFIC
 SAMPLERS = {
   "official": PAPERS,
   "ode": dict.fromkeys(SDES, ODE),
-  **{f"unipc_{n}": dict.fromkeys(SDES, FEW | {"sampling.num_steps": n - 1}) for n in (10, 20, 50)},
+  **{f"unipc_{n}": dict.fromkeys(SDES, FEW | {"sampling.num_steps": n}) for n in (10, 20, 50)},
 }
 # Seconds an image are taken in runs of their own, on a machine that does nothing else; those of the papers' thousand
 # steps by fifty of them, in proportion.

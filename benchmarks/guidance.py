@@ -21,11 +21,11 @@ import numpy as np
 from sklearn.svm import SVC
 
 from score_sde import analytic, metrics
-from score_sde.guidance import Measurement, condition_on, ddrm, dps, operators, pigdm, projection, tmpd
-from score_sde.guidance import analytic as exactly
+from score_sde.guidance import DDRM, DPS, TMPD, Analytic, Measurement, PiGDM, Projection, condition_on, operators
 from score_sde.run import checkpoints, data, evaluate, guide
 from score_sde.run.experiment import build
-from score_sde.sampling import few_step, make_grid, predictor_corrector
+from score_sde.run.sampler import stepping
+from score_sde.sampling import DPMSolverSDE, PredictorCorrector
 from score_sde.sde import VE, VP, SubVP
 
 D, M, NOISE, SAMPLES = 8, 3, 0.1, 4000
@@ -79,25 +79,21 @@ def make_problem(make_prior) -> Problem:
 def samplers(problem: Problem, sde, n: int) -> dict:
   """{method: (sampler of n evaluations, conditional or plain score)}."""
   score, v = problem.prior.score(sde), problem.variance
-  grid = make_grid("log_snr", sde, n, 1e-5 if isinstance(sde, VE) else 1e-4)
-  half = make_grid("log_snr", sde, n // 2, 1e-5 if isinstance(sde, VE) else 1e-4)
-  by_sde = few_step(sde, grid, "dpm_solver_sde")
+  options = {"grid": "log_snr", "eps": 1e-5 if isinstance(sde, VE) else 1e-4}
+  by_sde = stepping(DPMSolverSDE(), sde, n, **options)
   scores = {
-    "analytic": exactly(sde, problem.prior),
-    "tmpd": tmpd(sde, iterations=M),
-    "tmpd, diagonal": tmpd(sde, diagonal=True),
-    "pigdm": pigdm(sde, prior_variance=v),
-    "dps": dps(sde, prior_variance=v),
+    "analytic": Analytic(sde, problem.prior),
+    "tmpd": TMPD(sde, covariance="full", iterations=M),
+    "tmpd, diagonal": TMPD(sde),
+    "pigdm": PiGDM(sde, prior_variance=v),
+    "dps": DPS(sde, prior_variance=v),
   }
   out = {name: (by_sde, condition_on(score, method)) for name, method in scores.items()}
-  ald = {"corrector": "ald", "snr": 0.3}
-  out["replacement"] = (few_step(sde, grid, "dpm_solver_sde", constrain=projection(sde)), score)
-  out["replacement, corrected"] = (predictor_corrector(sde, half, constrain=projection(sde), **ald), score)
-  out["projection, strength 1/2"] = (
-    few_step(sde, grid, "dpm_solver_sde", constrain=projection(sde, strength=0.5)),
-    score,
-  )
-  out["ddrm"] = (ddrm(sde, grid), score)
+  projected = lambda solver, n, strength=1.0: stepping(solver, sde, n, constraint=Projection(strength), **options)
+  out["replacement"] = (projected(DPMSolverSDE(), n), score)
+  out["replacement, corrected"] = (projected(PredictorCorrector(corrector="ald", snr=0.3), n // 2), score)
+  out["projection, strength 1/2"] = (projected(DPMSolverSDE(), n, 0.5), score)
+  out["ddrm"] = (stepping(DDRM(), sde, n, **options), score)
   return out
 
 

@@ -27,7 +27,8 @@ from score_sde.analytic import GaussianMixture
 from score_sde.run import checkpoints, data
 from score_sde.run.config import signature
 from score_sde.run.experiment import build
-from score_sde.sampling import adaptive_sde, few_step, make_grid, ode_sampler, predictor_corrector
+from score_sde.run.sampler import Sampler, stepping
+from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, PredictorCorrector
 from score_sde.sde import SDE, VE, VP
 
 matplotlib.use("Agg")
@@ -69,43 +70,39 @@ def squared_mmd(x: jax.Array, y: jax.Array, width: jax.Array) -> jax.Array:
 
 def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]]:
   """name: (budget in evaluations -> sampler, budgets)."""
-  grid = lambda name, n, predictor="reverse_diffusion": make_grid(name, sde, n, eps, predictor)
   ve = isinstance(sde, VE)
   predictor = "reverse_diffusion" if ve else "euler_maruyama"
   ordinary = "log_snr" if ve else "uniform"
   # Each on the grid of its paper.
   where = {"dpm_solver": "log_snr", "dpm_solver_sde": "log_snr", "unipc": "log_snr"}
-  steps = {"heun": lambda nfe: nfe // 2, "unipc": lambda nfe: nfe - 1}
 
   def few(method, **options):
     def make(nfe):
-      n = steps.get(method, lambda nfe: nfe)(nfe)
-      return few_step(sde, grid(where.get(method, "karras"), n), method, **options)
+      n = (nfe + 1) // 2 if method == "heun" else nfe  # the last step, to sigma = 0, is of one evaluation
+      return stepping(METHODS[method](**options), sde, n, where.get(method, "karras"), eps=eps)
 
     return make, BUDGETS[:5]
 
   def pc(corrector, **options):
     def make(nfe):
       n = nfe // (1 if corrector == "none" else 2)
-      where = grid(options.get("grid", ordinary), n, predictor)
       official = options.get("grid") == "official"
-      return predictor_corrector(
-        sde, where, predictor=predictor, corrector=corrector, snr=0.16, official=official, batch_norms=official,
-        num_scales=n if official else 1000,
-      )  # fmt: skip
+      norms, scales = ("batch", n) if official else ("sample", 1000)
+      solver = PredictorCorrector(predictor, corrector, norms=norms, num_scales=scales)
+      return stepping(solver, sde, n, options.get("grid", ordinary), eps=eps)
 
     return make
 
-  ode = lambda rtol: ode_sampler(sde, eps=eps, rtol=rtol, atol=rtol, denoise=False)
-  adaptive = lambda rtol: adaptive_sde(sde, eps=eps, rtol=rtol, atol=rtol / 10)
+  ode = lambda rtol: Sampler(sde, AdaptiveODE(rtol=rtol, atol=rtol), eps=eps)
+  adaptive = lambda rtol: Sampler(sde, AdaptiveSDE(rtol=rtol, atol=rtol / 10), eps=eps)
   return {
     "official predictor-corrector": (pc("langevin", grid="official"), (100, 200, 500, 1000, 2000)),
     "predictor": (pc("none"), BUDGETS),
     "predictor-corrector": (pc("langevin"), BUDGETS),
-    "ancestral": (lambda nfe: predictor_corrector(
-      sde, grid("karras", nfe), predictor="ancestral_sampling", corrector="none", posterior_variance=True), BUDGETS),
-    "probability flow, Euler": (lambda nfe: predictor_corrector(
-      sde, grid(ordinary, nfe), predictor="reverse_diffusion", corrector="none", probability_flow=True), BUDGETS),
+    "ancestral": (lambda nfe: stepping(
+      PredictorCorrector("ancestral_sampling", "none", posterior_variance=True), sde, nfe, "karras", eps=eps), BUDGETS),
+    "probability flow, Euler": (lambda nfe: stepping(
+      PredictorCorrector(corrector="none", probability_flow=True), sde, nfe, ordinary, eps=eps), BUDGETS),
     "probability flow, Dopri5": (ode, (1e-1, 1e-2, 1e-3, 1e-5)),
     "adaptive SDE": (adaptive, (0.5, 0.2, 0.05, 0.02)),
     "DDIM": few("ddim"),
@@ -176,7 +173,7 @@ def trained(workdir: str) -> tuple[SDE, float, Callable, np.ndarray, np.ndarray]
   real = np.concatenate([source.gather(np.arange(len(source)))["image"] for source in sources])
   real = np.random.default_rng(0).permutation(real)
   keys = jax.random.split(jax.random.key(5), len(real))
-  real = np.asarray(data.prepare(config, keys, jnp.asarray(real), train=False))
+  real = np.asarray(experiment.scaling.prepare(keys, jnp.asarray(real)))
   half = len(real) // 2
   score = experiment.score(items["ema_params"])
   return experiment.sde, config.sampling.eps, score, real[:half], real[half : 2 * half]

@@ -27,8 +27,8 @@ import numpy as np
 
 from score_sde import analytic
 from score_sde.batch import example_keys
-from score_sde.sampling import make_grid, predictor_corrector
-from score_sde.sampling.ode import flow
+from score_sde.run.sampler import stepping
+from score_sde.sampling import AdaptiveODE, PredictorCorrector
 from score_sde.sde import VE, VP, RectifiedFlow, SubVP, simulate
 
 plt.rcParams.update({"figure.dpi": 55, "axes.titlesize": 11})
@@ -93,12 +93,13 @@ for row, (name, sde) in zip(panels, family.items(), strict=True):
     [jnp.exp(data.log_density(sde, heights[:, None], jnp.full(201, max(t * sde.T, eps)))) for t in times], axis=1
   )
   x0 = data.sample(jax.random.key(3), paths)
-  sample = predictor_corrector(sde, make_grid("uniform", sde, 400, eps), corrector="none", predictor="euler_maruyama")
+  sample = stepping(PredictorCorrector("euler_maruyama", "none"), sde, 400)
   _, info = sample(score, jax.random.key(4), (paths, 1), frames=100)
   reverse = [(t, x[:, 0]) for t, x, _ in info["trajectory"]]
   noise = sde.prior_sample(keys, (paths, 1))
-  move = flow(sde, start=sde.T, stop=eps, times=np.linspace(sde.T, eps, 101))
-  ode, nfe, _ = jax.jit(lambda x: move(score, x, None))(noise)
+  path_times = np.linspace(sde.T, eps, 101).tolist()
+  move = lambda x, sde=sde, score=score, ts=path_times: AdaptiveODE().move(sde, score, x, sde.T, eps, times=ts)
+  ode, nfe, _ = jax.jit(move)(noise)
   curves = (
     (times * sde.T, forward_paths(sde, x0)),
     (np.array([t for t, _ in reverse]), np.stack([x for _, x in reverse])),
@@ -128,7 +129,7 @@ for name, options in {
   "ancestral (DDPM)": {"predictor": "ancestral_sampling"},
   "probability flow": {"predictor": "euler_maruyama", "probability_flow": True},
 }.items():
-  sample = predictor_corrector(sde, make_grid("log_snr", sde, 100, 1e-3), corrector="none", **options)
+  sample = stepping(PredictorCorrector(corrector="none", **options), sde, 100, "log_snr")
   draws[name] = np.asarray(sample(score, jax.random.key(5), (20_000, 1))[0])[:, 0]
 line = jnp.linspace(-2, 2, 400)
 figure, axes = plt.subplots(figsize=(7, 4))

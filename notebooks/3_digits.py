@@ -31,14 +31,10 @@ import numpy as np
 from absl import logging
 
 sys.path.insert(0, "..")  # where configs/ lies
+import score_sde as ss
 from configs import quickstart
-from score_sde.run import checkpoints, data
+from score_sde.run import data
 from score_sde.run.report import curves
-from score_sde.batch import example_keys
-from score_sde.run.config import signature
-from score_sde.run.experiment import build
-from score_sde.likelihood import bits_per_dim, encoder, interpolate, log_likelihood
-from score_sde.sampling import few_step, make_grid
 from score_sde.run.training import train
 
 logging.set_verbosity(logging.ERROR)  # checkpoints narrate
@@ -61,19 +57,16 @@ axes.set(xlabel="step", title="training loss", ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# The experiment has every part as a plain object: the SDE, the network as a model of the score, the data.
+# `score_sde.load` returns the trained model: its methods take and return images in [0, 1], and `model.score` is the
+# score that every function of the library takes.
 
 # %%
-experiment = build(config)
-config = experiment.config
-with checkpoints.manager(workdir) as opened:
-  _, items = checkpoints.restore(opened, {"ema_params": experiment.abstract_params()}, signature(config), workdir)
-sde, score = experiment.sde, experiment.score(items["ema_params"])
+model = ss.load(workdir)
 
 
 def show(images, columns, title):
-  """A grid of digits (N, 8, 8, 1) on the scale of the data."""
-  images = np.clip(np.asarray(data.inverse(config, images))[..., 0], 0, 1)
+  """Draws a grid of digits (N, 8, 8, 1) in [0, 1]."""
+  images = np.clip(np.asarray(images)[..., 0], 0, 1)
   rows = len(images) // columns
   images = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=0.3)
   picture = images.reshape(rows, columns, 10, 10).transpose(0, 2, 1, 3).reshape(10 * rows, 10 * columns)
@@ -89,9 +82,7 @@ def show(images, columns, title):
 # Twenty evaluations of the network each, by UniPC.
 
 # %%
-sample = few_step(sde, make_grid("log_snr", sde, 19, 1e-3), "unipc")
-x, info = sample(score, jax.random.key(0), (64, *experiment.shape))
-show(x, 16, f"samples, {info['nfe']} evaluations each")
+show(model.sample(jax.random.key(0), 64, solver=ss.UniPC(), steps=20), 16, "samples, 20 evaluations each")
 
 # %% [markdown]
 # ## Encode and decode
@@ -100,13 +91,10 @@ show(x, 16, f"samples, {info['nfe']} evaluations each")
 
 # %%
 source = data.load(config, "test")
-real = data.prepare(
-  config, example_keys(jax.random.key(1), jnp.arange(16)), source.gather(np.arange(16))["image"], train=False
-)
-encode, decode = encoder(sde, eps=1e-3)
-latents, _ = encode(score, real)
-back, _ = decode(score, latents)
-show(jnp.concatenate([real, latents / 3, back]), 16, "test digits, their latents (a third), and decoded again")
+real = source.gather(np.arange(16))["image"] / 16.0  # 17 gray levels
+latents = model.encode(real)
+back = model.decode(latents)
+show(jnp.concatenate([real, 0.5 + latents / 6, back]), 16, "test digits, their latents, and decoded again")
 print(f"largest difference: {float(jnp.abs(back - real).max()):.1e}, latents' standard deviation {latents.std():.2f}")
 
 # %% [markdown]
@@ -120,10 +108,10 @@ weights = jnp.linspace(0, 1, 12)
 labels = source.gather(np.arange(16))["label"]
 kinds, first = np.unique(labels, return_index=True)
 print("from", labels[first[:4]], "to", labels[first[-4:]])
-between = interpolate(latents[first[:4]], latents[first[-4:]], weights)  # (12, 4, ...)
-decoded, _ = decode(score, between.reshape(-1, *experiment.shape))
-rows = decoded.reshape(12, 4, *experiment.shape).swapaxes(0, 1)
-show(rows.reshape(48, *experiment.shape), 12, "from latent to latent")
+between = ss.interpolate(latents[first[:4]], latents[first[-4:]], weights)  # (12, 4, ...)
+decoded = model.decode(between.reshape(-1, *model.shape))
+rows = decoded.reshape(12, 4, *model.shape).swapaxes(0, 1)
+show(rows.reshape(48, *model.shape), 12, "from latent to latent")
 
 # %% [markdown]
 # ## Score them
@@ -132,17 +120,13 @@ show(rows.reshape(48, *experiment.shape), 12, "from latent to latent")
 # seen.
 
 # %%
-log_p = log_likelihood(sde, eps=1e-5)
 count = 80
 indices = np.arange(count)
 raw = source.gather(indices)["image"]
-keys = example_keys(jax.random.key(2), jnp.arange(count))
 figure, axes = plt.subplots(figsize=(6, 3.2))
 for name, images in (("test digits", raw), ("upside down", raw[:, ::-1])):
-  prepared = data.prepare(config, keys, images, train=False)
-  value, _, nfe, _ = log_p(score, keys, prepared)
-  bits = bits_per_dim(value, 64, config.data.levels, 0.5)
+  bits = model.bits_per_dim(jax.random.key(2), images / 16.0)
   axes.hist(np.asarray(bits), bins=25, alpha=0.6, label=f"{name}: {bits.mean():.2f} ± {bits.std() / count**0.5:.2f}")
-axes.set(xlabel="bits/dim", title=f"{count} digits, {float(nfe.mean()):.0f} evaluations each")
+axes.set(xlabel="bits/dim", title=f"{count} digits")
 axes.legend()
 plt.show()

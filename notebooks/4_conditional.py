@@ -35,29 +35,26 @@ import numpy as np
 from absl import logging
 
 sys.path.insert(0, "..")  # where configs/ lies
+import score_sde as ss
 from configs import quickstart
 from score_sde import analytic
-from score_sde.run import checkpoints, data
 from score_sde.batch import example_keys, expand, normal
-from score_sde.run.config import signature
-from score_sde.run.experiment import build
 from score_sde.guidance import (
+  DDRM,
+  DPS,
+  TMPD,
+  Analytic,
+  ByClassifier,
+  ClassifierFree,
   Measurement,
-  by_classifier,
-  classifier_free,
+  PiGDM,
+  Projection,
   condition_on,
-  ddrm,
-  dps,
   measure,
   operators,
-  pigdm,
-  projection,
   put_in,
-  tmpd,
 )
-from score_sde.guidance import analytic as exactly
-from score_sde.sampling import few_step, make_grid
-from score_sde.sde import VP
+from score_sde.run import data
 
 logging.set_verbosity(logging.ERROR)  # checkpoints narrate
 plt.rcParams.update({"figure.dpi": 60, "axes.titlesize": 10})
@@ -72,7 +69,7 @@ plt.rcParams.update({"figure.dpi": 60, "axes.titlesize": 10})
 # state.
 
 # %%
-sde, n = VP(), 2000
+sde, n = ss.VP(), 2000
 prior = analytic.GaussianMixture(
   means=[[-1.5, 0.5], [1.2, 0.9], [0.3, -1.2]],
   covariances=[[[0.10, 0.05], [0.05, 0.10]], [[0.20, -0.1], [-0.1, 0.15]], [[0.05, 0.0], [0.0, 0.05]]],
@@ -84,16 +81,25 @@ measurement = Measurement(
   operators.matrix(np.tile(a, (n, 1, 1))), jnp.full((n, 1), y[0], jnp.float32), jnp.full(n, noise)
 )
 
-grid = make_grid("log_snr", sde, 50, 1e-3)
-sample = few_step(sde, grid, "dpm_solver_sde")
+by_sde = ss.DPMSolverSDE()
 score = prior.score(sde)
+
+
+def draw(key, score, shape, condition=None, solver=by_sde, **options):
+  """Draws samples in 50 evaluations, compiled."""
+  run = lambda key, condition: ss.sample(
+    key, sde, score, shape, solver=solver, steps=50, condition=condition, **options
+  )
+  return jax.jit(run)(key, condition)
+
+
 panels = {"prior": prior.sample(jax.random.key(0), n), "posterior": posterior.sample(jax.random.key(0), n)}
-methods = {"analytic": exactly(sde, prior), "TMPD": tmpd(sde, iterations=1), "ΠGDM": pigdm(sde), "DPS": dps(sde)}
+tmpd = TMPD(sde, covariance="full", iterations=1)
+methods = {"analytic": Analytic(sde, prior), "TMPD": tmpd, "ΠGDM": PiGDM(sde), "DPS": DPS(sde)}
 for name, method in methods.items():
-  panels[name], _ = sample(condition_on(score, method), jax.random.key(1), (n, 2), condition=measurement)
-replaced = few_step(sde, grid, "dpm_solver_sde", constrain=projection(sde))
-panels["replacement"], _ = replaced(score, jax.random.key(1), (n, 2), condition=measurement)
-panels["DDRM"], _ = ddrm(sde, grid)(score, jax.random.key(1), (n, 2), condition=measurement)
+  panels[name] = draw(jax.random.key(1), condition_on(score, method), (n, 2), measurement)
+panels["replacement"] = draw(jax.random.key(1), score, (n, 2), solver=Projection()(measurement)(by_sde))
+panels["DDRM"] = draw(jax.random.key(1), score, (n, 2), solver=DDRM().given(measurement))
 
 figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), sharex=True, sharey=True)
 line = np.linspace(-3, 3, 2)
@@ -128,8 +134,8 @@ def logits(params, x, t):
 labels = jnp.arange(n) % 3
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharex=True, sharey=True)
 for axis, scale in zip(axes, (1.0, 10.0), strict=True):
-  guided = condition_on(score, by_classifier(logits, scale), ())
-  x, _ = sample(guided, jax.random.key(2), (n, 2), condition=labels)
+  guided = condition_on(score, ByClassifier(logits, scale), ())
+  x = draw(jax.random.key(2), guided, (n, 2), labels)
   axis.scatter(*np.asarray(x).T, c=np.asarray(labels), s=2, cmap="brg")
   axis.set(xlim=(-2.8, 2.8), ylim=(-2.4, 2.4), aspect="equal", title=f"scale {scale:g}")
 plt.show()
@@ -154,16 +160,13 @@ from score_sde.run.training import train
 with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
   train(config, workdir)
 
-experiment = build(config)
-config, sde = experiment.config, experiment.sde
-with checkpoints.manager(workdir) as opened:
-  _, items = checkpoints.restore(opened, {"ema_params": experiment.abstract_params()}, signature(config), workdir)
-score = experiment.score(items["ema_params"])
+model = ss.load(workdir)
+sde, score, shape = model.sde, model.score, model.shape
 
 
 def show(rows, titles, width=0.75):
   """Digits (N, 8, 8, 1) on the scale of the data, in named columns."""
-  columns = [np.clip(np.asarray(data.inverse(config, c))[..., 0], 0, 1) for c in rows]
+  columns = [np.clip(np.asarray(model.scaling.inverse(c))[..., 0], 0, 1) for c in rows]
   figure, axes = plt.subplots(
     len(columns[0]), len(columns), figsize=(width * len(columns), width * len(columns[0]) + 0.2)
   )
@@ -180,12 +183,10 @@ def show(rows, titles, width=0.75):
 # **Classifier-free guidance**: score + scale (score of the class - score). One column a class.
 
 # %%
-grid = make_grid("log_snr", sde, 40, 1e-3)
-sample = few_step(sde, grid, "dpm_solver_sde")
 labels = jnp.arange(60) % 10
 for scale in (1.0, 3.0):
-  guided = condition_on(score, classifier_free(sde, scale))
-  x, _ = sample(guided, jax.random.key(3), (60, *experiment.shape), condition=labels)
+  guided = condition_on(score, ClassifierFree(sde, scale))
+  x = draw(jax.random.key(3), guided, (60, *shape), labels)
   show(list(np.asarray(x).reshape(6, 10, 8, 8, 1).swapaxes(0, 1)), [f"{k}" for k in range(10)])
 
 # %% [markdown]
@@ -194,9 +195,7 @@ for scale in (1.0, 3.0):
 
 # %%
 images = data.load(config, "test").gather(np.arange(6))["image"]
-plain = data.prepare(
-  config.copy_and_resolve_references(), example_keys(jax.random.key(4), jnp.arange(6)), images, train=False
-)
+plain = model.scaling.forward(jnp.asarray(images / 16.0, jnp.float32))
 known = np.ones((6, 8, 8, 1), np.float32)
 known[:, :, 4:] = 0
 tasks = {
@@ -204,12 +203,12 @@ tasks = {
   "at half size": (operators.average_pool(6, 8, 2), 0.02),
 }
 all_digits = jax.tree_util.Partial(lambda score, x, t: score(x, t, -jnp.ones(len(x), jnp.int32)), score)
-restore = condition_on(all_digits, pigdm(sde))
+restore = condition_on(all_digits, PiGDM(sde))
 for name, (operator, noise) in tasks.items():
   measurement = measure(example_keys(jax.random.key(5), jnp.arange(6)), operator, plain, noise)
   three = jax.tree.map(lambda v: jnp.repeat(v, 3, axis=0), measurement)
-  x, _ = sample(restore, jax.random.key(6), (18, *experiment.shape), condition=three)
-  x = put_in(three, x).reshape(6, 3, *experiment.shape)
+  x = draw(jax.random.key(6), restore, (18, *shape), three)
+  x = put_in(three, x).reshape(6, 3, *shape)
   seen = operator.pinv(measurement.y)
   show([plain, seen, x[:, 0], x[:, 1], x[:, 2], x.mean(axis=1)], ["digit", name, "sample", "sample", "sample", "mean"])
 
@@ -225,8 +224,8 @@ columns, titles = [x0], ["drawing"]
 for t0 in (0.3, 0.6):
   keys = example_keys(jax.random.key(7), jnp.arange(4))
   mean, std = sde.marginal(x0, jnp.full(4, t0))
-  edit = few_step(sde, make_grid("log_snr", sde, 30, 1e-3, start=t0), "dpm_solver_sde")
-  x, _ = edit(all_digits, jax.random.key(8), x0.shape, start=mean + expand(std, mean) * normal(keys, mean))
+  noisy = mean + expand(std, mean) * normal(keys, mean)
+  x = draw(jax.random.key(8), all_digits, x0.shape, t_start=t0, x_T=noisy)
   columns.append(x)
   titles.append(f"$t_0$ = {t0}")
 show(columns, titles, width=0.9)

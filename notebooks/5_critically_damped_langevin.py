@@ -36,7 +36,8 @@ from score_sde.run import data as datasets
 from score_sde.batch import example_keys, normal
 from score_sde.models import MLP
 from score_sde.parameterization import ScoreModel
-from score_sde.sampling import make_grid, ode_sampler, predictor_corrector
+from score_sde.run.sampler import Sampler, stepping
+from score_sde.sampling import AdaptiveODE, PredictorCorrector
 from score_sde.sde import SDE, VP, simulate
 
 plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 11})
@@ -199,9 +200,9 @@ plt.show()
 
 # %%
 score = jax.tree_util.Partial(model.score, average)
-sample = predictor_corrector(sde, make_grid("uniform", sde, 500, 1e-3), predictor="euler_maruyama", corrector="none")
+sample = stepping(PredictorCorrector("euler_maruyama", "none"), sde, 500)
 by_sde, info = sample(score, jax.random.key(4), (2000, 2, 2))
-by_ode, ode_info = ode_sampler(sde, eps=1e-3, rtol=1e-4, atol=1e-4)(score, jax.random.key(4), (2000, 2, 2))
+by_ode, ode_info = Sampler(sde, AdaptiveODE(rtol=1e-4, atol=1e-4))(score, jax.random.key(4), (2000, 2, 2))
 figure, panels = plt.subplots(1, 3, figsize=(14, 4.4))
 for axes, points, name in (
   (panels[0], moons[:2000], "data"),

@@ -136,7 +136,7 @@ def make_grid(
 
   Example:
     >>> import score_sde as ss
-    >>> make_grid("uniform", ss.VP(), 4, 0.2).stop.tolist()
+    >>> make_grid("uniform", ss.VP(), 4, 0.2).stop.round(6).tolist()
     [0.8, 0.6, 0.4, 0.2]
   """
   if name not in GRIDS:

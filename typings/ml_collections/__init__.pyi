@@ -1,4 +1,4 @@
-"""ConfigDict as this project uses it: its keys follow from dataclasses at run time, so their types are not known here."""
+"""ConfigDict as this project uses it: its keys follow from dataclasses at run time, and have no static types."""
 
 from typing import Any
 

@@ -5,6 +5,7 @@ import re
 from ml_collections import ConfigDict
 
 from score_sde.run.config.errors import BadInput, as_bad_input, choose
+from score_sde.run.config.plugins import is_plugin
 from score_sde.run.config.readers import check_ranges
 from score_sde.run.config.sections import CLASS_METHODS, CONSTRAINTS, EDITING_TASKS, LINEAR_TASKS, SCORE_METHODS
 from score_sde.sde import SDE, linear
@@ -103,6 +104,8 @@ def _check_model(config: ConfigDict) -> None:
     raise BadInput("training.task='classifier' needs model.num_classes, the number of classes of the data.")
   if classifier and config.eval.enable_bpd:
     raise BadInput("training.task='classifier' has no likelihood: set --config.eval.enable_bpd=False.")
+  if is_plugin(config.model.name):  # which reads of config.model what it likes
+    return
   model, continuous = config.model, config.training.continuous
   family, normalization = family_of(config)
   if model.normalization != normalization:

@@ -93,7 +93,8 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   title = samples.title(experiment, step, nfe)
   reference = None
   if not data.is_image(config):
-    reference = data.load(config, "test").gather(np.arange(min(len(drawn), 2000)))["image"]
+    source = data.load(config, "test")
+    reference = source.gather(np.arange(min(len(drawn), len(source), 2000)))["image"]
   pictures.sample_grid(path / "samples.png", drawn if reference is not None else drawn[:SHOWN], title, reference)
   stored = samples.to_uint8(drawn, config.eval.quantization) if data.is_image(config) else drawn
   pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
