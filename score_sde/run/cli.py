@@ -112,9 +112,8 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
       value = value[name]
 
 
-def _check_effects(config: ConfigDict, argv: Sequence[str]) -> None:
+def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
   """Raises BadInput at the first override that nothing reads. (A config file may hold what only another SDE reads.)"""
-  complete = resolve(config)
   for key in _overridden(argv):
     reader = why_unread(complete, key)
     if reader:
@@ -175,7 +174,7 @@ def run() -> None:
   """Entry point of run.py, and of the commands train, sample and eval."""
 
   def action() -> None:
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    config, workdir = resolve(_CONFIG.value), _WORKDIR.value
     _check_effects(config, sys.argv)
     if _MODE.value == "train":
       training.train(config, workdir)

@@ -67,12 +67,20 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
     config[section][name] = value
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+class Resolved(ConfigDict):
+  """A config in which every key has its value, as `resolve` returns it. Its sections are plain ConfigDicts."""
+
+
+def resolve(config: ConfigDict) -> Resolved:
   """Returns a locked copy of `config` with every placeholder filled and every value checked.
+
+  A config that is resolved already is returned as it is; its copies are not.
 
   Raises:
     BadInput: for a value that is not accepted, or a combination that cannot work.
   """
+  if isinstance(config, Resolved):
+    return config
   config = ConfigDict(config).copy_and_resolve_references()
   sde = make_sde(config)
   if config.training.likelihood_weighting:
@@ -101,7 +109,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
   elif g.task in LINEAR_TASKS + NONLINEAR_TASKS:
     _fill(config, "guidance.method", "pigdm" if g.task in LINEAR_TASKS else "dps")
   check(config, sde)
-  return config.lock()
+  resolved = Resolved(config)
+  resolved.lock()
+  return resolved
 
 
 # Keys of the model that may change from one run of a workdir to the next.

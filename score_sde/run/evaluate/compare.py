@@ -6,7 +6,8 @@ import pathlib
 from typing import Any
 
 from score_sde.run.config import BadInput, sde_name
-from score_sde.run.evaluate.reports import likelihood, number, table
+from score_sde.run.evaluate.measures import MEASURES
+from score_sde.run.evaluate.reports import table
 
 # Of CIFAR-10: config, FID (best of a training's snapshots), inception score, FID of the probability-flow ODE, bits/dim.
 # Song et al. 2021, Tables 2 and 3, as the README of yang-song/score_sde_pytorch lists them by config.
@@ -50,30 +51,12 @@ def read(run: str) -> list[dict[str, Any]]:
   return rows
 
 
-_HEAD = (
-  "run", "data", "SDE", "step", "sampler", "NFE", "samples", "FID", "KID", "IS", "precision", "recall", "bits/dim",
-  "s / image", "features",
-)  # fmt: skip
-
-
-def _row(r: dict[str, Any]) -> list[str]:
-  return [
-    r["run"],
-    r["dataset"],
-    sde_name(r["sde"]),
-    f"{r['step']:,}",
-    r.get("sampler", "") if "samples" in r else "",
-    number(r, "sampling_nfe", digits=".0f"),
-    f"{r['samples']:,}" if "samples" in r else "",
-    number(r, "fid", digits=".2f"),
-    number(r, "kid", digits=".5f"),
-    number(r, "inception_score", digits=".2f"),
-    number(r, "precision"),
-    number(r, "recall"),
-    likelihood(r, "bits_per_dim"),
-    number(r, "seconds_per_image", digits=".3g"),
-    r.get("features", ""),
-  ]
+def _cells(r: dict[str, Any]) -> dict[str, str]:
+  """The columns of one row, by their titles."""
+  described = {"run": r["run"], "data": r["dataset"], "SDE": sde_name(r["sde"]), "step": f"{r['step']:,}"}
+  described["sampler"] = r.get("sampler", "") if "samples" in r else ""
+  measured = {m.short: m.brief(r) for m in MEASURES if m.short}
+  return described | measured | {"features": r.get("features", "")}
 
 
 def compare(*runs: str) -> str:
@@ -83,9 +66,9 @@ def compare(*runs: str) -> str:
     BadInput: where a run has no report.
   """
   rows = [row for run in runs for row in read(run)]
-  filled = [_row(row) for row in rows]
-  used = [i for i in range(len(_HEAD)) if any(row[i] for row in filled)]
-  ours = table([_HEAD[i] for i in used], [[row[i] for i in used] for row in filled])
+  filled = [_cells(row) for row in rows]
+  used = [title for title in filled[0] if any(cells[title] for cells in filled)]
+  ours = table(used, [[cells[title] for title in used] for cells in filled])
   show = lambda value: "" if value is None or math.isnan(value) else f"{value:.2f}"
   papers = table(
     ["config", "FID", "IS", "FID of the ODE", "bits/dim"],

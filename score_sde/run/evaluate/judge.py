@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate import quality
+from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.samples import draw_samples, to_uint8
 from score_sde.run.experiment import Experiment, Params, make_sampler
 from score_sde.sampling import DPMSolver
@@ -39,6 +40,6 @@ def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] |
     drawn, _, _ = draw_samples(drawing, params, total)
     images = to_uint8(drawn, config.eval.quantization)
     row = quality.measure(config, [extractor(images)], extractor, reference)
-    return {k: row[k] for k in ("fid", "kid", "inception_score", "precision", "recall") if k in row}
+    return {m.key: row[m.key] for m in MEASURES if m.curve and m.key in row}
 
   return judge

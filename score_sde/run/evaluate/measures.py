@@ -1,0 +1,72 @@
+"""The numbers that an evaluation finds, in one table: their names, and how reports and comparisons show them."""
+
+import dataclasses
+from typing import Any
+
+# How a likelihood is printed: bounds are from above.
+BOUND = {"ode": "", "elbo": "at most ", "chain": "at most "}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """A number of a checkpoint.
+
+  Attributes:
+    key: its name in report.json.
+    title: its name in tables.
+    digits: how it is printed, a format of numbers.
+    error: the key of its standard error or deviation; "" for none.
+    short: its name in the table that compares runs; "" where it is not shown there.
+    line: the words after or before it on the terminal's line, with {} for the number; "" where it is not shown there.
+    curve: whether it measures samples, so that snapshots have it while training.
+    bound: whether it is a likelihood, which may be a bound.
+    zero: whether a zero is shown.
+  """
+
+  key: str
+  title: str
+  digits: str = ".3f"
+  error: str = ""
+  short: str = ""
+  line: str = ""
+  curve: bool = False
+  bound: bool = False
+  zero: bool = True
+
+  def show(self, row: dict[str, Any]) -> str:
+    """Returns the number of a row as text, "" where the row has none."""
+    value = number(row, self.key, self.error, self.digits) if self.zero or row.get(self.key) else ""
+    return BOUND[row["likelihood"]] + value if value and self.bound else value
+
+  def brief(self, row: dict[str, Any]) -> str:
+    """Returns the number as text without a deviation, for a table of several runs."""
+    return self.show(row) if self.bound else number(row, self.key, "", self.digits)
+
+
+def number(row: dict[str, Any], key: str, error: str = "", digits: str = ".3f") -> str:
+  """Returns the entry `key` of a row as text, with its `error` where it has one; "" where it is missing."""
+  if row.get(key) is None or row[key] == "":
+    return ""
+  spread = f" ± {row[error]:{digits}}" if row.get(error) is not None else ""
+  return f"{row[key]:{digits}}{spread}"
+
+
+MEASURES = (
+  Measure("loss", "loss", ".4f", "loss_error", line="loss {}"),
+  Measure("accuracy", "accuracy without noise", ".1%"),
+  Measure("bits_per_dim", "bits/dim", error="bits_per_dim_error", short="bits/dim", bound=True),
+  Measure("nats", "nats", error="nats_error", short="nats", bound=True),
+  Measure("examples", "examples of the likelihood", ","),
+  Measure("likelihood_nfe", "evaluations of the likelihood", ".0f"),
+  Measure("samples", "samples", ",", short="samples"),
+  Measure("samples_failed", "samples that failed", ",", zero=False),
+  Measure("sampling_nfe", "evaluations a sample (NFE)", ".0f", short="NFE"),
+  Measure("seconds_per_image", "seconds an image", ".3g", short="s / image"),
+  Measure("fid", "FID", ".4g", short="FID", line="fid {}", curve=True),
+  Measure("kid", "KID", ".5f", "kid_std", short="KID", line="kid {}", curve=True),
+  Measure("inception_score", "inception score", ".3f", "inception_score_std", short="IS", line="inception score {}", curve=True),
+  Measure("precision", "precision", short="precision", line="precision {}", curve=True),
+  Measure("recall", "recall", short="recall", line="recall {}", curve=True),
+  Measure("reference_images", "images compared with", ","),
+  Measure("seconds", "wall time, s", ".1f"),
+)
