@@ -29,8 +29,11 @@ class GaussianMixture:
   means: np.ndarray
   covariances: np.ndarray
   weights: np.ndarray
+  # The eigenvalues (K, D) and eigenvectors (K, D, D) of the covariances.
+  _spectrum: np.ndarray = dataclasses.field(init=False, repr=False)
+  _basis: np.ndarray = dataclasses.field(init=False, repr=False)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     means, covariances = np.asarray(self.means, np.float64), np.asarray(self.covariances, np.float64)
     weights = np.asarray(self.weights, np.float64)
     k, d = means.shape

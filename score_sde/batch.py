@@ -4,6 +4,8 @@ Every random number of the library is drawn from a key of its own example, `fold
 same example sees the same noise on one device, on eight, or on two hosts.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +17,7 @@ Array = jax.Array
 PRIOR, STEPS = range(2)
 
 
-def expand(a: Array, x: Array) -> Array:
+def expand(a: Array | float, x: Array) -> Any:
   """`a` of shape (B,) (or a scalar), with trailing axes of size one so that it multiplies `x` of shape (B, ...)."""
   return jnp.reshape(a, jnp.shape(a) + (1,) * (x.ndim - jnp.ndim(a))) if jnp.ndim(a) else a
 
@@ -30,12 +32,12 @@ def fold(keys: Array, data: int | Array) -> Array:
   return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
-def normal(keys: Array, x: Array) -> Array:
+def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
   """Standard normal noise like `x` (B, ...), the i-th example from the i-th key."""
   return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
-def uniform(keys: Array, x: Array) -> Array:
+def uniform(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
   """Uniform [0, 1) noise like `x` (B, ...), the i-th example from the i-th key."""
   return jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
 

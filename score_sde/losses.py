@@ -22,6 +22,7 @@ drawing t in proportion to it, so that log-SNR is uniform, lowers its variance (
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def _dot(a: Array, b: Array) -> Array:
   return jnp.sum((a * b).reshape(*a.shape[:2], -1), axis=-1)
 
 
-def _root(x: Array, interior: Field | None) -> Array | float:
+def _root(x: Array, interior: Field | None) -> Any:
   return 1.0 if interior is None else jnp.sqrt(jnp.maximum(interior(x), 0))
 
 
@@ -110,7 +111,7 @@ def finite_difference(
     middle = _root(x, interior) * (above + below) / 2
     return sum_over_dims(v * weighted / (2 * h)) + 0.5 * sum_over_dims(middle**2)
 
-  return sum(one(v) for v in probes) / len(probes)
+  return sum((one(v) for v in probes), jnp.zeros(())) / len(probes)
 
 
 # What training.objective names: denoising and explicit, and those that need no more than samples and the score.
@@ -184,6 +185,13 @@ def _lognormal_scales(x: Array, sde: SDE, u: Array, eps: float, mean: float, std
   first, last = (sde.scale(x, jnp.full_like(u, t)) for t in (eps, sde.T))
   scale = jnp.clip(jnp.exp(mean + std * _normal_quantile(u)), first, last)
   return jnp.clip(sde.time_of_scale(x, scale), eps, sde.T)
+
+
+def _given(value: Any, name: str) -> Any:
+  """Returns an argument that the objective at hand needs. Raises InvalidArgument where it was left out."""
+  if value is None:
+    raise InvalidArgument(f"{name}=None, but this objective needs it.", name)
+  return value
 
 
 TIME_SAMPLINGS = ("uniform", "importance", "lognormal", "single")
@@ -366,7 +374,8 @@ class ScoreMatching(Options):
     model = self.model
     weigh = self.weighting if callable(self.weighting) else WEIGHTINGS[self.weighting]
     weight = weigh(self, t, level)
-    dropout = fold(keys, DROPOUT) if train else None
+    drawn = lambda stream: fold(_given(keys, "keys"), stream)
+    dropout = drawn(DROPOUT) if train else None
     if self.objective == "dsm":
       return weight * reduce(model.noise_error(params, x0, z, level, dropout, y), self.reduce_mean)
     score = lambda x: model.score_of_level(params, x, level, dropout, y)
@@ -374,14 +383,15 @@ class ScoreMatching(Options):
     if model.sde.is_linear:
       x = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * z
     else:
-      x = simulate(model.sde, fold(keys, PATH), x0, t, self.path_steps)
+      x = simulate(model.sde, drawn(PATH), x0, _given(t, "t"), self.path_steps)
       interior = model.sde.interior if model.sde.interior(x) is not None else None
     if self.objective == "esm":
-      value = 2 * explicit(score, lambda x: self.target(x, t), x)
+      target, time = _given(self.target, "target"), _given(t, "t")
+      value = 2 * explicit(score, lambda x: target(x, time), x)
       return weight * _scaled(level.sigma**2 * value, x, self.reduce_mean)
     draw = PROBES[self.probe]
     one = lambda key: draw(key, (self.num_probes, *x.shape[1:]), x.dtype)
-    probes = None if self.objective == "ism" else jnp.moveaxis(jax.vmap(one)(fold(keys, PROBE)), 1, 0)
+    probes = None if self.objective == "ism" else jnp.moveaxis(jax.vmap(one)(drawn(PROBE)), 1, 0)
     step = jnp.maximum(self.fd_step * level.sigma, SMALLEST_STEP)
     value = 2 * IMPLICIT[self.objective](score, x, probes, interior, step)
     # E‖z‖² makes it the squared error of the noise, as denoising has it.

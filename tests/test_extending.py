@@ -64,7 +64,11 @@ def test_a_solver_of_ones_own_is_checked_and_takes_constraints():
   [
     ("model__name", "f = lambda model: 3", "gives a int, not a Flax module"),
     ("data__dataset", "f = lambda data, split: [[1, 2]]", r"gives int64\[1, 2\] for split 'train'"),
-    ("data__dataset", "import numpy\nf = lambda d, s: (numpy.zeros((3, 2)), [1])", r"3 examples and labels of shape \(1,\)"),
+    (
+      "data__dataset",
+      "import numpy\nf = lambda d, s: (numpy.zeros((3, 2)), [1])",
+      r"3 examples and labels of shape \(1,\)",
+    ),
     ("sampling__method", "f = lambda sampling: 'heun'", "gives a str, not a score_sde.Solver"),
     ("training__weighting", "g = 3", "has no function 'f'"),
   ],

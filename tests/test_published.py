@@ -257,6 +257,7 @@ def write_stream(path, content):
     pickle.dump([s.key for s in pickler.storages], file, protocol=2)
     for storage in pickler.storages:
       file.write(struct.pack("<q", storage.values.size) + storage.values.tobytes())
+  return path
 
 
 @pytest.mark.parametrize("name", [pytest.param("torch_ncsn_32", marks=pytest.mark.slow), "torch_ncsnv2"])

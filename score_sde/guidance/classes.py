@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Classifier(Options):
     else:
       t = self.sde.time_of_log_snr(jnp.full_like(u, -2 * math.log(self.single_sigma)))
     logits = self.at_time(params, keys, x0, t)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, cast(Array, y))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Measurements that are not linear in the image; `posterior.dps` takes them, by their derivative."""
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -8,9 +8,9 @@ methods need: no U.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -274,7 +274,7 @@ class Matrix(LinearOperator):
     return jnp.einsum("bnk,bk->bn", self.v, z)
 
   def singular(self, x: Array) -> Array:
-    return self.s
+    return cast(Array, self.s)
 
 
 def _kept(s: Array) -> Array:
@@ -351,7 +351,8 @@ def _right_singular(content: bytes, shape: tuple[int, int]) -> tuple[np.ndarray,
 def _svd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Right singular vectors (B, N, N) and values (B, N) of `a` (B, M, N)."""
   parts = [_right_singular(np.ascontiguousarray(m, np.float64).tobytes(), m.shape) for m in a]
-  return tuple(np.stack(p).astype(np.float32) for p in zip(*parts, strict=True))
+  vectors, values = zip(*parts, strict=True)
+  return np.stack(vectors).astype(np.float32), np.stack(values).astype(np.float32)
 
 
 def matrix(a: np.ndarray) -> Matrix:

@@ -5,6 +5,8 @@ RefineNet blocks (Lin et al. 2017), which join each stage with what comes from b
 norm; NCSNv2 sees it not at all and divides its output by sigma (Technique 3).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -173,7 +175,7 @@ class MSFBlock(_Block):
     for x in inputs:
       h = _conv(self.norm_where_conditional(x, labels), self.features, 3, self.dtype)
       total += self._resize(h, shape)
-    return total
+    return jnp.asarray(total)
 
   def _resize(self, x, shape):
     if x.shape[1:3] == shape:
@@ -273,14 +275,17 @@ class RefineNet(nn.Module):
     refine = self.refine
     if pytorch and not self.noise_norms and len(refine) == 4:
       refine = (2, 2, 1, 1)
-    h = None
+    h: Any = None
     for i, width in zip(reversed(range(len(outputs))), refine, strict=True):
       inputs = [outputs[i]] if h is None else [outputs[i], h]
       block = RefineBlock(features=width * self.nf, last=i == 0, interpolation=self.interpolation, **common)
       h = block(inputs, outputs[i].shape[1:3], labels)
 
-    norm = ConditionalInstanceNorm2dPlus(levels) if self.noise_norms else InstanceNorm2dPlus(pytorch)
-    h = ACTIVATIONS[self.nonlinearity](norm(h, labels) if self.noise_norms else norm(h))
+    if levels is not None:
+      h = ConditionalInstanceNorm2dPlus(levels)(h, labels)
+    else:
+      h = InstanceNorm2dPlus(pytorch)(h)
+    h = ACTIVATIONS[self.nonlinearity](h)
     h = _conv(h, x.shape[-1], 3, self.dtype).astype(jnp.float32)
     if not self.scale_by_sigma:
       return h

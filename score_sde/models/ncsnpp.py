@@ -1,5 +1,7 @@
 """NCSN++ and DDPM++: the U-Nets of Song et al. 2021, Appendix H, with every option of the published models."""
 
+from typing import cast
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -157,7 +159,9 @@ class NCSNpp(nn.Module):
       if i:
         h = resampled_block(h, up=True)
 
-    h = output if self.progressive == "output_skip" else output_head(h, channels, self.init_scale)
+    if self.progressive != "output_skip":
+      output = output_head(h, channels, self.init_scale)
+    h = cast(Array, output)
     h = h.astype(jnp.float32)
     return h / expand(self._noise_level(labels), h) if self.scale_by_sigma else h
 

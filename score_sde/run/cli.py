@@ -14,7 +14,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -65,14 +65,13 @@ def _connect() -> None:
   missing = [f"--{name}" for name, value in listed.items() if value is None]
   if len(missing) not in (0, 3):
     _fail(f"{' and '.join(missing)} must be given, too: --coordinator=HOST:PORT --num_hosts=N --host_index=I.")
-  if not missing and not 0 <= _HOST_INDEX.value < _NUM_HOSTS.value:
-    _fail(
-      f"--host_index={_HOST_INDEX.value} must lie in 0 to {_NUM_HOSTS.value - 1}, for --num_hosts={_NUM_HOSTS.value}."
-    )
+  index, count = _HOST_INDEX.value or 0, _NUM_HOSTS.value or 1
+  if not missing and not 0 <= index < count:
+    _fail(f"--host_index={index} must lie in 0 to {count - 1}, for --num_hosts={count}.")
   if _HOST_TIMEOUT.value < 1:
     _fail(f"--host_timeout={_HOST_TIMEOUT.value} must be positive.")
   if not missing or _DISTRIBUTED.value:
-    devices.connect(*listed.values(), _HOST_TIMEOUT.value)
+    devices.connect(_COORDINATOR.value, _NUM_HOSTS.value, _HOST_INDEX.value, _HOST_TIMEOUT.value)
     if not devices.is_first_host():
       be_silent()
       logging.getLogger("score_sde").setLevel(logging.WARNING)
@@ -174,7 +173,7 @@ def run() -> None:
   """Entry point of run.py, and of the commands train, sample and eval."""
 
   def action() -> None:
-    config, workdir = resolve(_CONFIG.value), _WORKDIR.value
+    config, workdir = resolve(_CONFIG.value), str(_WORKDIR.value)
     _check_effects(config, sys.argv)
     if _MODE.value == "train":
       training.train(config, workdir)
@@ -186,7 +185,7 @@ def run() -> None:
   app.run(lambda _: _call(action), flags_parser=_parse)
 
 
-def _run_tool(action: Callable[..., None], positional: Sequence[str] = (), *, needs_workdir: bool = True) -> None:
+def _run_tool(action: Callable[..., Any], positional: Sequence[str] = (), *, needs_workdir: bool = True) -> None:
   """Runs a command with `positional` arguments and --config, and --workdir where it needs one.
 
   `action` is called with (config, workdir if needed, *positional).
@@ -221,7 +220,7 @@ def _stats() -> None:
 def _suggest_sigmas() -> None:
   from score_sde.run.noise_scales import suggest_sigmas
 
-  _run_tool(lambda config: suggest_sigmas(config), needs_workdir=False)
+  _run_tool(suggest_sigmas, needs_workdir=False)
 
 
 def _compare() -> None:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -255,7 +255,8 @@ def local(tree: Tree) -> Tree:
     if not isinstance(x, jax.Array) or (x.is_fully_addressable and x.is_fully_replicated):
       return x
     if not x.is_fully_replicated:
-      x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
+      sharding = cast(NamedSharding, x.sharding)
+      x = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))(x)
     return x.addressable_data(0)
 
   return jax.tree.map(one, tree)
@@ -263,7 +264,7 @@ def local(tree: Tree) -> Tree:
 
 def run_once(fn: Callable[..., Tree], *args: Tree) -> Tree:
   """fn(*args), compiled without the passes that only pay off in a second call (a third of the time on CPU)."""
-  options = {"xla_backend_optimization_level": 0} if on_cpu() else None
+  options: Any = {"xla_backend_optimization_level": 0} if on_cpu() else None
   return jax.jit(fn).lower(*args).compile(compiler_options=options)(*args)
 
 
@@ -387,7 +388,7 @@ def shard(tree: Tree, axis: int = 0) -> Tree:
 
   def split(x):
     missing = -x.shape[axis] % n
-    xp = np if isinstance(x, np.ndarray) else jnp
+    xp: Any = np if isinstance(x, np.ndarray) else jnp
     if missing:
       x = xp.concatenate([x, xp.repeat(xp.take(x, xp.array([-1]), axis=axis), missing, axis=axis)], axis=axis)
     x = x.reshape(*x.shape[:axis], n, x.shape[axis] // n, *x.shape[axis + 1 :])

@@ -35,7 +35,7 @@ from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.sampler import CHUNK, Sampler, stepping
 from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, Solver
 from score_sde.scaling import Scaling
-from score_sde.sde import SDE, Score, as_argument, simulate
+from score_sde.sde import SDE, Score, as_argument, linear, simulate
 
 Params = Any
 
@@ -67,6 +67,23 @@ class Experiment:
   shape: tuple[int, ...]
   guide: Callable[[Score], Score] = as_argument
   sampled_classes: int = 0
+
+  @property
+  def score_model(self) -> ScoreModel:
+    """The network as a model of the score, where it is one."""
+    assert isinstance(self.model, ScoreModel)
+    return self.model
+
+  @property
+  def classifier(self) -> Classifier:
+    """The network as a classifier, where it is one."""
+    assert isinstance(self.model, Classifier)
+    return self.model
+
+  def draw(self, *args: Any, **options: Any) -> tuple[Array, dict[str, Any]]:
+    """Returns samples and what the sampler says of them, see `Sampler.__call__`."""
+    assert self.sampler is not None
+    return self.sampler(*args, **options)
 
   def init_params(self, key: jax.Array) -> Params:
     """Returns fresh parameters, float32."""
@@ -114,7 +131,7 @@ class Experiment:
 
   def score(self, params: Params) -> Score:
     """Returns score(x, t), guided if it is, with `params` as an argument of the compiled program."""
-    return self.guide(jax.tree_util.Partial(self.model.score, params))
+    return self.guide(jax.tree_util.Partial(self.score_model.score, params))
 
 
 def init_params(network: nn.Module, shape: tuple[int, ...], key: jax.Array) -> Params:
@@ -160,8 +177,9 @@ def make_classifier(config: ConfigDict, sde: SDE, network: nn.Module) -> Classif
   single = config.training.single_sigma if config.training.time_sampling == "single" else None
   with as_bad_input(names_of("training")):
     return Classifier(
-      sde, apply_of(network), eps=config.training.eps, stratified=config.training.stratified, single_sigma=single
-    )
+      linear(sde, "task='classifier'"), apply_of(network), eps=config.training.eps,
+      stratified=config.training.stratified, single_sigma=single,
+    )  # fmt: skip
 
 
 def make_model(config: ConfigDict, sde: SDE, network: nn.Module) -> ScoreModel:
@@ -174,7 +192,7 @@ def make_model(config: ConfigDict, sde: SDE, network: nn.Module) -> ScoreModel:
   model = make(ScoreModel, config, "model", sde=sde, network=apply, num_scales=num_scales, potential=potential)
   if num_scales is not None:
     with as_bad_input(names_of("model")):
-      sde.levels(num_scales)
+      linear(sde, "continuous=False").levels(num_scales)
   return model
 
 
@@ -240,4 +258,5 @@ def _exact_score(config: ConfigDict, sde: SDE) -> Score | None:
       f"training.objective='esm' needs data whose density is known ({', '.join(data.DENSITIES)}), not "
       f"data.dataset={config.data.dataset!r}. Use 'dsm'."
     )
-  return data.DENSITIES[config.data.dataset]().score(sde)
+  with as_bad_input():
+    return data.DENSITIES[config.data.dataset]().score(linear(sde, "training.objective='esm'"))

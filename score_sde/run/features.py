@@ -5,6 +5,7 @@ Two are here: Inception, for natural images in color, and a classifier of the da
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -58,8 +59,9 @@ class Extractor:
   run: Callable[[Any, Array], tuple[Array, Array]]
   variables: Any
 
-  def __post_init__(self):
-    object.__setattr__(self, "_mapped", devices.map_batch(self.run, (None, 0)))
+  @functools.cached_property
+  def _mapped(self) -> Callable[..., Any]:
+    return devices.map_batch(self.run, (None, 0))
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(features, logits) of any number of uint8 images (N, H, W, C).
@@ -80,7 +82,8 @@ class Extractor:
       filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])  # one shape, compiled once
       out = self._mapped(self.variables, devices.shard(filled))
       parts.append([np.asarray(a) for a in devices.unshard(out, len(part))])
-    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+    features, logits = zip(*parts, strict=True)
+    return np.concatenate(features), np.concatenate(logits)
 
   def dims(self, shape: tuple[int, ...]) -> int:
     """Length D of the features of images of `shape` (H, W, C), found without computing any."""
@@ -103,7 +106,7 @@ def inception(path: str = "") -> Extractor:
 
   def run(variables: Any, images: Array) -> tuple[Array, Array]:
     images = jnp.broadcast_to(images, (*images.shape[:3], 3))  # gray is gray in three colors
-    out = Inception().apply(variables, images)
+    out: Any = Inception().apply(variables, images)
     return out["2048"], out["logits_unbiased"]
 
   return Extractor("inception-2015-12-05", run, variables)
@@ -126,7 +129,8 @@ def classifier(workdir: str, config: ConfigDict) -> Extractor:
 
   def run(variables: Any, images: Array) -> tuple[Array, Array]:
     x = scaling.prepare(None, images)
-    return network.apply(variables, x, jnp.full(len(x), LEAST_NOISE), with_features=True)
+    out: Any = network.apply(variables, x, jnp.full(len(x), LEAST_NOISE), with_features=True)
+    return out
 
   return Extractor(f"classifier-{checkpoints.digest(params)}", run, {"params": params})
 
@@ -189,6 +193,7 @@ def collect(name: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], keep: int
       kept.append(features[: keep - count])
     count += len(features)
     logits.append(classes)
+  assert moments is not None
   return Reference(name, moments, np.concatenate(kept)), np.concatenate(logits)
 
 

@@ -36,6 +36,7 @@ from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
 from score_sde.sampling import AdaptiveODE
+from score_sde.sde import linear
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def with_class(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, guide=lambda score: condition_on(score, free))
   classifier, params = load_classifier(g.classifier, config)
   check_fits(classifier, config, g.classifier)
-  conditional = make(ByClassifier, config, "guidance", logits=classifier.model.logits)
+  logits = classifier.classifier.logits
+  conditional = make(ByClassifier, config, "guidance", logits=logits)
   classes = classifier.config.model.num_classes
   if g.label is not None and not 0 <= g.label < classes:
     raise BadInput(f"guidance.label={g.label} is no class: the classifier of {g.classifier!r} has {classes}, from 0.")
@@ -228,7 +230,8 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   for name, row in zip(names, rows, strict=False):
     pictures.posteriors(path / "guided" / f"{name}.png", [row], title)
   pictures.posteriors(path / "guided.png", rows, title)
-  arrays = {"samples": evaluation.to_uint8(samples), "inputs": evaluation.to_uint8(_shown(experiment, x))}
+  arrays: dict[str, Any] = {"samples": evaluation.to_uint8(samples)}
+  arrays["inputs"] = evaluation.to_uint8(_shown(experiment, x))
   if "measurement" in columns:
     arrays["measurements"] = evaluation.to_uint8(columns["measurement"])
   pictures.save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
@@ -244,7 +247,7 @@ def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition
   n, each = len(x), experiment.config.guidance.samples_per_input
   repeated = jax.tree.map(lambda a: jnp.repeat(a, each, axis=0), condition)
   with Bar(f"{n} x {each} samples", 1, " steps") as bar:
-    out, info = experiment.sampler(
+    out, info = experiment.draw(
       score, key, (n * each, *x.shape[1:]), condition=repeated, x_T=x_T, progress=bar.step
     )  # fmt: skip
   if not np.asarray(info["finite"]).all():
@@ -297,7 +300,7 @@ def _edit(experiment: Experiment, params: Params, x: jax.Array):
   key = jax.random.key(config.seed)
   repeated = jnp.repeat(x, g.samples_per_input, axis=0)
   keys = example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(repeated)))
-  mean, std = sde.marginal(repeated, jnp.full(len(repeated), g.t0))
+  mean, std = linear(sde, "guidance.task='edit'").marginal(repeated, jnp.full(len(repeated), g.t0))
   noisy = mean + expand(std, mean) * normal(fold(keys, 0), mean)
   samples, nfe = _draw(experiment, experiment.score(params), jax.random.fold_in(key, DRAW), x, x_T=noisy)
   samples = _shown(experiment, samples)
@@ -315,7 +318,7 @@ def _interpolate(experiment: Experiment, params: Params, x: jax.Array):
   back_of = devices.over_devices(lambda score, x: decode(experiment.sde, score, x, ode=ode))
   score = experiment.score(params)
   latent, there = there_of(score, x)
-  path = interpolate(latent[:-1], latent[1:], np.linspace(0, 1, BETWEEN))
+  path = interpolate(latent[:-1], latent[1:], jnp.linspace(0, 1, BETWEEN))
   y, back = back_of(score, path.reshape(-1, *x.shape[1:]))
   images = _shown(experiment, jnp.moveaxis(y.reshape(path.shape), 0, 1))
   columns = {"input": _shown(experiment, x[:-1])}

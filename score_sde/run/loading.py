@@ -106,7 +106,8 @@ def _metadata(file: pathlib.Path) -> dict[str, str]:
 
 def _ema_of_file(config: ConfigDict, file: pathlib.Path) -> Any:
   shape = data.example_shape(config)
-  expected = {k: v.shape for k, v in flatten_dict(abstract_params(create(config, shape), shape), sep="/").items()}
+  flat: dict[str, Any] = flatten_dict(abstract_params(create(config, shape), shape), sep="/")
+  expected = {k: v.shape for k, v in flat.items()}
   weights = published.read(file, expected)
   published.check(weights.ema, expected, str(file))
   return unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in weights.ema.items()})

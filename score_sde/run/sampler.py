@@ -74,8 +74,8 @@ class Sampler:
     else:
       solver = solver.on(sde, grid)
     if hasattr(solver, "axis_name"):
-      solver = dataclasses.replace(solver, axis_name=devices.AXIS)  # type: ignore[type-var]
-    self.solver = solver
+      solver = dataclasses.replace(solver, axis_name=devices.AXIS)  # pyright: ignore[reportCallIssue]
+    self.solver: Any = solver
     self._fits: dict[tuple[int, ...], int] = {}
     self._compile()
 
@@ -91,7 +91,8 @@ class Sampler:
     return self.constraint(condition)(self.solver) if self.constraint else self.solver
 
   def _compile(self) -> None:
-    sde, solver, n = self.sde, self.solver, self.steps_at_once
+    sde, n = self.sde, self.steps_at_once
+    solver: Any = self.solver
 
     def draw_prior(keys: Array, like: Array) -> Array:
       return sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
@@ -156,7 +157,7 @@ class Sampler:
   def _drive_steps(self, score, keys, condition, x, unshard, frames, progress):
     assert self.grid is not None
     steps, rows, begin = len(self.grid), self.grid.rows, self.grid.begin
-    trajectory = [(begin, np.asarray(unshard(x)), None)] if frames else []
+    trajectory: list[Any] = [(begin, np.asarray(unshard(x)), None)] if frames else []
     stops = set(np.linspace(0, steps, frames + 1).round().astype(int)[1:]) if frames else set()
     state, done = self._init(keys, condition, x), 0
     while done < steps:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -12,7 +12,7 @@ path is rough, and a step longer by a rounding error sees another one: lengths a
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import diffrax
 import jax
@@ -84,7 +84,8 @@ class AdaptiveSDE(Options):
 
     def increment(key: Array, like: Array, t0: Array, t1: Array) -> Array:
       shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
-      return diffrax.VirtualBrownianTree(0.0, sde.T, RESOLUTION, shape, key).evaluate(t0, t1)
+      path = diffrax.VirtualBrownianTree(0.0, sde.T, RESOLUTION, shape, key)
+      return cast(Array, path.evaluate(t0, t1))
 
     def body(carry: tuple[Array, AdaptiveState]) -> tuple[Array, AdaptiveState]:
       i, s = carry

@@ -20,7 +20,7 @@ METHODS = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
 
 
 def solve(
-  field: Callable[[Array, Any, Any], Any],
+  field: Callable[[Any, Any, Any], Any],
   y: Any,
   args: Any,
   start: float,
@@ -44,6 +44,10 @@ def solve(
   subs = [diffrax.SubSaveAt(t1=True)]
   if times is not None:
     subs.append(diffrax.SubSaveAt(ts=jnp.asarray(times, jnp.result_type(*jax.tree.leaves(y)))))
+  if norm is None:
+    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+  else:
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=norm)
   solution = diffrax.diffeqsolve(
     diffrax.ODETerm(field),
     METHODS[solver](),
@@ -53,7 +57,7 @@ def solve(
     y0=y,
     args=args,
     saveat=diffrax.SaveAt(subs=subs),
-    stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, **({"norm": norm} if norm else {})),
+    stepsize_controller=controller,
     max_steps=max_steps,
     adjoint=adjoint or diffrax.ForwardMode(),
     throw=False,

@@ -154,7 +154,7 @@ def start_from(sde: SDE, keys: Array, shape: tuple[int, ...], x_T: Array | None,
 def check_shape(shape: Any) -> None:
   """Raises InvalidArgument unless `shape` is a tuple of positive integers, the batch first."""
   integers = isinstance(shape, tuple) and all(
-    isinstance(n, numbers.Integral) and not isinstance(n, bool) and n > 0 for n in shape
+    isinstance(n, numbers.Integral) and not isinstance(n, bool) and int(n) > 0 for n in shape
   )
   if not integers or not shape:
     raise InvalidArgument(f"shape={shape!r} must be a tuple of positive integers (B, ...), such as (16, 2).", "shape")

@@ -23,7 +23,7 @@ def as_argument(score: Score) -> jax.tree_util.Partial:
   return score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
 
 
-def bind(score: Score, condition: Any) -> Score:
+def bind(score: Callable[..., Array], condition: Any) -> Score:
   """The score(x, t) of a batch whose examples each have a `condition`; None leaves `score` as it is."""
   return score if condition is None else lambda x, t: score(x, t, condition)
 

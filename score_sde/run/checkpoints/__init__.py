@@ -138,7 +138,7 @@ def digest(tree: Tree) -> str:
   """Eight hexadecimal digits that tell the values of one tree of arrays from another's."""
   found = hashlib.sha256()
   for x in jax.tree.leaves(jax.device_get(tree)):
-    found.update(np.ascontiguousarray(x))
+    found.update(np.ascontiguousarray(x).data)
   return found.hexdigest()[:8]
 
 
@@ -180,7 +180,7 @@ def _damage(tree: Tree, manifest: dict[str, Any], item: str) -> str | None:
   if "checksum" not in manifest:  # of before there were several hosts: CRC-32 of the whole
     whole = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
     found = {
-      k: [*v[:2], zlib.crc32(np.ascontiguousarray(x))] for (k, v), (_, x) in zip(found.items(), whole, strict=True)
+      k: [*v[:2], zlib.crc32(np.ascontiguousarray(x).data)] for (k, v), (_, x) in zip(found.items(), whole, strict=True)
     }
   return next((f"{path} is damaged" for path, entry in expected.items() if found.get(path) != entry), None)
 
@@ -197,7 +197,8 @@ def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: s
 
 
 def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-  return manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
+  found: Any = manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))
+  return found.manifest
 
 
 def check(manager: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
@@ -238,6 +239,7 @@ def restore(
     steps = [step]
   for candidate in steps:
     items = {name: ocp.args.StandardRestore(devices.placed(target, mesh)) for name, target in targets.items()}
+    read: Any = {}
     try:
       manifest = _manifest(manager, candidate)
       check_signature(manifest["signature"], signature, workdir)

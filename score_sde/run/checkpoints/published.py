@@ -11,7 +11,7 @@ import math
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import flax.serialization
 import numpy as np
@@ -272,8 +272,9 @@ def _trained(names: Iterable[str]) -> list[str]:
 
 
 def _read_flax(path: pathlib.Path) -> Weights:
-  tree = flax.serialization.msgpack_restore(path.read_bytes())
-  optimizer, flatten = tree["optimizer"], lambda t: flatten_dict(t, sep="/")
+  tree: Any = flax.serialization.msgpack_restore(path.read_bytes())
+  optimizer = tree["optimizer"]
+  flatten = lambda t: cast(dict[str, Any], flatten_dict(t, sep="/"))
   moments = None
   states = flatten(optimizer["state"].get("param_states", {}))
   if states:
@@ -310,11 +311,11 @@ def _read_torch(path: pathlib.Path, target: Iterable[str]) -> Weights:
       raise BadInput(f"{str(path)!r} has {len(shadow)} averaged parameters for {len(names)} trained ones.")
     moments = _torch_moments(content["optimizer"], model, names)
     if moments is not None:
-      moments = tuple(translate(m) for m in moments)
+      moments = translate(moments[0]), translate(moments[1])
     origin = "a checkpoint of the official PyTorch code"
     return Weights(translate(model), as_state(shadow), moments, int(content["step"]), origin)
   # NCSN: [model, optimizer]; NCSNv2: [model, optimizer, epoch, step, {name: averaged parameter}]; or a bare state_dict.
-  states = content if isinstance(content, list) else [content]
+  states: list[Any] = content if isinstance(content, list) else [content]
   model = _strip(states[0]) if states and isinstance(states[0], dict) else {}
   if "begin_conv.weight" not in model:
     raise BadInput(
@@ -466,7 +467,7 @@ def download(name: str) -> pathlib.Path:
     BadInput: where that cannot be.
   """
   try:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]  # optional
   except ImportError as error:
     raise BadInput(
       f"{name!r} is no file or folder here. To download it from the Hugging Face hub: pip install -e '.[hub]'."

@@ -8,6 +8,7 @@ file that `export` wrote. The workdir is then ready for sampling, evaluation and
 import json
 import logging
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
   _check_settings(config, published.diffusers_settings(path) or {}, source)
 
   abstract = experiment.abstract_params()
-  expected = {k: v.shape for k, v in flatten_dict(abstract, sep="/").items()}
+  flat: dict[str, Any] = flatten_dict(abstract, sep="/")
+  expected = {k: v.shape for k, v in flat.items()}
   weights = published.read(path, expected)
   for found in (weights.params, weights.ema):
     published.check(found, expected, source)

@@ -30,11 +30,11 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     return network
   choose("model.name", name, tuple(MODELS))
   _check_read(config)
-  module = MODELS[name]
+  module: Any = MODELS[name]
   if module is not MLP:
     _check_shape(config, shape)
   fields = {f.name for f in dataclasses.fields(module)} & set(config.model)
-  values = {field: config.model[field] for field in fields}
+  values: dict[str, Any] = {field: config.model[field] for field in fields}
   values = {field: tuple(v) if isinstance(v, (list, tuple)) else v for field, v in values.items()}
   values["dtype"] = jnp.dtype(config.model.dtype)
   if module is WideResnet:

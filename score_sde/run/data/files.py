@@ -6,6 +6,7 @@ import os
 import pathlib
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ def digits(config: ConfigDict, split: str) -> Arrays:
   """scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 gray levels; a fixed fifth (360) is held out."""
   from sklearn.datasets import load_digits
 
-  digits = load_digits()
+  digits: Any = load_digits()
   order = np.random.default_rng(0).permutation(len(digits.images))
   chosen = order[:360] if split == "test" else order[360:]
   return Arrays(digits.images[chosen].astype(np.uint8)[..., None], digits.target[chosen].astype(np.int32))
@@ -136,7 +137,7 @@ def folder(config: ConfigDict, split: str) -> Source:
     image = _open(paths[chosen[i]], config)
     if image is None:
       raise OSError(f"{paths[chosen[i]]} was readable when the run started and no longer is. Restore it and resume.")
-    return image, labels[i]
+    return image, int(labels[i])
 
   return Lazy(len(chosen), read, len(classes))
 
@@ -152,7 +153,7 @@ def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
   files = [p for p in found if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
   if not files:
     raise BadInput(f"guidance.input={str(root)!r} is no image and no folder of images ({' '.join(IMAGE_SUFFIXES)}).")
-  images = [_open(p, config) for p in files]
+  images: list[Any] = [_open(p, config) for p in files]
   bad = [str(p) for p, image in zip(files, images, strict=True) if image is None]
   if bad:
     raise BadInput(

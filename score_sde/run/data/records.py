@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import struct
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
   """A prepared tensorflow-datasets data set in ArrayRecord form, read without TensorFlow."""
   import tensorflow_datasets
 
-  name = OFFICIAL_NAMES.get(config.data.dataset, config.data.dataset)
+  name = str(OFFICIAL_NAMES.get(config.data.dataset, config.data.dataset))
   if name == "lsun":
     name = f"lsun/{config.data.category or 'bedroom'}"
   data_dir = config.data.path or None
@@ -38,7 +39,8 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
     f"t.builder('{name}', data_dir={data_dir!r}, file_format='array_record').download_and_prepare()\""
   )
   try:
-    builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+    make: Any = tensorflow_datasets.builder  # whose types know neither ArrayRecord nor data sources
+    builder = make(name, data_dir=data_dir, file_format="array_record")
   except tensorflow_datasets.core.DatasetNotFoundError as error:
     known = ", ".join(["digits", *TOYS, "idx", "folder", "tfrecords"])
     raise BadInput(
@@ -124,7 +126,8 @@ def _example(path: pathlib.Path, record: bytes) -> np.ndarray:
   from tensorflow_datasets.proto import tf_example_pb2
 
   try:
-    feature = tf_example_pb2.Example.FromString(record).features.feature
+    example: Any = tf_example_pb2  # made at run time
+    feature = example.Example.FromString(record).features.feature
     shape = tuple(feature["shape"].int64_list.value)
     return np.frombuffer(feature["data"].bytes_list.value[0], np.uint8).reshape(shape).transpose(1, 2, 0)
   except (DecodeError, IndexError, ValueError) as error:

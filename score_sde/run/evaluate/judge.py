@@ -40,6 +40,6 @@ def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] |
     drawn, _, _ = draw_samples(drawing, params, total)
     images = to_uint8(drawn, config.eval.quantization)
     row = quality.measure(config, [extractor(images)], extractor, reference)
-    return {m.key: row[m.key] for m in MEASURES if m.curve and m.key in row}
+    return {m.key: float(row[m.key]) for m in MEASURES if m.curve and m.key in row}
 
   return judge

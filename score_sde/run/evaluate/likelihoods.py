@@ -21,7 +21,7 @@ from score_sde.run.config import make, sde_name
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
-from score_sde.sde import bind
+from score_sde.sde import bind, linear
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def accuracy(
   picture: pathlib.Path,
   step: int,
   cache: pathlib.Path | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """The share of `source` that a classifier names rightly at ten noise levels, from little noise to the most.
 
   One that was trained at a single level is asked at that one.
@@ -66,14 +66,14 @@ def accuracy(
   Returns:
     "accuracy" at the least noise, and "accuracies" {sigma / alpha: share}; `picture` gets their curve.
   """
-  config, sde = experiment.config, experiment.sde
+  config, sde = experiment.config, linear(experiment.sde, "A classifier")
   last, first = (float(sde.log_snr(jnp.asarray(t))) for t in (config.training.eps, sde.T))
   ratios = np.geomspace(max(np.exp(-last / 2), 0.01), np.exp(-first / 2), 10)
   if config.training.time_sampling == "single":
     ratios = np.array([config.training.single_sigma])
   times = np.asarray(sde.time_of_log_snr(jnp.asarray(-2 * np.log(ratios), jnp.float32)))
 
-  model, scaling = experiment.model, experiment.scaling
+  model, scaling = experiment.classifier, experiment.scaling
 
   def right(params, key, t, batch):
     keys = example_keys(key, batch["index"])
@@ -183,7 +183,7 @@ def _over_batches(
   readers = data.in_order(source, config.eval.batch_size, config.eval.num_examples)
   total = min(len(source), config.eval.num_examples or len(source))
   size = min(config.eval.batch_size, -(-total // devices.device_count()) * devices.device_count())
-  files = [cache and cache / f"{prefix}batch_{i:06d}.npy" for i in range(len(readers))]
+  files: list[Any] = [cache and cache / f"{prefix}batch_{i:06d}.npy" for i in range(len(readers))]
   results = {}
   with Bar(name, total, " examples") as bar:
     for i, read in enumerate(readers):

@@ -64,7 +64,7 @@ MEASURES = (
   Measure("seconds_per_image", "seconds an image", ".3g", short="s / image"),
   Measure("fid", "FID", ".4g", short="FID", line="fid {}", curve=True),
   Measure("kid", "KID", ".5f", "kid_std", short="KID", line="kid {}", curve=True),
-  Measure("inception_score", "inception score", ".3f", "inception_score_std", short="IS", line="inception score {}", curve=True),
+  Measure("inception_score", "inception score", ".3f", "inception_score_std", "IS", "inception score {}", curve=True),
   Measure("precision", "precision", short="precision", line="precision {}", curve=True),
   Measure("recall", "recall", short="recall", line="recall {}", curve=True),
   Measure("reference_images", "images compared with", ","),

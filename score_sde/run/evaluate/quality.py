@@ -60,6 +60,7 @@ def measure(
     "inception_score_std": spread,
   }
   if reference.features is not None:
+    assert found.features is not None
     size = min(1000, len(found.features), len(reference.features))
     row["kid"], row["kid_std"] = metrics.kid(found.features, reference.features, subset_size=size)
     row["precision"], row["recall"] = metrics.precision_recall(found.features, reference.features)
@@ -127,8 +128,8 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
     raise BadInput(f"eval.fidelity_engine='torch-fidelity' is of images, not of {config.data.dataset!r}.")
 
   def run(files: list[pathlib.Path]) -> dict[str, Any]:
-    import torch
-    import torch_fidelity
+    import torch  # pyright: ignore[reportMissingImports]  # optional
+    import torch_fidelity  # pyright: ignore[reportMissingImports]  # optional
 
     class Images(torch.utils.data.Dataset):
       """uint8 (3, H, W) tensors, gray as gray in three colors."""

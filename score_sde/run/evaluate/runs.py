@@ -45,8 +45,9 @@ def open_workdir(workdir: str) -> pathlib.Path:
 def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
   """(step, EMA parameters) of the newest sound checkpoint, or that of `step`."""
   targets = {"ema_params": experiment.abstract_params()}
-  step, items = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
-  return step, devices.local(items["ema_params"])
+  found = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
+  assert found is not None
+  return found[0], devices.local(found[1]["ema_params"])
 
 
 def chosen_step(name: str, workdir: str) -> int | None:
@@ -99,7 +100,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   stored = samples.to_uint8(drawn, config.eval.quantization) if data.is_image(config) else drawn
   pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   samples.draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
-  if reference is not None and experiment.model.potential:
+  if reference is not None and experiment.score_model.potential:
     samples.draw_density(path / "density.png", experiment, params, reference, title)
   log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
 

@@ -63,9 +63,7 @@ def _sample(experiment: Experiment, params: Params, first: int, size: int, **opt
   condition = experiment.labels(first, size)
   x_T = experiment.start(jax.random.fold_in(key, START), first, size)
   shape = (size, *experiment.shape)
-  x, info = experiment.sampler(
-    experiment.score(params), key, shape, first=first, condition=condition, x_T=x_T, **options
-  )
+  x, info = experiment.draw(experiment.score(params), key, shape, first=first, condition=condition, x_T=x_T, **options)
   return experiment.scaling.inverse(x), info
 
 
@@ -132,8 +130,8 @@ def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
 
 def draw_denoising(path: pathlib.Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
   """One sample (all of them, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula below."""
-  config, model, scaling = experiment.config, experiment.model, experiment.scaling
-  y = experiment.labels(0, 1) if config.model.num_classes else None
+  config, model, scaling = experiment.config, experiment.score_model, experiment.scaling
+  y: Any = experiment.labels(0, 1) if config.model.num_classes else None
   estimate = jax.jit(lambda params, x, t: model.data(params, x, t, y))
   frames = []
   for t, x, _ in trajectory:
@@ -155,7 +153,7 @@ def draw_density(
 
   The less noise, the less scores tell of how much mass lies here and how much there, with nothing in between.
   """
-  model, largest = experiment.model, np.abs(reference).max()
+  model, largest = experiment.score_model, np.abs(reference).max()
   log_density = jax.jit(lambda params, x, t: model.log_density(params, x, jnp.full(len(x), t, x.dtype)))
   panels = []
   for share in (0.5, 0.2, 0.05):
@@ -167,7 +165,7 @@ def draw_density(
     else:
       t = sde.time_of_scale(x, scale)
     level = model.level(t, x)
-    limit = np.full(2, float(level.alpha[0] * largest + 2 * level.sigma[0]))
+    limit = jnp.full(2, float(level.alpha[0] * largest + 2 * level.sigma[0]))
     points, log_p, _ = normalize(lambda x, t=t: log_density(params, x, t[0]), -limit, limit)
     panels.append((f"t = {float(t[0]):.2g}", np.asarray(points), np.asarray(log_p)))
   pictures.density(
@@ -204,7 +202,7 @@ def draw_batches(
         continue
       start = time.monotonic()
       batch, _ = _batch(experiment, params, i * size, total, bar)
-      batch["seconds"] = time.monotonic() - start
+      batch["seconds"] = np.asarray(time.monotonic() - start)
       if data.is_image(config):
         batch["samples"] = to_uint8(batch["samples"], config.eval.quantization)
       arrays = batch | describe(batch["samples"])

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import pathlib
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
@@ -27,7 +28,7 @@ class Curves:
     if not writes:
       return
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS)
+    writer = csv.DictWriter(text, list(FIELDS))
     writer.writeheader()
     writer.writerows(_written(row) for row in rows)
     pictures.save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
@@ -38,7 +39,7 @@ class Curves:
     if not self._tensorboard:
       return
     with self._path.open("a", newline="") as file:
-      csv.DictWriter(file, FIELDS).writerow(_written({"step": step} | values))
+      csv.DictWriter(file, list(FIELDS)).writerow(_written({"step": step} | values))
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()
@@ -57,7 +58,7 @@ class Curves:
       self._tensorboard.close()
 
 
-def _written(row: dict[str, float]) -> dict[str, str]:
+def _written(row: dict[str, float]) -> dict[Any, str]:
   return {k: str(row[k]) if k == "step" else repr(float(row.get(k, math.nan))) for k in FIELDS}
 
 
@@ -82,4 +83,4 @@ def _has_fid(row: dict[str, float]) -> bool:
 def best_step(workdir: str | pathlib.Path) -> int | None:
   """The step of the snapshot with the least FID; None where none was measured."""
   rows = [row for row in read(workdir) if _has_fid(row)]
-  return min(rows, key=lambda row: row["fid"])["step"] if rows else None
+  return int(min(rows, key=lambda row: row["fid"])["step"]) if rows else None

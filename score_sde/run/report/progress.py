@@ -81,7 +81,7 @@ class Bar:
   def show(self, done: int, **numbers: float) -> None:
     """Sets how much is done, and numbers to show beside it."""
     if numbers:
-      self._bar.set_postfix(refresh=False, **{k: f"{v:.4g}" for k, v in numbers.items()})
+      self._bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()}, refresh=False)
     self._bar.update(done - self._bar.n)
 
   def step(self, done: int, total: int) -> None:
