@@ -1,4 +1,4 @@
-"""What the configs of the papers share: CIFAR-10, and the published discretization of the samplers."""
+"""Base of the papers' configs: CIFAR-10, and the published discretization of the samplers."""
 
 from score_sde.run.config import default_config
 
@@ -14,7 +14,7 @@ def get_config():
 
 
 def large_images(config):
-  """The schedule that the papers' 256 px and LSUN models share."""
+  """Sets the options that the papers' 256 px and LSUN models share."""
   config.data.image_size = 256
   config.model.dropout = 0.0
   config.training.batch_size = 64
@@ -28,7 +28,7 @@ def large_images(config):
 
 
 def celeba(config):
-  """CelebA, cropped to 64 px."""
+  """Sets the data to CelebA, cropped to 64 px."""
   config.data.dataset = "CELEBA"
   config.data.image_size = 64
   config.eval.begin_ckpt = 1

@@ -10,7 +10,7 @@ def get_config():
   config.data.num_channels = 1
   config.data.uniform_dequantization = True  # for bits/dim
 
-  config.model.name = "mlp"  # 64 gray levels, seen all at once
+  config.model.name = "mlp"  # an image has only 64 pixels
   config.model.nf = 512
   config.model.num_res_blocks = 3
   config.model.sigma_max = 8.0  # VE: above the largest distance between two digits (NCSNv2, Technique 1)

@@ -1,7 +1,7 @@
-"""What the small configs share: one network and one schedule that suit all three SDEs without a change.
+"""Base of the small configs: options that suit all three SDEs without a change.
 
-The network's input and output are scaled to unit variance at every noise level (EDM preconditioning), and it sees the
-noise-to-signal ratio; so it does not matter which SDE made the noise.
+The network's input and output are scaled to unit variance at every noise level (EDM preconditioning), and it gets the
+noise-to-signal ratio. So it does not matter which SDE made the noise.
 """
 
 from score_sde.run.config import default_config
@@ -28,7 +28,7 @@ def get_config():
   config.training.time_sampling = "lognormal"
   config.training.final_report = True
 
-  # Langevin's step length follows the norm of the score: its usual snr is tuned to thousands of dimensions.
+  # The Langevin step size depends on the norm of the score. The usual snr is tuned for thousands of dimensions.
   config.sampling.corrector = "none"
 
   config.eval.enable_bpd = True

@@ -28,12 +28,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+import score_sde as ss
 from score_sde import analytic
 from score_sde.batch import example_keys
 from score_sde.losses import ScoreMatching, denoising, explicit, implicit, sliced, sliced_variance_reduced
 from score_sde.models import MLP
 from score_sde.parameterization import ScoreModel
-from score_sde.sampling import ncsn
 from score_sde.sde import VE
 
 plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 11})
@@ -165,8 +165,9 @@ chains = langevin(exact, start)
 
 # %%
 all_levels = train(ScoreMatching(model, stratified=True, eps=1e-5), model)
-sample = ncsn(sde, num_scales=20, snr=0.25, n_steps=50, paper_step=True, eps=1e-5)
-annealed, info = sample(jax.tree_util.Partial(model.score, all_levels), jax.random.key(6), (2000, 2))
+solver = ss.NCSN(num_scales=20, snr=0.25, n_steps_each=50, ald_step="paper")
+draw = lambda key, score: ss.sample(key, sde, score, (2000, 2), solver=solver, eps=1e-5, return_info=True)
+annealed, info = jax.jit(draw)(jax.random.key(6), jax.tree_util.Partial(model.score, all_levels))
 
 figure, panels = plt.subplots(1, 3, figsize=(15, 4.6))
 for axes, values, name in (

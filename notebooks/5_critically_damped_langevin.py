@@ -32,7 +32,7 @@ import numpy as np
 import optax
 from scipy.linalg import expm
 
-from score_sde.run import data as datasets
+from score_sde.run import toys
 from score_sde.batch import example_keys, normal
 from score_sde.models import MLP
 from score_sde.parameterization import ScoreModel
@@ -108,7 +108,7 @@ for h in np.diff(TIMES):
   factor = np.linalg.cholesky(covariance)
   KERNEL.append([*mean, factor[0, 0], factor[1, 0], factor[1, 1]])
 KERNEL, TIMES = np.array(KERNEL), TIMES[1:]
-moons = (datasets.two_moons(np.random.default_rng(0), 100_000) / 1.2).astype(np.float32)
+moons = (toys.two_moons(np.random.default_rng(0), 100_000) / 1.2).astype(np.float32)
 
 
 def states(key, n):

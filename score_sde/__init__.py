@@ -6,14 +6,15 @@ log-density of the noisy data:
     import jax, score_sde as ss
     x = ss.sample(jax.random.key(0), ss.VP(), lambda x, t: -x, (16, 2), solver=ss.UniPC(), steps=20)
 
-    SDEs            VE, VP, SubVP, CosineVP, RectifiedFlow, Reflected; SDE and LinearSDE to write another
-    samples         sample, with a solver: PredictorCorrector, NCSN, DDPM, AdaptiveODE, AdaptiveSDE, DDIM, DPMSolver,
-                    DPMSolverSDE, UniPC, Heun; Solver to write another; TimeGrid and make_grid to place its steps
-    likelihoods     log_likelihood, ExactLikelihood, EvidenceBound, ChainBound, bits_per_dim, encode, decode,
-    interpolate training        ScoreModel (a network as a model of the score), ScoreMatching (the losses), Scaling (of
-    the data) conditions      guidance: classes, measurements, constraints
-    ground truth    analytic: data whose score and density are known at every time
-    trained models  load, Model
+    SDEs           VE, VP, SubVP, CosineVP, RectifiedFlow, Reflected; SDE and LinearSDE to write another
+    samples        sample, with a solver: PredictorCorrector, NCSN, DDPM, AdaptiveODE, AdaptiveSDE, DDIM, DPMSolver,
+                   DPMSolverSDE, UniPC, Heun; Solver to write another; TimeGrid and make_grid to place its steps
+    likelihoods    log_likelihood, ExactLikelihood, EvidenceBound, ChainBound, bits_per_dim
+    latents        encode, decode, interpolate
+    training       ScoreModel (a network as a model of the score), ScoreMatching (the losses), Scaling (of the data)
+    conditions     guidance: classes, measurements, constraints
+    ground truth   analytic: distributions whose score and density are known at every time
+    trained models load, Model
 
 Functions are pure: call them under jit, vmap, grad and shard_map. `x` is (B, ...), times are (B,), keys are explicit.
 `python -m score_sde --help` is the command line that trains, samples and evaluates.

@@ -1,7 +1,7 @@
-"""Data whose density, score and posterior mean are known exactly at every t under every linear SDE.
+"""Distributions whose density, score and posterior mean are known exactly at every t under every linear SDE.
 
-A ground truth for samplers and likelihoods: with x_0 a mixture of Gaussians, x_t = alpha x_0 + sigma z is one too, with
-means alpha m_k and covariances alpha² C_k + sigma² I.
+They are a ground truth for samplers and likelihoods. If x_0 is a mixture of Gaussians, x_t = alpha x_0 + sigma z is
+one too, with means alpha m_k and covariances alpha² C_k + sigma² I.
 """
 
 import dataclasses
@@ -11,19 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.batch import Array, sum_over_dims
+from score_sde.batch import Array, Batch, PerExample, Time, sum_over_dims
 from score_sde.errors import InvalidArgument
 from score_sde.sde import LinearSDE, Score, denoiser
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianMixture:
-  """sum_k weights[k] N(means[k], covariances[k]) in D dimensions. One component is a Gaussian, zero covariances points.
+  """Gaussian mixture sum_k weights[k] N(means[k], covariances[k]) in D dimensions.
+
+  With one component it is a Gaussian. With zero covariances it is a set of points.
 
   Attributes:
     means: (K, D).
     covariances: (K, D, D), positive semidefinite.
-    weights: (K,), positive, normalized on use.
+    weights: (K,), positive; they are normalized to sum to one.
+
+  Raises:
+    InvalidArgument: for other shapes, weights that are not positive, or covariances with a negative eigenvalue.
   """
 
   means: np.ndarray
@@ -50,15 +55,15 @@ class GaussianMixture:
       object.__setattr__(self, name, value)
 
   def sample(self, key: Array, n: int) -> Array:
-    """n draws of x_0, (n, D)."""
+    """Draws n samples of x_0, (n, D)."""
     pick, noise = jax.random.split(key)
     component = jax.random.choice(pick, len(self.weights), (n,), p=jnp.asarray(self.weights))
     root = jnp.asarray(self._basis * np.sqrt(self._spectrum)[:, None, :])
     z = jax.random.normal(noise, (n, self.means.shape[1]))
     return jnp.asarray(self.means)[component] + jnp.einsum("nij,nj->ni", root[component], z)
 
-  def log_density(self, sde: LinearSDE, x: Array, t: Array) -> Array:
-    """log p_t(x), in nats: (B, D), (B,) -> (B,)."""
+  def log_density(self, sde: LinearSDE, x: Batch, t: Time) -> PerExample:
+    """Returns log p_t(x), in nats: (B, D), (B,) -> (B,)."""
     alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
 
     def component(mean, spectrum, basis, weight):
@@ -71,13 +76,13 @@ class GaussianMixture:
     return jax.nn.logsumexp(jnp.stack(parts), axis=0)
 
   def score(self, sde: LinearSDE) -> Score:
-    """The exact score(x, t) = grad log p_t(x)."""
+    """Returns the exact score(x, t) = grad log p_t(x)."""
     return lambda x, t: jax.grad(lambda x: jnp.sum(self.log_density(sde, x, t)))(x)
 
   def posterior(self, a: np.ndarray, y: np.ndarray, noise: float) -> "GaussianMixture":
-    """The law of x_0 given y = a x_0 + noise z, again a mixture: `a` (M, D), `y` (M,), noise > 0.
+    """Returns the distribution of x_0 given y = a x_0 + noise z, also a mixture: `a` (M, D), `y` (M,), noise > 0.
 
-    Its `score` is that of p_t(x | y) at every t.
+    The `score` of the result is the score of p_t(x | y) at every t.
     """
     a, y = np.asarray(a, np.float64), np.asarray(y, np.float64)
     r, c = y - self.means @ a.T, self.covariances
@@ -90,18 +95,21 @@ class GaussianMixture:
     return GaussianMixture(self.means + np.einsum("kdm,km->kd", gain, r), covariances, weights)
 
   def log_likelihood(self, sde: LinearSDE, x: Array, t: Array, a: Array, y: Array, noise: Array) -> Array:
-    """log p_t(y | x_t = x) of y = a x_0 + noise z, in nats: (B, D), (B,), (B, M, D), (B, M), (B,) -> (B,)."""
+    """Returns log p_t(y | x_t = x) in nats, (B,), where y = a x_0 + noise z.
+
+    Shapes: x (B, D), t (B,), a (B, M, D), y (B, M), noise (B,).
+    """
     alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
 
     def component(mean, spectrum, basis, weight):
-      """log of its weight given x_t, and log p(y | x_t) within it."""
+      """Returns the log-weight given x_t, up to a constant, and log p(y | x_t) for one component; each is (B,)."""
       mean, spectrum, basis = (jnp.asarray(v, x.dtype) for v in (mean, spectrum, basis))
       variance = alpha**2 * spectrum + sigma**2
       z = (x - alpha * mean) @ basis
       log_w = math.log(weight) - jnp.sum(z**2 / variance + jnp.log(variance), axis=1) / 2
       expected = mean + (alpha * spectrum / variance * z) @ basis.T
-      along = a @ basis
-      s = jnp.einsum("bmk,bk,blk->bml", along, spectrum * sigma**2 / variance, along)
+      rotated = a @ basis
+      s = jnp.einsum("bmk,bk,blk->bml", rotated, spectrum * sigma**2 / variance, rotated)
       root = jnp.linalg.cholesky(s + noise[:, None, None] ** 2 * jnp.eye(a.shape[1], dtype=x.dtype))
       r = jax.scipy.linalg.solve_triangular(root, (y - jnp.einsum("bmd,bd->bm", a, expected))[..., None], lower=True)
       log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)), axis=1)
@@ -111,17 +119,17 @@ class GaussianMixture:
     log_w, log_p = (jnp.stack(p) for p in zip(*parts, strict=True))
     return jax.nn.logsumexp(jax.nn.log_softmax(log_w, axis=0) + log_p, axis=0)
 
-  def posterior_mean(self, sde: LinearSDE, x: Array, t: Array) -> Array:
-    """E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula."""
+  def posterior_mean(self, sde: LinearSDE, x: Batch, t: Time) -> Batch:
+    """Returns E[x_0 | x_t = x] = (x + sigma² score) / alpha, Tweedie's formula: (B, D), (B,) -> (B, D)."""
     return denoiser(sde, self.score(sde))(x, t)
 
 
 def gaussian(mean: np.ndarray, covariance: np.ndarray) -> GaussianMixture:
-  """N(mean, covariance)."""
+  """Returns N(mean, covariance) as a mixture of one component: `mean` (D,), `covariance` (D, D)."""
   return GaussianMixture(np.asarray(mean)[None], np.asarray(covariance)[None], np.ones(1))
 
 
 def points(locations: np.ndarray) -> GaussianMixture:
-  """Equally likely points (K, D)."""
+  """Returns the distribution of K equally likely points: `locations` (K, D)."""
   k, d = np.shape(locations)
   return GaussianMixture(np.asarray(locations), np.zeros((k, d, d)), np.ones(k))

@@ -1,59 +1,74 @@
-"""What treats the first axis as the batch: broadcasting over it, and one random key per example.
+"""Helpers for arrays whose first axis is the batch: broadcasting, sums per example, and one random key per example.
 
-Every random number of the library is drawn from a key of its own example, `fold_in(key, global index)`, so that the
-same example sees the same noise on one device, on eight, or on two hosts.
+Every random number is drawn from the key of its example, `fold_in(key, global index)`. An example therefore gets the
+same noise on one device, on eight devices, or on two hosts.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Key
 
 from score_sde.errors import InvalidArgument
 
 Array = jax.Array
 
-# Streams of a sample's key: what it starts from, and its steps.
+# Annotations with shapes. The tests check that a name such as B has one size within a call.
+Batch = Float[Array, "B *dims"]  # examples
+Keys = Key[Array, "B"]  # one per example
+Time = Float[Array, "B"]  # one per example
+PerExample = Float[Array, "B"]  # any other number per example
+Index = Int[Array, "B"]  # the position of each example
+Finite = Bool[Array, "B"]  # True for an example without NaN or infinity
+Numbers = Float[Array, "*shape"]  # any shape
+Measured = Float[Array, "B *measured"]  # measurements of examples
+Probes = Float[Array, "P B *dims"]
+Logits = Float[Array, "B classes"]
+Weights = Float[Array, "K"]
+Stack = Float[Array, "K B *dims"]  # one batch per weight
+
+# Streams of a sample's key: one for the start from the prior, one for the steps.
 PRIOR, STEPS = range(2)
 
 
 def expand(a: Array | float, x: Array) -> Any:
-  """`a` of shape (B,) (or a scalar), with trailing axes of size one so that it multiplies `x` of shape (B, ...)."""
+  """Adds trailing axes of size one to `a` (B,), so that it broadcasts with `x` (B, ...). A scalar stays as it is."""
   return jnp.reshape(a, jnp.shape(a) + (1,) * (x.ndim - jnp.ndim(a))) if jnp.ndim(a) else a
 
 
 def example_keys(key: Array, index: Array) -> Array:
-  """Keys (B,) = fold_in(key, index): one for each global index of an example in `index` (B,)."""
+  """Returns keys (B,) = fold_in(key, index), one for each global index of an example in `index` (B,)."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def fold(keys: Array, data: int | Array) -> Array:
-  """fold_in of the same number into each of the keys (B,): a fresh stream per purpose or step, still per example."""
+def fold(keys: Keys, data: int | Array) -> Keys:
+  """Folds the same number into each of the keys (B,): a new random stream per purpose or step, still per example."""
   return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
 def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
-  """Standard normal noise like `x` (B, ...), the i-th example from the i-th key."""
+  """Draws standard normal noise like `x` (B, ...), the i-th example from the i-th key."""
   return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
 def uniform(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
-  """Uniform [0, 1) noise like `x` (B, ...), the i-th example from the i-th key."""
+  """Draws uniform [0, 1) noise like `x` (B, ...), the i-th example from the i-th key."""
   return jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
 
 
-def sum_over_dims(x: Array) -> Array:
-  """Sum over all axes but the first: (B, ...) -> (B,)."""
+def sum_over_dims(x: Batch) -> PerExample:
+  """Sums over all axes but the first: (B, ...) -> (B,)."""
   return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
 
 
-def norm(x: Array) -> Array:
-  """Euclidean norm of every example: (B, ...) -> (B,)."""
+def norm(x: Batch) -> PerExample:
+  """Returns the Euclidean norm of every example: (B, ...) -> (B,)."""
   return jnp.sqrt(sum_over_dims(x**2))
 
 
 def as_key(key: Array) -> Array:
-  """Returns one random key, also for the raw uint32 array that `jax.random.PRNGKey` makes.
+  """Checks that `key` is one random key and returns it. Wraps a raw uint32 array made by `jax.random.PRNGKey`.
 
   Raises:
     InvalidArgument: for anything else, such as an integer or several keys.

@@ -1,8 +1,8 @@
-"""Bounds on what a score model knows about its data: the evidence lower bound, DDPM's, and that on the KL divergence.
+"""Bounds of the log-likelihood (the evidence lower bound and DDPM's bound), and of the KL divergence to the data.
 
-They bound the law of the reverse-time SDE, not that of the probability-flow ODE, whose likelihood is in `likelihood`.
-With z the noise of x_t = alpha x + sigma z, every term is a multiple of |z + sigma score(x_t, t)|², and time is best
-drawn uniformly in lambda = log_snr, which makes the weight of the continuous bound constant.
+They hold for the distribution of the reverse-time SDE. The likelihood of the probability-flow ODE is in `likelihood`.
+With z the noise of x_t = alpha x + sigma z, every term is a multiple of |z + sigma score(x_t, t)|². Time is drawn
+uniformly in lambda = log_snr, because the weight of the continuous bound is then constant.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.analytic import GaussianMixture
-from score_sde.batch import Array, expand, fold, normal, sum_over_dims, uniform
+from score_sde.batch import Array, Batch, Keys, PerExample, expand, fold, normal, sum_over_dims, uniform
 from score_sde.losses import importance_times
 from score_sde.options import Options, option
 from score_sde.sampling.sample import check_times
@@ -24,13 +24,13 @@ TIME, NOISE, LAST = range(3)
 
 
 def _prior_divergence(x: Array, alpha: Array | float, sigma: Array | float, std: float) -> Array:
-  """KL(N(alpha x, sigma² I) ‖ N(0, std² I)), (B,)."""
+  """Returns KL(N(alpha x, sigma² I) ‖ N(0, std² I)), (B,)."""
   dims, ratio = math.prod(x.shape[1:]), (sigma / std) ** 2
   return dims / 2 * (ratio - 1 - jnp.log(ratio)) + (alpha / std) ** 2 * sum_over_dims(x**2) / 2
 
 
 def _noise_error(sde: LinearSDE, score: Score, x: Array, z: Array, t: Array) -> Array:
-  """|z + sigma score(alpha x + sigma z, t)|², (B,)."""
+  """Returns |z + sigma score(alpha x + sigma z, t)|², (B,)."""
   mean, sigma = sde.marginal(x, t)
   sigma = expand(sigma, x)
   return sum_over_dims((z + sigma * score(mean + sigma * z, t)) ** 2)
@@ -38,12 +38,13 @@ def _noise_error(sde: LinearSDE, score: Score, x: Array, z: Array, t: Array) -> 
 
 @dataclasses.dataclass(frozen=True)
 class EvidenceBound(Options):
-  """An unbiased estimate of a lower bound of log p(x) in nats, under the reverse-time SDE of a linear SDE.
+  """Unbiased estimate of a lower bound of log p(x) in nats, under the reverse-time SDE of a linear SDE.
 
       log p(x) >= -KL(q(x_T | x) ‖ prior) - ½ ∫ E|z + sigma score|² d lambda + E log N(x; D(x_eps), (sigma/alpha)² I)
 
-  with lambda from that of T to that of eps and each example's `num_times` times stratified in it; tight for the exact
-  score. Song et al. 2021b (ScoreFlow), Theorem 3, with the step from x_eps to x as reconstruction; Kingma et al. 2021.
+  lambda runs from its value at T to its value at eps. The `num_times` times of each example are stratified in it. The
+  bound is tight for the exact score. Song et al. 2021b (ScoreFlow), Theorem 3, with the step from x_eps to x as
+  reconstruction; Kingma et al. 2021.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -52,16 +53,20 @@ class EvidenceBound(Options):
     (4,)
   """
 
-  eps: float = option(1e-5, "time at which the data stands", "(0, inf)")
+  eps: float = option(1e-5, "time of the data", "(0, inf)")
   num_times: int = option(64, "noise levels per example", "[1, inf)")
 
   @property
   def evaluations(self) -> int:
-    """Evaluations of the score per example."""
+    """Returns the number of evaluations of the score per example."""
     return self.num_times + 1
 
-  def __call__(self, sde: SDE, score: Score, keys: Array, x: Array) -> Array:
-    """Returns the bound (B,) of x (B, ...), with keys (B,). Raises InvalidArgument for an eps outside (0, T)."""
+  def __call__(self, sde: SDE, score: Score, keys: Keys, x: Batch) -> PerExample:
+    """Returns the bound (B,) of x (B, ...), with keys (B,).
+
+    Raises:
+      InvalidArgument: for an SDE that is not linear, or an eps outside (0, T).
+    """
     sde = linear(sde, "The evidence lower bound")
     check_times(sde, self.eps, sde.T)
     dims = math.prod(x.shape[1:])
@@ -81,16 +86,17 @@ class EvidenceBound(Options):
 
 @dataclasses.dataclass(frozen=True)
 class ChainBound(Options):
-  """A lower bound of log P(x) of discrete images in nats, under the chain of a discrete model.
+  """Lower bound of log P(x) of discrete images in nats, under the chain of a discrete model.
 
       -log P(x) <= KL(q(x_N | x) ‖ prior) + sum_i KL(q(x_i-1 | x_i, x) ‖ p(x_i-1 | x_i)) - log P(x | x_1)
 
-  over the model's `num_scales` noise levels, one noise each: DDPM's L_T, L_i-1 and L_0, the last with a Gaussian about
-  the denoised image integrated over the bin of each of `levels` gray levels, evenly spaced from `low` to `high`, the
-  outer ones open. Ho et al. 2020, eq. (5) and (13); also for a discrete VE model.
+  The terms are DDPM's L_T, L_i-1 and L_0. Each of the model's `num_scales` noise levels uses one noise sample. L_0 is
+  a Gaussian about the denoised image, integrated over the bin of the gray level. The `levels` gray levels are evenly
+  spaced from `low` to `high`, and the two outer bins are open. Ho et al. 2020, eq. (5) and (13). Also works for a
+  discrete VE model.
 
-  `posterior_variance`: of p(x_i-1 | x_i), as in ancestral sampling; False is DDPM's beta, None and True the
-  posterior's.
+  `posterior_variance` is the variance of p(x_i-1 | x_i), as in ancestral sampling: False is DDPM's beta, None and True
+  are the posterior's.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -107,11 +113,15 @@ class ChainBound(Options):
 
   @property
   def evaluations(self) -> int:
-    """Evaluations of the score per example."""
+    """Returns the number of evaluations of the score per example."""
     return self.num_scales
 
-  def __call__(self, sde: SDE, score: Score, keys: Array, x: Array) -> Array:
-    """Returns the bound (B,) of x (B, ...), with keys (B,). Raises InvalidArgument for an SDE without noise levels."""
+  def __call__(self, sde: SDE, score: Score, keys: Keys, x: Batch) -> PerExample:
+    """Returns the bound (B,) of x (B, ...), with keys (B,).
+
+    Raises:
+      InvalidArgument: for an SDE that is not linear or has no discrete noise levels.
+    """
     sde = linear(sde, "The bound of a discrete chain")
     alpha, sigma = sde.levels(self.num_scales)
     order = np.argsort(sigma / alpha)
@@ -127,9 +137,9 @@ class ChainBound(Options):
     table = lambda values: jnp.asarray(values, x.dtype)
 
     def noised(i: Array | int) -> tuple[Array, Array]:
-      """(noise, score) at the i-th level, the cleanest first."""
+      """Returns (noise, score) at the i-th level, counted from the least noisy one."""
       z = normal(fold(fold(keys, NOISE), i), x)
-      # A hair late, or float32 finds some levels one index low.
+      # Slightly later than the level's time, so that float32 rounding does not lower its index by one.
       t = jnp.full(x.shape[:1], jnp.minimum((i + 2e-4) / (self.num_scales - 1), 1) * sde.T, x.dtype)
       return z, score(table(alpha)[i] * x + table(sigma)[i] * z, t)
 
@@ -143,7 +153,7 @@ class ChainBound(Options):
     off = -std * (z + float(sigma[0]) * s)  # x minus the denoised image
     upper = jnp.where(x > self.high - half_bin, jnp.inf, (off + half_bin) / std)
     lower = jnp.where(x < self.low + half_bin, -jnp.inf, (off - half_bin) / std)
-    # Both limits on the side where the normal law's tail is small, or their difference would round to zero.
+    # Moves both limits to the negative side: on the positive side, the difference of the two cdfs would round to zero.
     lower, upper = jnp.where(lower > 0, -upper, lower), jnp.where(lower > 0, -lower, upper)
     above, below = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(lower)
     inside = above + jnp.log(jnp.maximum(-jnp.expm1(below - above), 1e-30))
@@ -152,7 +162,7 @@ class ChainBound(Options):
 
 
 def score_error(sde: LinearSDE, exact: Score, score: Score, key: Array, x: Array, times: Array) -> Array:
-  """E|score - exact|² under p_t, by the data `x` (n, D) noised anew at each of `times` (K,): (K,)."""
+  """Returns E|score - exact|² under p_t, (K,), from data `x` (n, D) with fresh noise at each of `times` (K,)."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(times)))
 
   def at(key_and_time):
@@ -168,13 +178,14 @@ def score_error(sde: LinearSDE, exact: Score, score: Score, key: Array, x: Array
 def kl_bound(
   sde: LinearSDE, data: GaussianMixture, score: Score, key: Array, *, eps: float, num_times: int = 200, n: int = 10_000
 ) -> dict[str, Array]:
-  """KL(p_eps ‖ p_SDE) <= KL(p_T ‖ prior) + ½ ∫ g² E|score - exact|² dt, in nats. Song et al. 2021b, Theorem 1.
+  """Estimates the bound KL(p_eps ‖ p_SDE) <= KL(p_T ‖ prior) + ½ ∫ g² E|score - exact|² dt, in nats, from `n` samples.
 
-  p_SDE is what the reverse-time SDE of `score` makes of the prior until eps; the ODE's law obeys no such bound.
+  p_SDE is the distribution at eps of the reverse-time SDE of `score`, started from the prior. The bound does not hold
+  for the probability-flow ODE. Song et al. 2021b, Theorem 1.
 
   Returns:
-    "bound", of which "prior" is the first term; and, at `num_times` log-SNRs from T to eps, "log_snr" and "density",
-    ½ g² E|score - exact|² dt / d log_snr, whose area is the second term.
+    "bound"; "prior", its first term; and two arrays (num_times,) from T to eps: "log_snr", and "density", ½ g²
+    E|score - exact|² dt / d log_snr. The area under the density is the second term.
   """
   x = data.sample(key, n)
   log_snr = jnp.linspace(sde.log_snr(jnp.asarray(sde.T, x.dtype)), sde.log_snr(jnp.asarray(eps, x.dtype)), num_times)

@@ -6,14 +6,14 @@ from typing import Any
 
 
 class ScoreSDEError(Exception):
-  """Base of every exception that this library raises by itself."""
+  """Base of every exception that this library defines."""
 
 
 class InvalidArgument(ScoreSDEError, ValueError):
-  """A value that cannot work. The message names the argument, the value, what is accepted and what to do.
+  """Invalid value of an argument. The message names the argument, the value, what is accepted and what to do.
 
-  `names` are the arguments that the message mentions in the form `name=value`. A program with names of its own, such as
-  the keys of a config, replaces them (see `renamed`).
+  `names` are the arguments that the message mentions in the form `name=value`. A program with other names for them,
+  such as the keys of a config, replaces them by `renamed`.
 
   Example:
     >>> str(InvalidArgument("eps=2 must lie in (0, 1).", "eps").renamed({"eps": "sampling.eps"}))

@@ -1,9 +1,9 @@
-"""The probability-flow ODE as a bijection between data and latents: exact log-likelihoods, encoding, decoding.
+"""Exact log-likelihoods, encoding and decoding by the probability-flow ODE, a bijection between data and latents.
 
     log p_0(x) = log p_T(x_T) + ∫₀ᵀ div f̃(x_t, t) dt,        div f̃ = E[eᵀ (∂f̃/∂x) e]
 
-Song et al. 2021, eq. (39) and (40); Hutchinson 1990, Skilling 1989 for the estimate of the trace. Drift and divergence
-come from one forward derivative (`jax.jvp`), which costs about two evaluations of the score.
+Song et al. 2021, eq. (39) and (40); Hutchinson 1990, Skilling 1989 for the estimate of the trace. One forward
+derivative (`jax.jvp`) gives both drift and divergence. It costs about two evaluations of the score.
 """
 
 import dataclasses
@@ -14,23 +14,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, as_key, example_keys, expand, norm, sum_over_dims
+from score_sde.batch import (
+  Array,
+  Batch,
+  Keys,
+  PerExample,
+  Stack,
+  Weights,
+  as_key,
+  example_keys,
+  expand,
+  norm,
+  sum_over_dims,
+)
 from score_sde.errors import InvalidArgument
 from score_sde.options import Options, option
 from score_sde.sampling.ode import AdaptiveODE, solve
 from score_sde.sampling.sample import check_condition, check_score, check_times
 from score_sde.sde import SDE, Reverse, Score, bind
-from score_sde.trace import PROBES, along, basis
+from score_sde.trace import PROBES, basis, value_and_jvps
 
 
 class LogDensity(NamedTuple):
-  """What `ExactLikelihood` finds for each example.
+  """Result of `ExactLikelihood` for each example.
 
   Attributes:
     log_p: log-density of x_eps in nats, (B,).
     x_T: the latent, like x.
     nfe: evaluations of the score, (B,).
-    t: the time that the solve reached, (B,): T, unless it ran into `max_steps`, where log_p is not to be used.
+    t: the time that the solve reached, (B,): T, or less if it ran into `max_steps`. Then log_p is invalid.
   """
 
   log_p: Array
@@ -41,12 +53,12 @@ class LogDensity(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ExactLikelihood(Options):
-  """The log-density of data under the probability-flow ODE, by one adaptive solve per example.
+  """Log-density of data under the probability-flow ODE, by one adaptive solve per example.
 
       log p_0(x) = log p_T(x_T) + ∫₀ᵀ div f̃(x_t, t) dt,        div f̃ = E[eᵀ (∂f̃/∂x) e]
 
-  Song et al. 2021, eq. (39) and (40). Works under every SDE with a known prior. `probe` "rademacher" or "gaussian"
-  vectors estimate the divergence; "exact" computes it with as many derivatives as dimensions.
+  Song et al. 2021, eq. (39) and (40). Works under every SDE with a known prior. With `probe` "rademacher" or
+  "gaussian", random vectors estimate the divergence. "exact" computes it, with one derivative per dimension.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -56,28 +68,32 @@ class ExactLikelihood(Options):
     -1.838
   """
 
-  eps: float = option(1e-5, "time at which the data stands", "(0, inf)")
+  eps: float = option(1e-5, "time of the data", "(0, inf)")
   rtol: float = option(1e-5, "relative tolerance of the ODE", "(0, inf)")
   atol: float = option(1e-5, "absolute tolerance of the ODE", "(0, inf)")
   probe: str = option("rademacher", "probes of the divergence", choices=(*PROBES, "exact"))
   num_probes: int = option(1, "probes per example", "[1, inf)")
-  # Of the adaptive solve; a config gives them for sampling and likelihoods together.
+  # Options of the adaptive solve. Not declared by `option`: a config sets them once for sampling and likelihoods.
   solver: str = "dopri5"
   max_steps: int = 4096
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    AdaptiveODE(self.rtol, self.atol, self.solver, max_steps=self.max_steps)  # checks their ranges
 
   def __call__(
     self,
     sde: SDE,
     score: Callable[..., Array],
-    keys: Array,
-    x: Array,
+    keys: Keys,
+    x: Batch,
     condition: Any = None,
     prior_logp: Callable[[Array], Array] | None = None,
   ) -> LogDensity:
     """Returns the log-densities of x (B, ...), with keys (B,) for the probes. A pure function.
 
-    With a `condition`, a pytree of (B, ...) arrays, each example's score is score(x, t, condition). `prior_logp` is the
-    log-density (B,) of x_T, in place of the SDE's prior: the exact one of `analytic` data, say.
+    With a `condition`, a pytree of (B, ...) arrays, the score is score(x, t, condition). `prior_logp` replaces the
+    log-density (B,) of the SDE's prior at x_T, for example by the exact one of `analytic` data.
 
     Raises:
       InvalidArgument: for an SDE without a likelihood, or an eps outside (0, T).
@@ -97,7 +113,7 @@ class ExactLikelihood(Options):
       def field(t: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
         x, _ = state
         drift = lambda x: reverse.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
-        value, products = along(drift, x, probes)
+        value, products = value_and_jvps(drift, x, probes)
         return value, weight * jnp.sum(products * probes)
 
       options = {"rtol": self.rtol, "atol": self.atol, "solver": self.solver, "max_steps": self.max_steps}
@@ -109,15 +125,16 @@ class ExactLikelihood(Options):
 
 
 def log_likelihood(
-  key: Array, sde: SDE, score: Callable[..., Array], x: Array, *, condition: Any = None, **options: Any
-) -> Array:
+  key: Array, sde: SDE, score: Callable[..., Array], x: Batch, *, condition: Any = None, **options: Any
+) -> PerExample:
   """Returns log p(x) in nats, (B,), of x (B, ...) under the probability-flow ODE of `score`. A pure function.
 
-  NaN stands for a solve that ran into `max_steps`. `options` are those of `ExactLikelihood`, which also returns the
-  latents and how many evaluations were made.
+  The value is NaN if the solve ran into `max_steps`. `options` are those of `ExactLikelihood`, which also returns the
+  latents and the number of evaluations.
 
   Raises:
-    InvalidArgument: for an SDE without a likelihood, a score of another arity, shape or dtype, options out of range.
+    InvalidArgument: for an SDE without a likelihood, a score with wrong arguments, shape or dtype, or options out of
+      range.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -131,11 +148,11 @@ def log_likelihood(
   return jnp.where(found.t >= jnp.asarray(sde.T, found.t.dtype), found.log_p, jnp.nan)
 
 
-def bits_per_dim(log_p: Array, dims: int, levels: int, scale: float) -> Array:
-  """-log2 p / dims + log2(levels) + log2(scale): bits a dimension of the discrete image that `levels` bins quantize.
+def bits_per_dim(log_p: PerExample, dims: int, levels: int, scale: float) -> PerExample:
+  """Returns bits/dim, (B,), of discrete images with `levels` gray levels: -log2 p / dims + log2(levels) + log2(scale).
 
   Args:
-    log_p: log-density, in nats, of the data as the model sees it, from uniformly dequantized images.
+    log_p: log-density, in nats, (B,), of uniformly dequantized images after scaling to the model's data.
     dims: dimensions of an image.
     levels: gray levels, 256 for ordinary images.
     scale: d(image in [0, 1]) / d(model's data): 1 for data in [0, 1], 1/2 for data in [-1, 1].
@@ -146,10 +163,11 @@ def bits_per_dim(log_p: Array, dims: int, levels: int, scale: float) -> Array:
 def normalize(
   log_density: Callable[[Array], Array], low: Array, high: Array, n: int = 200
 ) -> tuple[Array, Array, Array]:
-  """Quadrature of an unnormalized density in one or two dimensions: (points, log-density, log-normalizer).
+  """Normalizes a density in one or two dimensions by quadrature. Returns (points, log-density, log-normalizer).
 
-  log Z = log ∫ exp(log_density(x)) dx over the box from `low` to `high` (D,), by the midpoint rule with n points an
-  axis; `points` are (n, 1) or (n, n, 2), and the log-density at them, in nats, integrates to one over the box.
+  log Z = log ∫ exp(log_density(x)) dx over the box from `low` to `high` (D,), by the midpoint rule with n points per
+  axis. `points` are (n, 1) or (n, n, 2). The returned log-density is in nats, and its density integrates to one over
+  the box.
 
   Raises:
     InvalidArgument: for another number of dimensions, or an empty box.
@@ -167,18 +185,18 @@ def normalize(
   return points, values - log_z, log_z
 
 
-# Keeps data that lies between modes, where the flow stretches most, within 1e-3 after both ways.
+# Encoding and then decoding changes data by at most 1e-3, even between modes, where the flow stretches most.
 PRECISE = AdaptiveODE(rtol=1e-6, atol=1e-6)
 
 
 def encode(
-  sde: SDE, score: Score, x: Array, *, eps: float = 1e-5, ode: AdaptiveODE = PRECISE, condition: Any = None
+  sde: SDE, score: Score, x: Batch, *, eps: float = 1e-5, ode: AdaptiveODE = PRECISE, condition: Any = None
 ) -> tuple[Array, dict[str, Array]]:
-  """Returns (latent, info): data x (B, ...), standing at time `eps`, carried to its latent at T. A pure function.
+  """Returns (latent, info): solves the ODE from data x (B, ...) at time `eps` to its latent at T. A pure function.
 
-  Each datum has one latent, and each latent one datum. Under VP and sub-VP latents of data are standard normal, under
-  VE N(0, sigma_max² I); scaled by a temperature below one they decode to smoother data. `info` holds (B,) "nfe" and
-  "t", the time reached, which tells a solve that ran into `max_steps`. Song et al. 2021, Section 4.3 and Appendix D.5.
+  The map is one to one. Latents of data are standard normal under VP and sub-VP, and N(0, sigma_max² I) under VE.
+  Latents scaled by a temperature below one decode to smoother data. `info` has "nfe" and "t", each (B,). "t" is the
+  time reached: below T if the solve ran into `max_steps`. Song et al. 2021, Section 4.3 and Appendix D.5.
 
   Raises:
     InvalidArgument: for an eps outside (0, T).
@@ -195,7 +213,7 @@ def encode(
 
 
 def decode(
-  sde: SDE, score: Score, latent: Array, *, eps: float = 1e-5, ode: AdaptiveODE = PRECISE, condition: Any = None
+  sde: SDE, score: Score, latent: Batch, *, eps: float = 1e-5, ode: AdaptiveODE = PRECISE, condition: Any = None
 ) -> tuple[Array, dict[str, Array]]:
   """Returns (data, info): the inverse of `encode`, with the same arguments and errors."""
   check_times(sde, eps, sde.T)
@@ -203,11 +221,11 @@ def decode(
   return y, {"nfe": nfe, "t": t}
 
 
-def interpolate(a: Array, b: Array, weights: Array) -> Array:
-  """Latents (K, B, ...) between `a` and `b` (B, ...): on the great circle, at `weights` (K,) in [0, 1] of the way.
+def interpolate(a: Batch, b: Batch, weights: Weights) -> Stack:
+  """Interpolates latents from `a` to `b` (B, ...) on the great circle. Returns (K, B, ...), `weights` (K,) in [0, 1].
 
-  sin((1 - w) θ) / sin θ a + sin(w θ) / sin θ b, θ the angle between the two, so that norms stay those of latents, where
-  straight lines would pass too close to the origin. Song et al. 2021, Appendix D.5.
+  sin((1 - w) θ) / sin θ a + sin(w θ) / sin θ b, θ the angle between the two. This keeps the norm of latents. A straight
+  line would pass too close to the origin. Song et al. 2021, Appendix D.5.
   """
   cosine = sum_over_dims(a * b) / (norm(a) * norm(b))
   angle = jnp.maximum(jnp.arccos(jnp.clip(cosine, -1, 1)), 1e-4)

@@ -1,6 +1,7 @@
 """Distances between sets of images from their features: FID, KID, inception score, precision and recall.
 
-A feature extractor maps uint8 images to vectors (N, D); everything here is of the vectors, on the host, in float64.
+A feature extractor maps uint8 images to vectors (N, D). The functions here take these vectors and compute on the host
+in float64.
 """
 
 import dataclasses
@@ -12,10 +13,10 @@ from score_sde.errors import InvalidArgument
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-  """Mean and scatter of a stream of vectors: batches are added one after the other, and none is kept.
+  """Mean and scatter of a stream of vectors. Batches are added one after the other and are not stored.
 
   Attributes:
-    count: vectors so far.
+    count: number of vectors so far.
     mean: (D,).
     scatter: sum of (x - mean)(x - mean)ᵀ, (D, D).
   """
@@ -26,13 +27,13 @@ class Moments:
 
   @classmethod
   def of(cls, features: np.ndarray) -> "Moments":
-    """Of one batch (N, D)."""
+    """Returns the moments of one batch (N, D)."""
     x = np.asarray(features, np.float64)
     mean = x.mean(axis=0)
     return cls(len(x), mean, (x - mean).T @ (x - mean))
 
   def __add__(self, other: "Moments") -> "Moments":
-    """Of both streams together, without cancellation. Chan, Golub & LeVeque 1983."""
+    """Returns the moments of both streams together, without cancellation. Chan, Golub & LeVeque 1983."""
     count = self.count + other.count
     gap = other.mean - self.mean
     scatter = self.scatter + other.scatter + np.outer(gap, gap) * (self.count * other.count / count)
@@ -40,16 +41,17 @@ class Moments:
 
   @property
   def covariance(self) -> np.ndarray:
-    """Unbiased, (D, D). Raises InvalidArgument for fewer than two vectors."""
+    """Returns the unbiased covariance, (D, D). Raises InvalidArgument for fewer than two vectors."""
     if self.count < 2:
       raise InvalidArgument(f"A covariance needs at least 2 vectors, got {self.count}.")
     return self.scatter / (self.count - 1)
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-  """|mean1 - mean2|² + tr(cov1 + cov2 - 2 (cov1 cov2)^½), between two Gaussians. Heusel et al. 2017, eq. (6).
+  """Returns the Fréchet distance of two Gaussians: |mean1 - mean2|² + tr(cov1 + cov2 - 2 (cov1 cov2)^½).
 
-  The trace of the root is that of (cov1^½ cov2 cov1^½)^½, which is symmetric, and so real.
+  Heusel et al. 2017, eq. (6). The trace of the root equals that of (cov1^½ cov2 cov1^½)^½, which is symmetric and
+  therefore real.
   """
   values, basis = np.linalg.eigh(cov1)
   root = (basis * np.sqrt(np.maximum(values, 0))) @ basis.T
@@ -58,7 +60,7 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
 
 
 def fid(features1: np.ndarray, features2: np.ndarray) -> float:
-  """Fréchet distance of the Gaussians fitted to two sets of features, (N, D) and (M, D)."""
+  """Returns the Fréchet distance of the Gaussians fitted to two sets of features, (N, D) and (M, D)."""
   a, b = Moments.of(features1), Moments.of(features2)
   return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
@@ -66,16 +68,17 @@ def fid(features1: np.ndarray, features2: np.ndarray) -> float:
 def kid(
   features1: np.ndarray, features2: np.ndarray, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-  """Unbiased squared maximum mean discrepancy under the kernel (x·y / D + 1)³: (mean, std) over subsets.
+  """Returns the unbiased squared maximum mean discrepancy with kernel (x·y / D + 1)³: (mean, std) over subsets.
 
-  Bińkowski et al. 2018, Section 4; the subsets are those that torch-fidelity draws.
+  Bińkowski et al. 2018, Section 4. torch-fidelity draws the same subsets.
 
   Raises:
-    InvalidArgument: where a set is smaller than a subset.
+    InvalidArgument: if a set is smaller than a subset.
   """
   if min(len(features1), len(features2)) < subset_size:
     raise InvalidArgument(
-      f"KID draws subsets of {subset_size}, and there are {len(features1)} and {len(features2)} features. Use fewer."
+      f"KID draws subsets of {subset_size}, and there are {len(features1)} and {len(features2)} features. Use a "
+      "smaller subset_size."
     )
   rng, values, m = np.random.RandomState(seed), [], subset_size
   kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
@@ -87,7 +90,10 @@ def kid(
 
 
 def inception_score(logits: np.ndarray, *, splits: int = 10) -> tuple[float, float]:
-  """exp(E KL(p(y | x) ‖ p(y))), (mean, standard deviation) over `splits` parts in order. Salimans et al. 2016."""
+  """Returns exp(E KL(p(y | x) ‖ p(y))): (mean, standard deviation) over `splits` consecutive parts of `logits` (N, K).
+
+  Salimans et al. 2016.
+  """
   logits = np.asarray(logits, np.float64)
   logits = logits - logits.max(axis=1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -99,22 +105,23 @@ def inception_score(logits: np.ndarray, *, splits: int = 10) -> tuple[float, flo
 
 
 def precision_recall(generated: np.ndarray, real: np.ndarray, *, neighbours: int = 3) -> tuple[float, float]:
-  """(precision, recall): the share of each set within the balls around the other's points.
+  """Returns (precision, recall): the share of each set that lies in a ball around some point of the other set.
 
-  A ball reaches to its point's `neighbours`-th nearest within its own set. Kynkäänniemi et al. 2019, eq. (1).
+  The radius of a ball is the distance to the `neighbours`-th nearest point of the same set. Kynkäänniemi et al. 2019,
+  eq. (1).
   """
   generated, real = np.asarray(generated, np.float64), np.asarray(real, np.float64)
   return _covered(generated, real, neighbours), _covered(real, generated, neighbours)
 
 
 def _covered(points: np.ndarray, centres: np.ndarray, neighbours: int) -> float:
-  """The share of `points` in some ball around `centres`."""
+  """Returns the share of `points` that lie in a ball around some point of `centres`."""
   radii = np.concatenate([np.partition(d, neighbours, axis=1)[:, neighbours] for d in _distances(centres, centres)])
   return float(np.mean(np.concatenate([(d <= radii).any(axis=1) for d in _distances(points, centres)])))
 
 
 def _distances(a: np.ndarray, b: np.ndarray, rows: int = 2048):
-  """Squared distances (rows, M) of `a` (N, D) to `b` (M, D), some rows at a time."""
+  """Yields squared distances (rows, M) of `a` (N, D) to `b` (M, D), `rows` rows at a time."""
   lengths = (b**2).sum(axis=1)
   for i in range(0, len(a), rows):
     part = a[i : i + rows]

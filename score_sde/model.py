@@ -1,4 +1,4 @@
-"""A trained model: a network's parameters with all that is needed to use them, in the space of the data."""
+"""A trained model: a network, its parameters and the scaling of the data, with methods that use them."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ DEQUANTIZE, PROBE = range(2)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-  """A trained score model. `score_sde.load` makes it.
+  """Trained score model. `score_sde.load` makes it.
 
-  Its methods take and return data as people have it: images in [0, 1], or points. Each compiles once per shape.
+  Its methods take and return images in [0, 1], or points, and scale them for the network. Each compiles once per shape.
 
   Attributes:
     model: the network as a model of the score.
-    params: its parameters; other ones of the same shapes do not compile anew.
-    scaling: how the network sees examples.
+    params: parameters of the network. New values of the same shapes do not recompile.
+    scaling: the scaling of the data for the network.
     shape: shape of one example.
     classes: number of classes of a class-conditional network, else 0.
     eps: the time at which sampling ends.
@@ -53,12 +53,12 @@ class Model:
 
   @property
   def sde(self) -> SDE:
-    """The SDE that the data is diffused by."""
+    """Returns the SDE that diffuses the data."""
     return self.model.sde
 
   @property
   def score(self) -> jax.tree_util.Partial:
-    """The score(x, t) on the network's scale, for `score_sde.sample` and others; of classes it is score(x, t, y)."""
+    """Returns score(x, t) on the network's scale, for functions such as `score_sde.sample`; also takes classes y."""
     return jax.tree_util.Partial(self.model.score, self.params)
 
   # --- samples --------------------------------------------------------------------------------------------------------
@@ -75,21 +75,22 @@ class Model:
     steps: int | None = None,
     **options: Any,
   ) -> Array:
-    """Returns `n` samples, (n, ...), images clipped to [0, 1].
+    """Draws `n` samples, (n, ...). Images are clipped to [0, 1].
 
     Args:
       key: one random key.
-      n: how many.
-      label: the class of all, or of each (n,); by default the classes in turn.
-      measurement: what is known of the samples, in the space of the data, such as `guidance.inpaint(mask, y)`: one for
-        all, or `n` of them.
-      method: how a measurement guides: "pigdm", "tmpd", "dps", "replacement", "projection" or "ddrm".
-      solver: UniPC by default, and where a measurement is given DPMSolverSDE.
-      steps: of the solver; 20 by default, and 100 with a measurement.
-      **options: of `score_sde.sample`: grid, eps, t_start, x_T, first.
+      n: number of samples.
+      label: one class for all samples, or one per sample, (n,). By default sample i has class i modulo `classes`.
+      measurement: a measurement of the samples, on the scale of the data, such as `guidance.inpaint(mask, y)`: one for
+        all samples, or `n` of them.
+      method: the method that uses the measurement: "pigdm", "tmpd", "dps", "replacement", "projection" or "ddrm".
+      solver: by default UniPC, or DPMSolverSDE with a measurement.
+      steps: steps of the solver; by default 20, or 100 with a measurement.
+      **options: options of `score_sde.sample`: grid, eps, t_start, x_T, first.
 
     Raises:
-      InvalidArgument: for what cannot work.
+      InvalidArgument: for an unknown method, a label that does not exist, a class-conditional network with a
+        measurement, or a solver that cannot run with the other arguments.
     """
     if measurement is not None:
       return self._restored(key, n, measurement, method, solver, steps, label, options)
@@ -112,7 +113,7 @@ class Model:
       raise unknown("method", method, methods)
     if self.classes or label is not None:
       raise InvalidArgument(
-        "measurement: a class-conditional network takes none; use an unconditional one.", "measurement"
+        "measurement: a class-conditional network takes no measurement; use an unconditional network.", "measurement"
       )
     given = self._measured(measurement, n)
     steps = 100 if steps is None else steps
@@ -135,30 +136,30 @@ class Model:
   # --- likelihoods and latents ----------------------------------------------------------------------------------------
 
   def log_likelihood(self, key: Array, x: Array, *, label: Any = None, **options: Any) -> Array:
-    """Returns log p(x) in nats, (n,), of data x (n, ...) as it is given. NaN stands for a solve that failed.
+    """Returns log p(x) in nats, (n,), of data x (n, ...). The value is NaN if the solve failed.
 
-    `options` are those of `ExactLikelihood`. The density is that of the data's own scale: [0, 1] for images.
+    `options` are those of `ExactLikelihood`. The density is on the scale of x: [0, 1] for images.
 
     Raises:
-      InvalidArgument: for data of another shape, options out of range.
+      InvalidArgument: for data of another shape, or options out of range.
     """
     x = self._in(x)
     keys = example_keys(as_key(key), jnp.arange(len(x)))
     found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, keys, x, self._labels(label, len(x)))
     dims = x[0].size
-    jacobian = -dims * jnp.log(self.scaling.slope)  # of the scaling: d(model's data) / d(data)
+    jacobian = -dims * jnp.log(self.scaling.slope)  # log |d(model's data) / d(data)|
     return jnp.where(found.t >= jnp.asarray(self.sde.T, found.t.dtype), found.log_p + jacobian, jnp.nan)
 
   def bits_per_dim(self, key: Array, images: Array, *, label: Any = None, **options: Any) -> Array:
-    """Returns bits/dim, (n,), of images (n, H, W, C) in [0, 1] whose gray levels are dequantized uniformly.
+    """Returns bits/dim, (n,), of images (n, H, W, C) in [0, 1], after uniform dequantization of their gray levels.
 
-    NaN stands for a solve that failed. `options` are those of `ExactLikelihood`.
+    The value is NaN if the solve failed. `options` are those of `ExactLikelihood`.
 
     Raises:
-      InvalidArgument: for data that is no image.
+      InvalidArgument: for a model of points.
     """
     if self.scaling.levels is None:
-      raise InvalidArgument("bits/dim are of images, whose gray levels are discrete; use log_likelihood for points.")
+      raise InvalidArgument("bits/dim is defined for images with discrete gray levels; use log_likelihood for points.")
     levels, keys = self.scaling.levels, example_keys(as_key(key), jnp.arange(len(images)))
     raw = jnp.round(self._checked(images) * (levels - 1))
     x = dataclasses.replace(self.scaling, uniform_dequantization=True).prepare(fold(keys, DEQUANTIZE), raw)
@@ -168,21 +169,21 @@ class Model:
     return bits_per_dim(log_p, x[0].size, levels, self.scaling.slope)
 
   def encode(self, x: Array, *, label: Any = None) -> Array:
-    """Returns the latents of data x (n, ...), like x, by the probability-flow ODE; standard normal under VP."""
+    """Returns latents like x of data x (n, ...), by the probability-flow ODE. They are standard normal under VP."""
     x = self._in(x)
     return _encode(self.sde, self.score, x, self._labels(label, len(x)))
 
   def decode(self, latent: Array, *, label: Any = None) -> Array:
-    """Returns the data (n, ...) of latents like it: the inverse of `encode`."""
+    """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`."""
     return self._out(_decode(self.sde, self.score, jnp.asarray(latent), self._labels(label, len(latent))), clip=False)
 
   def denoise(self, x: Array, t: float | Array, *, label: Any = None) -> Array:
-    """Returns E[x_0 | x_t = x], in the space of the data, of noisy x (n, ...) on the network's scale at time `t`."""
+    """Returns E[x_0 | x_t = x] on the scale of the data. The noisy x (n, ...) at time `t` is on the network's scale."""
     x = jnp.asarray(x)
     times = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
     return self._out(_denoise(self.model, self.params, x, times, self._labels(label, len(x))), clip=False)
 
-  # --- between the data's space and the network's ---------------------------------------------------------------------
+  # --- conversion between the scale of the data and that of the network -----------------------------------------------
 
   def _checked(self, x: Array) -> Array:
     x = jnp.asarray(x)
@@ -212,9 +213,11 @@ class Model:
     return labels
 
   def _measured(self, measurement: Measurement, n: int) -> Measurement:
-    """The measurement of `n` samples on the network's scale: y = A x becomes A (x / slope + low)."""
+    """Returns the measurement of `n` samples on the network's scale: y = A x becomes A (x / slope + low)."""
     if len(measurement.y) not in (1, n):
-      raise InvalidArgument(f"measurement: of {len(measurement.y)} images; give one, or one for each of n={n}.", "n")
+      raise InvalidArgument(
+        f"measurement has {len(measurement.y)} entries: give one for all samples, or one for each of n={n}.", "n"
+      )
     if len(measurement.y) != n:
       measurement = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), measurement)
     slope, low = self.scaling.slope, self.scaling.forward(0.0)
@@ -229,7 +232,7 @@ def _sample(key, sde, score, shape, condition, x_T, solver, steps, options):
 
 @functools.partial(jax.jit, static_argnums=(1, 3, 5, 6, 7, 8))
 def _constrained(key, sde, score, shape, given, method, solver, steps, options):
-  if method == "ddrm":  # which takes the place of any solver
+  if method == "ddrm":  # DDRM is a solver itself
     solver = guidance.DDRM().given(given)
   else:
     solver = guidance.Projection()(given)(solver or DPMSolverSDE())

@@ -1,11 +1,11 @@
-"""Options of an algorithm: dataclass fields that know their range and what they mean.
+"""Options of an algorithm: dataclass fields with a description and a range.
 
     @dataclasses.dataclass(frozen=True)
     class Langevin(Options):
       snr: float = option(0.16, "ratio of noise to score in a step", "(0, inf)")
 
-`Options` checks every value when an object is made. The runner derives the keys of its configs, their documentation and
-the error "nothing reads this key" from the same fields, so that a new option is one line in one file.
+`Options` checks every value when an object is made. The runner takes the keys of its configs, their documentation and
+the error "nothing reads this key" from the same fields. A new option is therefore one line in one file.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from score_sde.errors import InvalidArgument, unknown
 
 
 class Other(tuple[Any, ...]):
-  """Stands in `Option.needs` for every value but these."""
+  """Matches, in `Option.needs`, every value except these."""
 
 
 Needs = Mapping[str, tuple[Any, ...]]
@@ -26,15 +26,15 @@ Needs = Mapping[str, tuple[Any, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """What is known of an option.
+  """Description and limits of an option.
 
   Attributes:
-    doc: what it means, with its unit; one line.
-    span: an interval such as "(0, 1]" that a number must lie in; "" for no limit.
-    choices: the accepted values, beside any function; () where any value of the type is accepted.
-    needs: when the option is read, as {name of another option: values of it}, all of which must hold; () stands for any
-      value that is true. A tuple of such mappings stands for alternatives.
-    key: the name in a config, where another option of the same section has this name; "" for the same name.
+    doc: its meaning and unit, in one line.
+    span: the interval of accepted numbers, such as "(0, 1]"; "" for no limit.
+    choices: the accepted values; functions are always accepted. () accepts any value of the type.
+    needs: the condition under which the option is read, as {name of another option: its values}. All entries must hold.
+      () means any true value. A tuple of such mappings means alternatives.
+    key: the name in a config, if another option of the same section already has this name; "" for the same name.
   """
 
   doc: str
@@ -53,7 +53,7 @@ def option(
   needs: Needs | tuple[Needs, ...] = (),
   key: str = "",
 ) -> Any:
-  """Returns a dataclass field with this `default` and the knowledge of an `Option`."""
+  """Returns a dataclass field with this `default`, which carries an `Option` made of the other arguments."""
   alternatives = needs if isinstance(needs, tuple) else (needs,)
   return dataclasses.field(default=default, metadata={"option": Option(doc, span, choices, alternatives or ({},), key)})
 

@@ -1,12 +1,12 @@
-"""What a network predicts, how it sees time, and the score that follows.
+"""Parameterizations: the quantity that a network predicts, its time input, and the conversion to a score.
 
-With x_t = alpha x_0 + sigma z, Tweedie's formula makes the predictions one:
+With x_t = alpha x_0 + sigma z, Tweedie's formula relates all predictions:
 
     score = -E[z | x_t] / sigma = (alpha E[x_0 | x_t] - x_t) / sigma²
     velocity = alpha E[z | x_t] - sigma E[x_0 | x_t],    flow = E[z - x_0 | x_t]
 
 Efron 2011, eq. (1.4); Salimans & Ho 2022, Appendix D, for the velocity; Liu et al. 2023 for the flow; Karras et al.
-2022, Table 1, for "edm". Each conversion is made once, in the form that does not cancel at either end of time.
+2022, Table 1, for "edm". Each conversion is written in the form that does not cancel at t -> 0 or t -> T.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, sum_over_dims
+from score_sde.batch import Array, Batch, PerExample, Time, expand, sum_over_dims
 from score_sde.errors import InvalidArgument
 from score_sde.options import Options, option
 from score_sde.sde import SDE, linear
@@ -26,7 +26,7 @@ Network = Callable[..., Array]  # (params, x, labels, keys or None[, y]) -> like
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """One noise level a example: x = alpha x_0 + sigma z, and the label under which a network knows it; all (B,)."""
+  """One noise level per example, x = alpha x_0 + sigma z, and its label, the network's time input; all are (B,)."""
 
   alpha: Array
   sigma: Array
@@ -104,7 +104,7 @@ def _flow_error(out, x0, z, alpha, sigma, sigma_data):
 
 
 def _edm_error(out, x0, z, alpha, sigma, sigma_data):
-  # F's target is (x_0 - c_skip x / alpha) / c_out; in terms of x_0 and z nothing cancels as sigma -> 0.
+  # F's target is (x_0 - c_skip x / alpha) / c_out. Written in x_0 and z, nothing cancels as sigma -> 0.
   spread = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
   target = (sigma * x0 - alpha * sigma_data**2 * z) / (sigma_data * spread)
   return (target - out) * alpha * sigma_data / spread
@@ -120,7 +120,7 @@ PREDICTIONS = {
   "edm": (_edm_to_noise, _edm_to_data, _edm_error),
 }
 
-# How a network sees time in a continuous model; a discrete one sees the index of its noise level.
+# The network's time input in a continuous model. The input of a discrete model is the index of its noise level.
 CONDITIONINGS = {
   "sigma": lambda sde, t: sde.sigma(t) / sde.alpha(t),  # VE; the same noise-to-signal ratio for every other SDE
   "log_sigma": lambda sde, t: -0.125 * sde.log_snr(t),  # log(sigma / alpha) / 4, EDM's c_noise
@@ -137,25 +137,24 @@ _SCALE_CONDITIONINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class ScoreModel(Options):
-  """A network as a model of the score of `sde`: hashable, without parameters, every method a pure function of them.
+  """A network as a model of the score of `sde`. It is hashable, and its methods are pure functions of the parameters.
 
-  Under an SDE without a closed-form kernel, x_0 and z have no meaning, alpha is 1 and sigma is `sde.scale`: the network
-  predicts the score, or "noise", minus the score times the scale, or "edm", the score by way of x + scale² score.
+  Under an SDE without a closed-form kernel, x_0 and z are undefined. Then alpha is 1, sigma is `sde.scale`, and the
+  network predicts one of three: "score"; "noise", which is -scale * score; or "edm", which predicts x + scale² score.
 
   Attributes:
-    sde: the SDE that the data is diffused by.
-    network: (params, x, labels, keys[, y]) -> output like x; keys (B,) drive dropout, None turns it off; classes y
-      (B,) come only where there are any.
+    sde: the SDE that diffuses the data.
+    network: (params, x, labels, keys[, y]) -> output like x. `keys` (B,) drive dropout, and None turns it off. Classes
+      `y` (B,) are passed only if the caller gives them.
     parameterization: what the network predicts, a name in PREDICTIONS. "edm" is data prediction with the network's
-    input and output scaled to unit
-      variance at every noise level: D = c_skip x / alpha + c_out F(c_in x / alpha).
-    conditioning: a name in CONDITIONINGS, for a continuous model.
+      input and output scaled to unit variance at every noise level: D = c_skip x / alpha + c_out F(c_in x / alpha).
+    conditioning: the network's time input in a continuous model, a name in CONDITIONINGS.
     num_scales: the number of noise levels of a discrete model (SMLD, DDPM); None for a continuous one.
     sigma_data: standard deviation of the data, for "edm".
-    potential: (params, x, labels, keys[, y]) -> (B,), for an energy-based model: `network` is its gradient in x.
+    potential: (params, x, labels, keys[, y]) -> (B,), for an energy-based model. `network` is its gradient in x.
 
   Raises:
-    InvalidArgument: for a parameterization that has no meaning under the SDE.
+    InvalidArgument: for a parameterization that the SDE does not support.
   """
 
   sde: SDE
@@ -178,14 +177,14 @@ class ScoreModel(Options):
     name = type(self.sde).__name__
     if self.parameterization not in ("score", "noise", "edm"):
       raise InvalidArgument(
-        f"parameterization={self.parameterization!r} needs a closed-form kernel, which {name} has not: use 'edm', "
+        f"parameterization={self.parameterization!r} needs a closed-form kernel, and {name} has none: use 'edm', "
         "'noise' (minus the score times the SDE's scale) or 'score'.", "parameterization",
       )  # fmt: skip
     if self.num_scales is not None:
       raise InvalidArgument(f"{name} has no discrete noise levels: train it as a continuous model.")
 
   def level(self, t: Array, x: Array) -> Level:
-    """The noise level of x at time t; for a discrete model the entry of its table."""
+    """Returns the noise level of x at time t (B,). For a discrete model it is an entry of its table."""
     if not self.sde.is_linear:
       scale = self.sde.scale(x, t)
       return Level(jnp.ones_like(t), scale, _SCALE_CONDITIONINGS[self.conditioning](self.sde, t, scale))
@@ -196,44 +195,44 @@ class ScoreModel(Options):
     return dataclasses.replace(self.level_of_index(index, t.dtype), label=label)
 
   def level_of_index(self, index: Array, dtype: jnp.dtype = jnp.float32) -> Level:
-    """The `index`-th noise level of a discrete model, as in its training."""
+    """Returns the noise levels of a discrete model at `index` (B,), as training uses them."""
     tables = linear(self.sde, "A discrete model").levels(self.num_scales or 0)
     alpha, sigma = (jnp.asarray(table, dtype)[index] for table in tables)
     return Level(alpha, sigma, index)
 
-  def output(self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None) -> Array:
-    """What the network itself returns at `x`."""
+  def output(self, params: Params, x: Batch, level: Level, keys: Array | None = None, y: Array | None = None) -> Batch:
+    """Returns the raw output of the network at `x` (B, ...), like `x`."""
     if self.parameterization == "edm":
       x = expand(self._input_scale(level), x) * x
     return self.network(params, x, level.label, keys, *([] if y is None else [y])).astype(x.dtype)
 
-  def noise(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
-    """E[z | x_t = x, y]."""
+  def noise(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> Batch:
+    """Returns E[z | x_t = x, y], like `x`."""
     return self._estimate(0, params, x, self.level(t, x), y=y)
 
-  def data(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
-    """E[x_0 | x_t = x, y]."""
+  def data(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> Batch:
+    """Returns E[x_0 | x_t = x, y], like `x`."""
     return self._estimate(1, params, x, self.level(t, x), y=y)
 
-  def score(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
-    """grad log p_t(x | y). Partial(model.score, params) is the score(x, t) that samplers and likelihoods take."""
+  def score(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> Batch:
+    """Returns grad log p_t(x | y), like `x`. Samplers and likelihoods take Partial(model.score, params) as score."""
     return self.score_of_level(params, x, self.level(t, x), y=y)
 
   def score_of_level(
     self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None
   ) -> Array:
-    """The score at a noise level, with dropout by `keys`."""
+    """Returns the score at a noise level, like `x`. `keys` (B,) drive dropout."""
     if self.parameterization == "score":
       return self.output(params, x, level, keys, y)
     return -self._estimate(0, params, x, level, keys, y) / expand(level.sigma, x)
 
-  def log_density(self, params: Params, x: Array, t: Array, y: Array | None = None) -> Array:
-    """log p_t(x | y) up to a constant of each t, (B,), whose gradient is `score`, of an energy-based model.
+  def log_density(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> PerExample:
+    """Returns log p_t(x | y) of an energy-based model, (B,), up to a constant for each t. Its gradient is `score`.
 
     Every parameterization is linear in x and the network's output: score = a x + b ∇φ(c x) gives ½ a |x|² + b/c φ(c x).
 
     Raises:
-      InvalidArgument: where the network is no gradient.
+      InvalidArgument: if the model has no `potential`.
     """
     if self.potential is None:
       raise InvalidArgument("Only an energy-based model has a density: this network is the gradient of no potential.")
@@ -257,7 +256,7 @@ class ScoreModel(Options):
   def noise_error(
     self, params: Params, x0: Array, z: Array, level: Level, keys: Array | None = None, y: Array | None = None
   ) -> Array:
-    """E[z | x_t] - z, up to sign, like `x0`: sigma times the error of the score. Written so that nothing cancels."""
+    """Returns ±(E[z | x_t] - z), like `x0`: sigma times the error of the score, in a form that does not cancel."""
     alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)
     out = self.output(params, alpha * x0 + sigma * z, level, keys, y)
     return PREDICTIONS[self.parameterization][2](out, x0, z, alpha, sigma, self.sigma_data)

@@ -1,4 +1,4 @@
-"""From raw examples to what a model sees, and back."""
+"""Scaling of raw examples to the model's data, and back."""
 
 import dataclasses
 from typing import Any
@@ -15,16 +15,16 @@ FLIP, DEQUANTIZE = range(2)
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-  """How raw examples become what a model sees. Images have gray levels; points, with levels=None, stay as they are.
+  """Scaling of raw examples to the model's data. Images have gray levels. Points (levels=None) stay as they are.
 
-  Gray level v of `levels` becomes v / (levels - 1), or (v + u) / levels with u uniform in [0, 1) under
-  `uniform_dequantization`; then [0, 1] becomes [-1, 1] where `centered`.
+  Gray level v becomes v / (levels - 1). With `uniform_dequantization` it becomes (v + u) / levels, u uniform in [0, 1).
+  If `centered`, [0, 1] is then mapped to [-1, 1].
 
   Attributes:
-    levels: gray levels of an image, 256 for ordinary ones; None for data that is no image.
-    centered: whether the model sees [-1, 1] instead of [0, 1].
-    uniform_dequantization: whether noise fills the gaps between gray levels, as likelihoods need it.
-    random_flip: whether images are mirrored at random in training.
+    levels: gray levels of an image, 256 for ordinary images; None for other data.
+    centered: True for model data in [-1, 1], False for [0, 1].
+    uniform_dequantization: True fills the gaps between gray levels with noise. Likelihoods need it.
+    random_flip: True mirrors images at random in training.
 
   Example:
     >>> import jax.numpy as jnp, score_sde as ss
@@ -39,21 +39,21 @@ class Scaling:
 
   @property
   def is_image(self) -> bool:
-    """Whether the data are images."""
+    """Tells whether the data are images."""
     return self.levels is not None
 
   @property
   def slope(self) -> float:
-    """d(image in [0, 1]) / d(model's data): 1/2 where centered, else 1."""
+    """Returns d(image in [0, 1]) / d(model's data): 1/2 for centered images, else 1."""
     return 0.5 if self.is_image and self.centered else 1.0
 
   @property
   def low(self) -> float:
-    """The value that the model sees of black."""
+    """Returns the value of black in the model's data."""
     return -1.0 if self.centered else 0.0
 
   def prepare(self, keys: Array | None, raw: Array, *, train: bool = False) -> Array:
-    """Returns what the model sees of raw examples (B, ...), float32, with keys (B,) for flips and dequantization."""
+    """Scales raw examples (B, ...) to the model's data, float32. `keys` (B,) drive flips and dequantization."""
     x = raw.astype(jnp.float32)
     if self.levels is None:
       return x
@@ -69,13 +69,13 @@ class Scaling:
     return 2 * x - 1 if self.centered else x
 
   def forward(self, image: Any) -> Any:
-    """Returns what the model sees of images in [0, 1] (points stay as they are)."""
+    """Maps images in [0, 1] to the model's data. Points stay as they are."""
     return 2 * image - 1 if self.is_image and self.centered else image
 
   def inverse(self, x: Any) -> Any:
-    """Returns images in [0, 1] from what the model sees (points stay as they are)."""
+    """Maps the model's data to images in [0, 1]. Points stay as they are."""
     return (x + 1) / 2 if self.is_image and self.centered else x
 
   def as_uint8(self, raw: np.ndarray) -> np.ndarray:
-    """Returns raw images of any number of gray levels on 0 to 255."""
+    """Converts raw images of any number of gray levels to uint8 in 0 to 255."""
     return np.round(raw * (255 / ((self.levels or 256) - 1))).astype(np.uint8)

@@ -1,23 +1,11 @@
 """How the house is kept: which module may import which, what is typed, and who knows of devices."""
 
-import doctest
-import importlib
 import pathlib
-import pkgutil
 import re
 import subprocess
 import sys
 
-import pytest
-
-import score_sde
-from score_sde import errors, options, scaling
-
 ROOT = pathlib.Path(__file__).parent.parent
-CORE = [
-  m.name for m in pkgutil.walk_packages(score_sde.__path__, "score_sde.")
-  if not m.name.startswith("score_sde.run") and not m.name.endswith("__main__")
-]  # fmt: skip
 
 
 def test_imports_keep_their_contracts():
@@ -40,12 +28,11 @@ def test_one_place_says_what_only_a_linear_sde_can_do():
   assert sum(text.count("needs a linear SDE") for text in files.values()) == 1
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_examples_in_the_docstrings_run(name):
-  found = doctest.testmod(importlib.import_module(name))
-  assert found.failed == 0
-
-
-def test_there_are_examples():
-  assert doctest.testmod(errors).attempted
-  assert doctest.testmod(options).failed == doctest.testmod(scaling).failed == 0
+def test_shapes_are_as_annotated_and_examples_run():
+  """beartype checks every annotation of a shape in the core, in a process whose imports it instruments."""
+  done = subprocess.run([sys.executable, "tests/shapes.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stdout + done.stderr
+  examples, solvers, losses = map(int, re.findall(r"\d+", done.stdout))
+  assert examples > 60
+  assert solvers > 50
+  assert losses == 5

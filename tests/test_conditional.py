@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused(runs, tmp_path):
     guide.sample(config, runs["model"])
   with pytest.raises(BadInput, match="draws no samples"):
     guide.sample(small(digits.get_config()), runs["classifier"])
-  with pytest.raises(BadInput, match="an evaluation knows 'class' alone"):
+  with pytest.raises(BadInput, match="only accepts 'class'"):
     guide.evaluate(small(quickstart.get_config(), task="inpaint"), runs["model"])
   with pytest.raises(BadInput, match="is no image and no folder of images"):
     draw(runs["model"], task="inpaint", input=str(tmp_path))

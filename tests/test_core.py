@@ -11,7 +11,7 @@ import runs
 import score_sde as ss
 from score_sde import analytic
 from score_sde.run.sampler import Sampler, stepping
-from score_sde.sampling import METHODS
+from score_sde.sampling import METHODS, grid_for
 
 MIXTURE = analytic.GaussianMixture(
   means=[[0.5, -0.3], [-0.6, 0.4]],
@@ -254,8 +254,22 @@ def test_a_constraint_is_a_function_from_a_solver_to_a_solver():
     assert np.std(x[:, 1]) > 0.05
   x = ss.sample(KEY, ss.VP(), score, (8, 2), solver=ss.guidance.DDRM().given(y), steps=30)
   np.testing.assert_allclose(x[:, 0], 0.7, atol=0.05)
-  with pytest.raises(ss.InvalidArgument, match="which no constraint belongs to"):
+  with pytest.raises(ss.InvalidArgument, match="takes no constraint"):
     constraint(ss.DDPM())
+
+
+@pytest.mark.parametrize("solver", [ss.DPMSolverSDE(), ss.PredictorCorrector(), ss.DDIM()], ids=str)
+def test_a_constrained_solver_keeps_its_grid_and_number_of_steps(solver):
+  """The pure function and the runner, which sees the solver without its constraint, choose the same steps."""
+  y = ss.guidance.inpaint(jnp.tile(jnp.array([1.0, 0.0]), (8, 1)), jnp.tile(jnp.array([0.7, 0.0]), (8, 1)))
+  constrained = ss.guidance.Projection()(y)(solver)
+  assert constrained.default_steps == solver.default_steps
+  score = MIXTURE.score(ss.VP())
+  x = jax.jit(lambda key: ss.sample(key, ss.VP(), score, (8, 2), solver=constrained, steps=12))(KEY)
+  grid = grid_for(solver, ss.VP(), 12, None, 1e-3)
+  runner = Sampler(ss.VP(), solver, grid, constraint=ss.guidance.Projection())
+  expected, _ = runner(jax.tree_util.Partial(score), KEY, (8, 2), condition=y)
+  np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
 
 
 # --- what is refused, before anything is compiled ---------------------------------------------------------------------

@@ -217,7 +217,7 @@ def test_at_a_boundary_the_weight_keeps_integration_by_parts_true():
     ({"weighting": "heavy"}, "choose one of simple"),
     ({"probe": "sphere"}, "rademacher, gaussian"),
     ({"num_probes": 0}, "num_probes=0 must be at least 1"),
-    ({"time_sampling": "single", "single_sigma": 99.0}, "no noise level of the SDE"),
+    ({"time_sampling": "single", "single_sigma": 99.0}, "must be a noise level of the SDE"),
   ],
 )
 def test_settings_that_cannot_work_are_named(options, message):

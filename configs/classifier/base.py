@@ -1,4 +1,4 @@
-"""What configs of classifiers share: the data, SDE and training of a config of scores, and a WideResNet."""
+"""Base of configs of classifiers: data, SDE and training of a config of a score model, and a WideResNet."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ _KEPT = ("sigma_min", "sigma_max", "beta_min", "beta_max", "cosine_s", "delta", 
 
 
 def of(config: ConfigDict, num_classes: int) -> ConfigDict:
-  """`config` as that of a classifier of the same noisy data."""
+  """Turns the `config` of a score model into that of a classifier of the same noisy data, and returns it."""
   model = default_config().model
   for name in _KEPT:
     model[name] = config.model[name]

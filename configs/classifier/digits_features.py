@@ -1,5 +1,4 @@
-"""A classifier of clean digits, for the features that samples are measured in (eval.features): one minute on two CPU
-cores."""
+"""A classifier of clean digits, for metrics of samples (eval.features): one minute on two CPU cores."""
 
 from configs.classifier import digits
 

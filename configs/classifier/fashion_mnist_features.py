@@ -1,5 +1,4 @@
-"""A classifier of clean garments, for the features that samples are measured in (eval.features): ten minutes on two CPU
-cores."""
+"""A classifier of clean garments, for metrics of samples (eval.features): ten minutes on two CPU cores."""
 
 from configs.classifier import fashion_mnist
 

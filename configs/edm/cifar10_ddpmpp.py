@@ -1,6 +1,6 @@
 """EDM on CIFAR-10 with the architecture DDPM++, Karras et al. 2022's 'VP': FID 1.97 (Table 2), there with augmentation.
 
-Both of EDM's names stand for architectures: alpha = 1, preconditioning, weighting and times are the same for both.
+EDM's names 'VP' and 'VE' only mean architectures: alpha = 1, preconditioning, weighting and times are the same in both.
 """
 
 from score_sde.run.config import default_config
@@ -17,7 +17,7 @@ def get_config():
   config.model.sigma_max = 80.0
   config.model.ch_mult = (2, 2, 2)
   config.model.dropout = 0.13
-  config.model.ema_rate = 0.99929  # half forgotten in 500,000 images
+  config.model.ema_rate = 0.99929  # half-life of 500,000 images
   config.model.fir = False
   config.model.progressive_input = "none"
   config.model.conditioning = "log_sigma"

@@ -9,5 +9,5 @@ def get_config():
   config.model.progressive_input = "residual"
   config.model.conditioning = "sigma"
   config.model.embedding_type = "fourier"
-  config.model.fourier_scale = 4.0  # of log sigma: 16 times EDM's log(sigma) / 4
+  config.model.fourier_scale = 4.0  # multiplies log sigma; EDM has scale 16 of log(sigma) / 4
   return config

@@ -1,7 +1,7 @@
 """Fashion-MNIST, 28 x 28, with a small DDPM++: half an hour to an hour on two CPU cores, for any of the three SDEs.
 
-60,000 real photographs of garments, read from the four IDX files (`apt-get install dataset-fashion-mnist`, or
---config.data.path=FOLDER with the public download).
+The data are 60,000 photographs of garments in four IDX files (`apt-get install dataset-fashion-mnist`, or the public
+download with --config.data.path=FOLDER).
 """
 
 from configs import small
@@ -27,7 +27,7 @@ def get_config():
   config.training.time_sampling = "uniform"
   config.training.batch_size = 32
   config.training.n_iters = 2400
-  config.training.n_jitted_steps = 1  # steps take half a second on a CPU: nothing to gain, and compile time to lose
+  config.training.n_jitted_steps = 1  # a step takes half a second on a CPU, so more would only cost compile time
   config.training.snapshot_freq = 800
   config.training.snapshot_freq_for_preemption = 200
 
@@ -35,5 +35,5 @@ def get_config():
   config.sampling.num_samples = 64
 
   config.eval.batch_size = 64
-  config.eval.num_examples = 128  # an ODE likelihood of this network takes seconds an image on a CPU
+  config.eval.num_examples = 128  # an ODE likelihood of this network takes seconds per image on a CPU
   return config

@@ -1,4 +1,4 @@
-"""What the 2-D toys share: a small MLP that learns any of them in about a minute on two CPU cores."""
+"""Base of the 2-D toys: a small MLP that learns any of them in about a minute on two CPU cores."""
 
 from configs import small
 

@@ -1,10 +1,10 @@
-"""A toy under an SDE of a user's own without a closed-form kernel.
+"""Two moons under a user's own SDE, a double well, without a closed-form kernel.
 
 Paths are simulated, the score is learned by sliced score matching, and sampling starts from simulated end points.
 
     dx = -k (x - c(x)) dt + √(2k) s dw,    c(x) = (tanh 2 x₀, 0)
 
-an Ornstein-Uhlenbeck process with two wells near x₀ = ±1: nothing here but drift and diffusion is written.
+is an Ornstein-Uhlenbeck process with two wells near x₀ = ±1. This file only defines its drift and diffusion.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from score_sde.sde import SDE
 
 @dataclasses.dataclass(frozen=True)
 class DoubleWell(SDE):
-  """An Ornstein-Uhlenbeck process in a double well.
+  """Double well: an Ornstein-Uhlenbeck process with two wells.
 
   Attributes:
     stiffness: k, per unit of time.
@@ -37,7 +37,7 @@ class DoubleWell(SDE):
 
 
 def double_well(model):
-  """The SDE, as config.training.sde names it."""
+  """Returns the SDE. config.training.sde names this function."""
   return DoubleWell()
 
 
@@ -45,5 +45,5 @@ def get_config():
   config = base.get_config()
   config.data.dataset = "two_moons"
   config.training.sde = "configs/toy/double_well.py:double_well"
-  config.eval.enable_bpd = False  # the law that sampling starts from has no known density
+  config.eval.enable_bpd = False  # the start distribution of sampling has no known density
   return config

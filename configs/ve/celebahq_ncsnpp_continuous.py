@@ -1,7 +1,7 @@
 """NCSN++ cont. with the VE SDE on CelebA-HQ, 1024 px (Song et al. 2021, Figure 12).
 
 Set --config.data.path to the TFRecords (the official file has a path of its authors), or to a folder of images.
-It also lacks n_jitted_steps, the likelihood's settings and betas; here they have the default values.
+The official file also lacks n_jitted_steps, the betas and the settings of the likelihood. They have default values.
 """
 
 from configs.ve import celebahq_256_ncsnpp_continuous

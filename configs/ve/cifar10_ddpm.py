@@ -1,4 +1,4 @@
-"""Ho et al.'s U-Net with NCSN's noise levels on CIFAR-10 (VE), where Song et al. 2021 began."""
+"""Ho et al.'s U-Net with NCSN's noise levels on CIFAR-10 (VE), the starting point of Song et al. 2021."""
 
 from configs import papers
 

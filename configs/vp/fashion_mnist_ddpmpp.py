@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 28 x 28, with the VP SDE: `configs/fashion_mnist/ddpmpp.py` says what it takes."""
+"""Fashion-MNIST, 28 x 28, with the VP SDE: see `configs/fashion_mnist/ddpmpp.py`."""
 
 from configs.fashion_mnist import ddpmpp
 

@@ -1,9 +1,10 @@
-"""Conditional generation without training anew: any score becomes that of a posterior.
+"""Conditional generation without new training: turns any score into the score of a posterior.
 
     grad log p_t(x | y) = score(x, t) + grad log p_t(y | x)
 
-`posterior` has the methods for measurements y = A x + noise, `operators` what can be measured, `classes` guidance to a
-class. What they return is a score again. `constraints` act on the state of a solver instead.
+`posterior` has the methods for measurements y = A x + noise, `operators` the linear and `nonlinear` the other operators
+A, and `classes` the guidance to a class. The methods of `posterior` and `classes` return a score. `constraints` change
+the state of a solver instead.
 """
 
 from score_sde.guidance.classes import ByClassifier, Classifier, ClassifierFree

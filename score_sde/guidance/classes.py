@@ -1,4 +1,4 @@
-"""Guidance to a class: by a classifier of noisy data, or by a class-conditional network alone."""
+"""Guidance to a class, by a classifier of noisy data or by a class-conditional network alone."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from score_sde.batch import Array, expand, fold, normal, uniform
+from score_sde.batch import Array, Batch, Keys, Logits, PerExample, Time, expand, fold, normal, uniform
 from score_sde.errors import InvalidArgument
 from score_sde.losses import uniform_times
 from score_sde.options import Options, option
@@ -21,15 +21,18 @@ TIME, NOISE = range(2)
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Options):
-  """A network as p_t(y | x) of noisy data; it sees x and the noise-to-signal ratio sigma(t) / alpha(t).
+  """Classifier p_t(y | x) of noisy data. The network takes x and the noise-to-signal ratio sigma(t) / alpha(t).
 
   Attributes:
-    sde: the SDE that the data is diffused by.
+    sde: the SDE that diffuses the data, a linear one.
     network: (params, x, ratio (B,)) -> logits (B, classes).
     eps: smallest time of training.
     stratified: spread the times of a batch evenly.
-    single_sigma: sigma / alpha of the only noise level it is trained at, in place of all: no guide then, but the better
-      judge of images of little noise.
+    single_sigma: sigma / alpha of one noise level for training, in place of all levels. Such a classifier cannot guide
+      sampling, but it judges images with little noise better.
+
+  Raises:
+    InvalidArgument: for an SDE that is not linear, or an eps outside (0, T).
   """
 
   sde: LinearSDE
@@ -46,21 +49,21 @@ class Classifier(Options):
     if not self.eps < self.sde.T:
       raise InvalidArgument(f"eps={self.eps} must lie in (0, {self.sde.T}).", "eps")
 
-  def logits(self, params: Any, x: Array, t: Array) -> Array:
-    """log p_t(y | x) up to a constant, (B, classes)."""
+  def logits(self, params: Any, x: Batch, t: Time) -> Logits:
+    """Returns log p_t(y | x) up to a constant, (B, classes)."""
     return self.network(params, x, self.sde.sigma(t) / self.sde.alpha(t))
 
   def at_time(self, params: Any, keys: Array, x0: Array, t: Array) -> Array:
-    """Logits of `x0`, noisy as at times `t` (B,)."""
+    """Adds the noise of times `t` (B,) to `x0` (B, ...) and returns the logits (B, classes)."""
     mean, std = self.sde.marginal(x0, t)
     return self.logits(params, mean + expand(std, x0) * normal(fold(keys, NOISE), x0), t)
 
   def __call__(
-    self, params: Any, keys: Array, x0: Array, index: Array, batch_size: int, train: bool = True, y: Array | None = None
-  ) -> Array:
-    """The training loss: -log p_t(y | x_t) (B,) in nats, times uniform in [eps, T] or that of `single_sigma`.
+    self, params: Any, keys: Keys, x0: Batch, index: Array, batch_size: int, train: bool = True, y: Array | None = None
+  ) -> PerExample:
+    """Returns the training loss -log p_t(y | x_t), (B,), in nats. Takes the arguments of `ScoreMatching`.
 
-    Arguments are those of `ScoreMatching`.
+    Times are uniform in [eps, T], or equal to that of `single_sigma`.
     """
     u = uniform(fold(keys, TIME), jnp.zeros_like(x0, shape=x0.shape[:1]))
     if self.stratified:
@@ -75,29 +78,31 @@ class Classifier(Options):
 
 @dataclasses.dataclass(frozen=True)
 class ByClassifier(Options):
-  """score(x, t) + scale grad log p_t(y | x). Song et al. 2021, eq. (14); Dhariwal & Nichol 2021 for the scale.
+  """Classifier guidance: score(x, t) + scale grad log p_t(y | x). Song et al. 2021, eq. (14).
 
-  `logits(params, x, t)` is a `Classifier`'s; condition_on(score, ByClassifier(...), params) is the score(x, t, y) of
-  classes y (B,). scale 0 is no guidance, 1 Bayes' rule; above, samples are surer of their class and less diverse.
+  `logits(params, x, t)` is the method of a `Classifier`. condition_on(score, ByClassifier(...), params) returns
+  score(x, t, y) for classes y (B,). Scale 0 is no guidance, and 1 is Bayes' rule. Above 1, samples show their class
+  more clearly and are less diverse (Dhariwal & Nichol 2021).
   """
 
   logits: Callable[..., Array]
   scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
 
-  def __call__(self, score: Score, params: Any, x: Array, t: Array, y: Array) -> Array:
+  def __call__(self, score: Score, params: Any, x: Batch, t: Time, y: Array) -> Batch:
     log_p = lambda x: jnp.sum(-optax.softmax_cross_entropy_with_integer_labels(self.logits(params, x, t), y))
     return score(x, t) + self.scale * jax.grad(log_p)(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree(Options):
-  """score(x, t) + scale [score(x, t, y) - score(x, t)], both by one network that knows "no class" (y < 0).
+  """Classifier-free guidance: score(x, t) + scale [score(x, t, y) - score(x, t)].
 
-  Ho & Salimans 2022, eq. (6), whose w is scale - 1. Outside low <= sigma / alpha <= high the scale is 1, for one
-  evaluation in place of two: guidance only harms at high noise and is lost at low (Kynkäänniemi et al. 2024).
+  One network gives both scores. y < 0 means "no class". Ho & Salimans 2022, eq. (6); their w is scale - 1. Outside
+  low <= sigma / alpha <= high the scale is 1, which takes one evaluation instead of two. There guidance is harmful
+  (high noise) or useless (low noise), see Kynkäänniemi et al. 2024.
 
   Raises:
-    InvalidArgument: for a negative scale or an empty interval.
+    InvalidArgument: for an SDE that is not linear, a negative scale or an empty interval.
   """
 
   sde: SDE
@@ -111,7 +116,7 @@ class ClassifierFree(Options):
     if not self.low < self.high:
       raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy 0 <= low < high.", "low", "high")
 
-  def __call__(self, score: Callable[..., Array], x: Array, t: Array, y: Array) -> Array:
+  def __call__(self, score: Callable[..., Array], x: Batch, t: Time, y: Array) -> Batch:
     sde = linear(self.sde, "Classifier-free guidance")
     ratio = sde.sigma(t) / sde.alpha(t)
     inside = (ratio >= self.low) & (ratio <= self.high)

@@ -1,7 +1,7 @@
-"""Posterior sampling by acting on the state: what is measured of x_t is put into it after every update.
+"""Posterior sampling that changes the state of a solver: the measured part of x_t is replaced after every update.
 
-A constraint is a function from a solver to a solver. These are no scores, so no likelihood comes of them. DDRM's update
-is so much a sampler's own that it is a solver itself.
+A constraint is a function from a solver to a solver. It defines no score and therefore no likelihood. DDRM replaces the
+whole update of a solver, so it is a solver itself.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, normal
+from score_sde.batch import Array, Batch, Keys, Time, expand, normal
 from score_sde.errors import InvalidArgument
 from score_sde.guidance.operators import Measurement
 from score_sde.options import Options, option
@@ -23,14 +23,17 @@ Constraint = Callable[[Solver], Solver]
 
 @dataclasses.dataclass(frozen=True)
 class Projection(Options):
-  """x̄ <- (1 - strength) x̄ + strength (α ȳ + std z̄) in every measured direction, x̄ = Vᵀ x and ȳ = Vᵀ A⁺ y.
+  """Projection: x̄ <- (1 - strength) x̄ + strength (α ȳ + std z̄) in measured directions, x̄ = Vᵀ x and ȳ = Vᵀ A⁺ y.
 
-  std² = σ² - (α noise / S)², so that with the measurement's own noise the sum has the noise of time t. Directions in
-  which that alone is more than σ(t) stay as they are: there x_t knows more than the measurement. The mean gets α ȳ.
-  With strength 1 the measured part is replaced: inpainting and colorization of Song et al. 2021, Appendix I; below,
-  and for any A, the projection of Song et al. 2022 (medical imaging), eq. (9).
+  std² = σ² - (α noise / S)², so that z̄ and the noise of the measurement together have the noise of time t. A direction
+  with α noise / S > σ(t) stays as it is, because x_t is less noisy there than the measurement. The mean gets α ȳ. With
+  strength 1 the measured part is replaced: inpainting and colorization of Song et al. 2021, Appendix I. With strength
+  below 1, and for any A, this is the projection of Song et al. 2022 (medical imaging), eq. (9).
 
   Projection(strength)(measurement) is a constraint. It needs an operator with an SVD and a linear SDE.
+
+  Raises:
+    InvalidArgument: for an operator without an SVD.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -44,13 +47,13 @@ class Projection(Options):
 
   def __call__(self, measurement: Measurement) -> Constraint:
     operator = measurement.operator
-    known, reached = _in_basis(measurement)
+    known, measured_std = _in_basis(measurement)
 
     def update(sde: SDE, keys: Array, x: Array, mean: Array, t: Array) -> tuple[Array, Array]:
       sde = linear(sde, "A constraint")
       alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
-      variance = sigma**2 - (alpha * reached) ** 2
-      share = jnp.where(variance > 0, self.strength, 0.0)  # reached is infinite where nothing is measured
+      variance = sigma**2 - (alpha * measured_std) ** 2
+      share = jnp.where(variance > 0, self.strength, 0.0)  # 0 if not measured, with infinite measured_std
       std = jnp.sqrt(jnp.maximum(variance, 0.0))
       z = operator.rotate(normal(keys, x))
       mix = lambda x, y: operator.unrotate((1 - share) * operator.rotate(x) + share * y)
@@ -60,7 +63,7 @@ class Projection(Options):
 
 
 def _in_basis(measurement: Measurement) -> tuple[Array, Array]:
-  """Returns (ȳ, noise / S): the measurement on the basis V, and its standard deviation, infinite where nothing is."""
+  """Returns (ȳ, noise / S): the measurement on the basis V, and its standard deviation, infinite if not measured."""
   operator = measurement.operator
   if not getattr(operator, "has_svd", False):
     raise InvalidArgument(
@@ -75,16 +78,16 @@ def _in_basis(measurement: Measurement) -> tuple[Array, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class DDRM(Solver):
-  """Denoising diffusion restoration: samples of the posterior given a `measurement`, one evaluation per step.
+  """DDRM, denoising diffusion restoration: draws from the posterior given a `measurement`, one evaluation per step.
 
-  In the directions of V, with s = σ/α at the end of the step, e = noise / S and d = Vᵀ D(x, t), x̄ / α becomes
+  Let s = σ/α at the end of the step, e = noise / S and d = Vᵀ D(x, t). In the directions of V, x̄ / α becomes
 
       d + sqrt(1 - eta²) s (x̄ / α - d) / s_start + eta s z      where nothing is measured
       d + sqrt(1 - eta²) s (ȳ - d) / e + eta s z                where s < e
       (1 - eta_b) d + eta_b ȳ + sqrt(s² - e² eta_b²) z          where s >= e
 
-  Kawar et al. 2022, eq. (7) and (8). It needs an operator with an SVD and a linear SDE; the score is that of the prior.
-  `DDRM().given(measurement)` is the solver of one measurement.
+  Kawar et al. 2022, eq. (7) and (8). It needs an operator with an SVD, a linear SDE and the score of the prior.
+  `DDRM().given(measurement)` is the solver for one measurement.
   """
 
   default_grid: ClassVar[str] = "log_snr"
@@ -95,7 +98,7 @@ class DDRM(Solver):
   measurement: Any = None
 
   def given(self, measurement: Measurement) -> "DDRM":
-    """Returns the solver with another measurement."""
+    """Returns the solver for this measurement."""
     return dataclasses.replace(self, measurement=measurement)
 
   def on(self, sde: SDE, grid: TimeGrid) -> "DDRM":
@@ -103,17 +106,17 @@ class DDRM(Solver):
     grid.need_chain("DDRM")
     return self
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: State, t: Array, start: Array, stop: Array) -> State:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: State, t: Time, start: Time, stop: Time) -> State:
     sde, operator, x = linear(sde, "DDRM"), self.measurement.operator, state.x
-    known, reached = _in_basis(self.measurement)
+    known, measured_std = _in_basis(self.measurement)
     ratio = lambda t: expand(sde.sigma(t) / sde.alpha(t), x)
     s, s_start = ratio(stop), ratio(start)
     d = operator.rotate(denoiser(sde, score)(x, t))
     before = operator.rotate(x / expand(sde.alpha(start), x))
     z = operator.rotate(normal(keys, x))
     rest = (1 - self.eta**2) ** 0.5
-    measured = jnp.isfinite(reached)
-    e = jnp.where(measured, reached, 1.0)
+    measured = jnp.isfinite(measured_std)
+    e = jnp.where(measured, measured_std, 1.0)
     free = d + rest * s * (before - d) / s_start
     vague = d + rest * s * (known - d) / jnp.maximum(e, s)
     clear = (1 - self.eta_b) * d + self.eta_b * known
@@ -124,7 +127,7 @@ class DDRM(Solver):
     return State(back(mean + std * z), back(mean))
 
 
-def put_in(measurement: Measurement, x: Array) -> Array:
-  """Returns x with what was measured without noise put in: known pixels equal the input's to the last bit."""
+def put_in(measurement: Measurement, x: Batch) -> Batch:
+  """Puts noiseless measurements into x (B, ...) and returns it. Known pixels then equal the measured ones exactly."""
   exact = expand(measurement.noise == 0, x)
   return jnp.where(exact, measurement.operator.put_in(x, measurement.y), x)

@@ -1,9 +1,8 @@
-"""What is measured of an image: y = A x + noise, for linear A as A and its transpose, and a few that are not linear.
+"""Linear operators A of measurements y = A x + noise, defined by A and its transpose, and the measurements.
 
-An operator is a pytree whose arrays have the batch as their first axis: each example can have a mask or a kernel of its
-own. Where the singular values of A are known, A = U S Vᵀ, an operator also gives Vᵀ (`rotate`, unitary, to arrays like
-x), V (`unrotate`) and S on that basis (`singular`, zero where nothing is measured). AᵀA = V S² Vᵀ is all that the
-methods need: no U.
+An operator is a pytree. The first axis of its arrays is the batch, so each example can have its own mask or kernel. If
+the SVD A = U S Vᵀ is known, an operator also has Vᵀ (`rotate`, unitary, from x to arrays like x), V (`unrotate`) and S
+on that basis (`singular`, zero in unmeasured directions). The methods need only AᵀA = V S² Vᵀ, not U.
 """
 
 import functools
@@ -15,24 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.batch import Array, expand, normal, sum_over_dims
+from score_sde.batch import Array, Batch, Measured, expand, normal, sum_over_dims
 from score_sde.errors import InvalidArgument
 
-# Directions whose singular value is below this share of the largest are taken as not measured.
+# Directions with a singular value below this share of the largest count as not measured.
 SMALLEST_SINGULAR = 1e-3
 
-# Relative error up to which an operator's transpose counts as its adjoint, in float32.
+# Largest relative error, in float32, with which a transpose is accepted as the adjoint.
 ADJOINT_TOLERANCE = 1e-3
 
 
 def inner(a: Array, b: Array) -> Array:
-  """Re <a, b> of the examples, (B,): complex numbers are pairs of real ones."""
+  """Returns Re <a, b> per example, (B,). Complex numbers count as pairs of real numbers."""
   return sum_over_dims((jnp.conj(a) * b).real)
 
 
 def conjugate_gradients(product: Callable[[Array], Array], b: Array, iterations: int) -> Array:
-  """Solves M v = b for each example, M symmetric and positive, given as v -> M v. Exact after as many steps as M has
-  different eigenvalues, up to rounding; an example that is solved stays as it is."""
+  """Solves M v = b for each example, with `product` the map v -> M v of a symmetric positive M. Returns v like b.
+
+  Up to rounding, it is exact after as many iterations as M has different eigenvalues. A solved example does not change.
+  """
 
   def step(_, carry):
     v, rest, direction, size = carry
@@ -49,62 +50,63 @@ def conjugate_gradients(product: Callable[[Array], Array], b: Array, iterations:
 
 
 class LinearOperator:
-  """y = A x. A subclass gives `apply` and `transpose`; with `rotate`, `unrotate` and `singular` it `has_svd`.
+  """Linear operator y = A x. A subclass defines `apply` and `transpose`.
 
-  What it measures is an array (B, ...), real or complex; `transpose` is the adjoint under `inner`.
+  A subclass that also defines `rotate`, `unrotate` and `singular` sets `has_svd`. y is an array (B, ...), real or
+  complex. `transpose` is the adjoint under `inner`.
   """
 
   has_svd = False
-  iterations = 50  # of conjugate gradients, without an SVD
+  iterations = 50  # of conjugate gradients, used without an SVD
 
-  def apply(self, x: Array) -> Array:
-    """A x: (B, ...) -> (B, ...)."""
+  def apply(self, x: Batch) -> Measured:
+    """Returns A x: (B, ...) -> (B, ...)."""
     raise TypeError(f"{type(self).__name__} must define apply(x).")
 
-  def transpose(self, y: Array) -> Array:
-    """Aᵀ y, like x."""
+  def transpose(self, y: Measured) -> Batch:
+    """Returns Aᵀ y, like x."""
     raise TypeError(f"{type(self).__name__} must define transpose(y).")
 
   def rotate(self, x: Array) -> Array:
-    """Vᵀ x."""
+    """Returns Vᵀ x."""
     raise TypeError(f"{type(self).__name__} has no SVD.")
 
   def unrotate(self, z: Array) -> Array:
-    """V z."""
+    """Returns V z."""
     raise TypeError(f"{type(self).__name__} has no SVD.")
 
   def singular(self, x: Array) -> Array:
-    """S on the basis of `rotate(x)`: not negative, of a shape that broadcasts with it."""
+    """Returns S on the basis of `rotate(x)`: nonnegative, of a shape that broadcasts with `rotate(x)`."""
     raise TypeError(f"{type(self).__name__} has no SVD.")
 
   def filtered(self, x: Array, f: Callable[[Array], Array]) -> Array:
-    """V f(S) Vᵀ x."""
+    """Returns V f(S) Vᵀ x."""
     return self.unrotate(f(self.singular(x)) * self.rotate(x))
 
   def noise(self, keys: Array, y: Array) -> Array:
-    """Standard normal noise like the measurement `y`; complex entries get two numbers each."""
+    """Draws standard normal noise like the measurement `y`. A complex entry gets two numbers."""
     if not jnp.iscomplexobj(y):
       return normal(keys, y)
     pair = normal(keys, jax.ShapeDtypeStruct((*y.shape, 2), y.real.dtype))
     return (pair[..., 0] + 1j * pair[..., 1]).astype(y.dtype)
 
   def solve(self, r: Array, prior: Array, noise: Array) -> Array:
-    """Aᵀ (prior A Aᵀ + noise I)⁻¹ r, like x, for variances `prior` and `noise` (B,), the first positive."""
+    """Returns Aᵀ (prior A Aᵀ + noise I)⁻¹ r, like x, for variances `prior` > 0 and `noise` >= 0, (B,)."""
     if self.has_svd:
       x = self.transpose(r)
-      # Where nothing is measured Aᵀ r is zero, and without noise the filter would be infinite.
+      # In unmeasured directions Aᵀ r is zero. Without noise, the filter would be infinite there.
       gain = lambda s: jnp.where(s > 0, 1 / jnp.where(s > 0, expand(prior, s) * s**2 + expand(noise, s), 1), 0)
       return self.filtered(x, gain)
     product = lambda v: expand(prior, v) * self.apply(self.transpose(v)) + expand(noise, v) * v
     return self.transpose(conjugate_gradients(product, r, self.iterations))
 
   def pinv(self, y: Array) -> Array:
-    """A⁺ y, the smallest x that explains y best."""
+    """Returns A⁺ y, the x of smallest norm among those with the smallest ‖y - A x‖."""
     one = jnp.ones(y.shape[:1], y.real.dtype)
     return self.solve(y, one, 0 * one)
 
   def put_in(self, x: Array, y: Array) -> Array:
-    """The x' nearest to `x` with A x' = y: what is known without noise."""
+    """Returns the x' nearest to `x` with A x' = y, for a noiseless measurement `y`."""
     return x + self.pinv(y - self.apply(x))
 
 
@@ -124,7 +126,7 @@ def _unscramble(z, signs):
   return signs * jax.scipy.fft.idct(z.reshape(len(z), -1), norm="ortho").reshape(z.shape)
 
 
-# Orthonormal colours: gray, and two differences. Song et al. 2021, Appendix I.
+# Orthonormal basis of colours: gray, and two differences. Song et al. 2021, Appendix I.
 COLOURS = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
 
 # name: (Vᵀ x, V z), orthogonal or unitary.
@@ -141,13 +143,13 @@ BASES = {
 
 @flax.struct.dataclass
 class Subsampled(LinearOperator):
-  """Some coordinates of x on an orthonormal basis, zero elsewhere: y = mask Vᵀ x.
+  """Operator y = mask Vᵀ x: keeps some coordinates of x on an orthonormal basis and sets the others to zero.
 
   Attributes:
-    mask: 0 or 1, like x (B, ...) or of a shape that broadcasts with it, the batch spelled out.
+    mask: 0 or 1, (B, ...), of a shape that broadcasts with x; the batch axis is not broadcast.
     signs: -1 or 1, like x, for "random".
-    basis: a name in BASES: "pixels" (inpainting), "colours" (colorization), "fourier" (of an image, complex: MRI),
-      "random" (cosines of the pixels with random signs: projections on random directions).
+    basis: a name in BASES: "pixels" (inpainting), "colours" (colorization), "fourier" (complex, for MRI), "random"
+      (cosine transform of the pixels with random signs, a projection on random directions).
   """
 
   mask: Array
@@ -156,10 +158,10 @@ class Subsampled(LinearOperator):
 
   has_svd = True
 
-  def apply(self, x: Array) -> Array:
+  def apply(self, x: Batch) -> Measured:
     return self.mask * self.rotate(x)
 
-  def transpose(self, y: Array) -> Array:
+  def transpose(self, y: Measured) -> Batch:
     return self.unrotate(self.mask * y)
 
   def rotate(self, x: Array) -> Array:
@@ -171,7 +173,7 @@ class Subsampled(LinearOperator):
   def singular(self, x: Array) -> Array:
     if self.basis != "fourier":
       return self.mask
-    # The coefficients of a real image come in conjugate pairs: who measures one of a pair knows half of both.
+    # The coefficients of a real image come in conjugate pairs. If one of a pair is measured, S² is ½ for both.
     turned = jnp.roll(jnp.flip(self.mask, (1, 2)), (1, 1), (1, 2))
     return jnp.sqrt((self.mask + turned) / 2)
 
@@ -179,21 +181,21 @@ class Subsampled(LinearOperator):
     return self.mask * super().noise(keys, y)
 
   def put_in(self, x: Array, y: Array) -> Array:
-    if self.basis == "pixels":  # to the last bit
+    if self.basis == "pixels":  # exact, without rounding errors
       return jnp.where(self.mask > 0, y, x)
     return super().put_in(x, y)
 
 
 @flax.struct.dataclass
 class Separable(LinearOperator):
-  """A matrix along the rows and one along the columns of each channel: y = R x Cᵀ. Pooling, resizing, Gaussian blur.
+  """Operator y = R x Cᵀ for each channel, such as pooling, resizing and Gaussian blur.
 
-  Made by `separable`, which computes the singular vectors.
+  `separable` makes it and computes the singular vectors.
 
   Attributes:
     rows, columns: R (B, h, H) and C (B, w, W).
     v_rows, v_columns: right singular vectors (B, H, H) and (B, W, W), as columns.
-    s_rows, s_columns: singular values (B, H) and (B, W), zeros filled in.
+    s_rows, s_columns: singular values (B, H) and (B, W), padded with zeros.
   """
 
   rows: Array
@@ -205,10 +207,10 @@ class Separable(LinearOperator):
 
   has_svd = True
 
-  def apply(self, x: Array) -> Array:
+  def apply(self, x: Batch) -> Measured:
     return jnp.einsum("bij,bjkc,blk->bilc", self.rows, x, self.columns)
 
-  def transpose(self, y: Array) -> Array:
+  def transpose(self, y: Measured) -> Batch:
     return jnp.einsum("bij,bilc,blk->bjkc", self.rows, y, self.columns)
 
   def rotate(self, x: Array) -> Array:
@@ -223,20 +225,20 @@ class Separable(LinearOperator):
 
 @flax.struct.dataclass
 class Convolved(LinearOperator):
-  """Convolution with a kernel on the torus: what leaves on one side comes in on the other. Any blur.
+  """Operator of circular convolution with a kernel, for any blur. `convolved` makes it.
 
   Attributes:
-    transfer: the Fourier transform of the kernel, (B, H, W, 1), complex; made by `convolved`.
+    transfer: the Fourier transform of the kernel, (B, H, W, 1), complex.
   """
 
   transfer: Array
 
   has_svd = True
 
-  def apply(self, x: Array) -> Array:
+  def apply(self, x: Batch) -> Measured:
     return self.unrotate(self.transfer * self.rotate(x))
 
-  def transpose(self, y: Array) -> Array:
+  def transpose(self, y: Measured) -> Batch:
     return self.unrotate(jnp.conj(self.transfer) * self.rotate(y))
 
   def rotate(self, x: Array) -> Array:
@@ -251,7 +253,10 @@ class Convolved(LinearOperator):
 
 @flax.struct.dataclass
 class Matrix(LinearOperator):
-  """y = a x for vectors x (B, N), `a` (B, M, N). With `v` (B, N, N) and `s` (B, N), as `matrix` makes them, an SVD."""
+  """Operator y = a x for vectors x (B, N), `a` (B, M, N). It has an SVD if `v` (B, N, N) and `s` (B, N) are given.
+
+  `matrix` makes it with its SVD.
+  """
 
   a: Array
   v: Array | None = None
@@ -261,10 +266,10 @@ class Matrix(LinearOperator):
   def has_svd(self) -> bool:
     return self.v is not None
 
-  def apply(self, x: Array) -> Array:
+  def apply(self, x: Batch) -> Measured:
     return jnp.einsum("bmn,bn->bm", self.a, x)
 
-  def transpose(self, y: Array) -> Array:
+  def transpose(self, y: Measured) -> Batch:
     return jnp.einsum("bmn,bm->bn", self.a, y)
 
   def rotate(self, x: Array) -> Array:
@@ -282,14 +287,14 @@ def _kept(s: Array) -> Array:
   return jnp.where(s > SMALLEST_SINGULAR * expand(largest, s), s, 0.0)
 
 
-# --- makers -------------------------------------------------------------------------------------------------------
+# --- functions that make operators ----------------------------------------------------------------------------------
 
 
 def mask(known: np.ndarray) -> Subsampled:
-  """Inpainting: the pixels where `known` (B, H, W, 1 or C) is 1 are measured.
+  """Returns the operator of inpainting. It measures the pixels where `known` (B, H, W, 1 or C) is 1.
 
   Raises:
-    InvalidArgument: for other values than 0 and 1, or another number of axes.
+    InvalidArgument: for values other than 0 and 1, or fewer than two axes.
   """
   known = np.asarray(known)
   if known.ndim < 2 or not np.isin(known, (0, 1)).all():
@@ -297,7 +302,7 @@ def mask(known: np.ndarray) -> Subsampled:
   return Subsampled(jnp.asarray(known, jnp.float32))
 
 
-_masked = mask  # for functions that have an argument of this name
+_masked = mask  # for functions with an argument named `mask`
 
 
 def _range(a: np.ndarray) -> str:
@@ -305,15 +310,15 @@ def _range(a: np.ndarray) -> str:
 
 
 def grayscale(batch: int) -> Subsampled:
-  """Colorization: of each pixel (B, H, W, 3) the gray part (r + g + b) / sqrt(3) is measured."""
+  """Returns the operator of colorization. It measures the gray part (r + g + b) / sqrt(3) of pixels (B, H, W, 3)."""
   return Subsampled(jnp.tile(jnp.asarray([1.0, 0.0, 0.0]), (batch, 1, 1, 1)), basis="colours")
 
 
 def fourier_lines(rng: np.random.Generator, shape: tuple[int, ...], fraction: float, centre: float = 0.08):
-  """MRI: a random `fraction` of the lines of Fourier space, those of the lowest `centre` of frequencies always.
+  """Returns the operator of MRI. It measures a random `fraction` of the lines of Fourier space.
 
-  Args:
-    shape: (B, H, W, C); every example gets lines of its own.
+  The lines in the lowest share `centre` of the frequencies are always measured. `shape` is (B, H, W, C), and each
+  example has its own lines. Raises InvalidArgument for a fraction outside (0, 1].
   """
   _check_fraction(fraction)
   batch, height, width, _ = shape
@@ -328,7 +333,10 @@ def fourier_lines(rng: np.random.Generator, shape: tuple[int, ...], fraction: fl
 
 
 def random_projections(rng: np.random.Generator, shape: tuple[int, ...], fraction: float) -> Subsampled:
-  """Compressed sensing: x (B, ...) on a `fraction` as many random orthonormal directions as it has entries."""
+  """Returns the operator of compressed sensing. It projects x, of `shape` (B, ...), on random orthonormal directions.
+
+  Their number is `fraction` times the dimensions of x. Raises InvalidArgument for a fraction outside (0, 1].
+  """
   _check_fraction(fraction)
   dims = int(np.prod(shape[1:]))
   rank = rng.random((shape[0], dims)).argsort(axis=1).argsort(axis=1)
@@ -338,7 +346,7 @@ def random_projections(rng: np.random.Generator, shape: tuple[int, ...], fractio
 
 def _check_fraction(fraction: float) -> None:
   if not 0 < fraction <= 1:
-    raise InvalidArgument(f"The measured fraction must lie in (0, 1], got {fraction}.")
+    raise InvalidArgument(f"fraction={fraction} must lie in (0, 1].", "fraction")
 
 
 @functools.lru_cache(maxsize=64)
@@ -349,37 +357,37 @@ def _right_singular(content: bytes, shape: tuple[int, int]) -> tuple[np.ndarray,
 
 
 def _svd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Right singular vectors (B, N, N) and values (B, N) of `a` (B, M, N)."""
+  """Returns the right singular vectors (B, N, N) and the singular values (B, N) of `a` (B, M, N)."""
   parts = [_right_singular(np.ascontiguousarray(m, np.float64).tobytes(), m.shape) for m in a]
   vectors, values = zip(*parts, strict=True)
   return np.stack(vectors).astype(np.float32), np.stack(values).astype(np.float32)
 
 
 def matrix(a: np.ndarray) -> Matrix:
-  """A dense operator on vectors, `a` (B, M, N), with its SVD."""
+  """Returns the dense operator `a` (B, M, N) on vectors (B, N), with its SVD."""
   v, s = _svd(np.asarray(a))
   return Matrix(jnp.asarray(a, jnp.float32), jnp.asarray(v), _kept(jnp.asarray(s)))
 
 
 def separable(rows: np.ndarray, columns: np.ndarray) -> Separable:
-  """R x Cᵀ, `rows` (B, h, H) and `columns` (B, w, W), with their SVDs."""
+  """Returns the operator R x Cᵀ for R = `rows` (B, h, H) and C = `columns` (B, w, W), with its SVD."""
   (v_rows, s_rows), (v_columns, s_columns) = _svd(rows), _svd(columns)
   return Separable(*(jnp.asarray(a, jnp.float32) for a in (rows, columns, v_rows, v_columns, s_rows, s_columns)))
 
 
-def _same_both_ways(one: np.ndarray, batch: int) -> Separable:
+def _square(one: np.ndarray, batch: int) -> Separable:
   rows = np.tile(one, (batch, 1, 1))
   return separable(rows, rows)
 
 
 def average_pool(batch: int, size: int, factor: int) -> Separable:
-  """Super-resolution: the mean of each `factor` x `factor` block of square images.
+  """Returns the operator of super-resolution by means over `factor` x `factor` blocks of square images.
 
   Raises:
-    InvalidArgument: where the blocks do not fit.
+    InvalidArgument: for a factor that is below 2 or does not divide `size`.
   """
   _check_factor(size, factor)
-  return _same_both_ways(np.kron(np.eye(size // factor), np.full((1, factor), 1 / factor)), batch)
+  return _square(np.kron(np.eye(size // factor), np.full((1, factor), 1 / factor)), batch)
 
 
 def _check_factor(size: int, factor: int) -> None:
@@ -390,35 +398,42 @@ def _check_factor(size: int, factor: int) -> None:
 
 
 def bicubic(batch: int, size: int, factor: int) -> Separable:
-  """Super-resolution: resized by the cubic kernel (a = -1/2) widened `factor` times, edges repeated. Keys 1981."""
+  """Returns the operator of super-resolution by bicubic resizing: cubic kernel (a = -1/2) scaled by `factor`.
+
+  Pixels at the edges are repeated. Keys 1981. Raises InvalidArgument as `average_pool` does.
+  """
   _check_factor(size, factor)
   centre = (np.arange(size // factor) + 0.5) * factor - 0.5
   taps = np.arange(-2 * factor, size + 2 * factor)
   u = np.abs(taps - centre[:, None]) / factor
   near, far = 1.5 * u**3 - 2.5 * u**2 + 1, -0.5 * u**3 + 2.5 * u**2 - 4 * u + 2
   weights = np.where(u <= 1, near, np.where(u < 2, far, 0))
-  return _same_both_ways(_onto(weights / weights.sum(1, keepdims=True), taps, size), batch)
+  return _square(_edges_repeated(weights / weights.sum(1, keepdims=True), taps, size), batch)
 
 
-def _onto(weights: np.ndarray, taps: np.ndarray, size: int) -> np.ndarray:
-  """Weights of places `taps` (K,) as a matrix (M, size): what lies outside is the nearest pixel of the edge."""
+def _edges_repeated(weights: np.ndarray, taps: np.ndarray, size: int) -> np.ndarray:
+  """Returns (M, size) from `weights` (M, K) at pixels `taps` (K,). Weights outside the image go to the edge pixels."""
   out = np.zeros((len(weights), size))
   np.add.at(out.T, np.clip(taps, 0, size - 1), weights.T)
   return out
 
 
 def gaussian_blur(batch: int, size: int, std: float) -> Separable:
-  """Deblurring: a Gaussian of standard deviation `std` pixels, edges repeated."""
+  """Returns the operator of Gaussian blur with standard deviation `std` pixels. Pixels at the edges are repeated."""
   if not std > 0:
-    raise InvalidArgument(f"The blur's standard deviation must be positive, got {std}.")
+    raise InvalidArgument(f"std={std} must be positive.", "std")
   reach = int(np.ceil(4 * std))
   taps = np.arange(-reach, size + reach)
   weights = np.exp(-0.5 * ((taps - np.arange(size)[:, None]) / std) ** 2)
-  return _same_both_ways(_onto(weights / weights.sum(1, keepdims=True), taps, size), batch)
+  return _square(_edges_repeated(weights / weights.sum(1, keepdims=True), taps, size), batch)
 
 
 def convolved(kernels: np.ndarray, size: int) -> Convolved:
-  """Circular convolution of images of `size` x `size` with `kernels` (B, k, k), centred, k odd and at most `size`."""
+  """Returns the operator of circular convolution of `size` x `size` images with centred `kernels` (B, k, k).
+
+  Raises:
+    InvalidArgument: for an even k, or k > `size`.
+  """
   kernels = np.asarray(kernels, np.float64)
   batch, k, _ = kernels.shape
   if k % 2 == 0 or k > size:
@@ -430,9 +445,13 @@ def convolved(kernels: np.ndarray, size: int) -> Convolved:
 
 
 def motion_blur(angles: np.ndarray, size: int, length: int) -> Convolved:
-  """Deblurring: the camera moved by `length` pixels at `angles` (B,), in radians from the horizontal."""
+  """Returns the operator of motion blur over `length` pixels at `angles` (B,), in radians from the horizontal.
+
+  Raises:
+    InvalidArgument: for a length outside [2, size].
+  """
   if not 2 <= length <= size:
-    raise InvalidArgument(f"The motion's length must lie between 2 and {size} pixels, got {length}.")
+    raise InvalidArgument(f"length={length} must lie in [2, {size}] pixels.", "length")
   k, place = length // 2 * 2 + 1, (np.arange(32 * length) + 0.5) / 32 - length / 2
   kernels = np.zeros((len(angles), k, k))
   for kernel, angle in zip(kernels, angles, strict=True):
@@ -446,12 +465,12 @@ def motion_blur(angles: np.ndarray, size: int, length: int) -> Convolved:
 
 @flax.struct.dataclass
 class Measurement:
-  """What is known of a batch: y = A x + noise z. A pytree, the `condition` that samplers hand to a conditional score.
+  """Measurement y = A x + noise z of a batch. A pytree: samplers pass it as `condition` to a conditional score.
 
   Attributes:
-    operator: linear, or anything with `apply`.
-    y: what was measured, (B, ...).
-    noise: standard deviation of its noise, (B,).
+    operator: a `LinearOperator`, or another object with `apply`.
+    y: the measured values, (B, ...).
+    noise: standard deviation of their noise, (B,).
   """
 
   operator: Any
@@ -460,13 +479,13 @@ class Measurement:
 
 
 def measure(keys: Array, operator: Any, x: Array, noise: float) -> Measurement:
-  """Measures x (B, ...) with noise of standard deviation `noise`, one key an example.
+  """Measures x (B, ...) with noise of standard deviation `noise`. There is one key per example.
 
   Raises:
     InvalidArgument: for a negative noise, or an operator of another shape than `x`.
   """
   if not noise >= 0:
-    raise InvalidArgument(f"The noise of a measurement must not be negative, got {noise}.")
+    raise InvalidArgument(f"noise={noise} must not be negative.", "noise")
   try:
     y = operator.apply(x)
   except (TypeError, ValueError) as error:
@@ -479,14 +498,14 @@ def measure(keys: Array, operator: Any, x: Array, noise: float) -> Measurement:
 
 
 def inpaint(mask: Array, y: Array) -> Measurement:
-  """Returns the measurement of images `y` (H, W, C) or (B, H, W, C) of which the pixels are known where `mask` is 1.
+  """Returns the measurement of images `y` (H, W, C) or (B, H, W, C) whose pixels are known where `mask` is 1.
 
   Args:
-    mask: 0 or 1, (H, W, C) or (B, H, W, C), or with one channel for all; points (D,) or (B, D) have a mask, too.
-    y: what is known; its other pixels do not matter. Known pixels are exact.
+    mask: 0 or 1, (H, W, C) or (B, H, W, C), or with one channel for all channels; (D,) or (B, D) for points.
+    y: the images or points. Known pixels have no noise. The values of unknown pixels are not used.
 
   Raises:
-    InvalidArgument: for other values than 0 and 1, or shapes that do not fit.
+    InvalidArgument: for values other than 0 and 1, or shapes that do not fit.
 
   Example:
     >>> import jax.numpy as jnp, score_sde as ss
@@ -507,10 +526,10 @@ def inpaint(mask: Array, y: Array) -> Measurement:
 
 
 def check_operator(operator: LinearOperator, shape: tuple[int, ...], key: Array) -> None:
-  """Tests <A x, y> = <x, Aᵀ y> for random x of `shape` (B, ...) and y, and AᵀA = V S² Vᵀ where there is an SVD.
+  """Checks <A x, y> = <x, Aᵀ y> for random x of `shape` (B, ...) and y, and AᵀA = V S² Vᵀ if there is an SVD.
 
   Raises:
-    InvalidArgument: where they differ by more than rounding, with by how much.
+    InvalidArgument: if they differ by more than rounding. The message has the difference.
   """
   name = type(operator).__name__
   x_key, y_key = jax.random.split(key)
@@ -519,7 +538,7 @@ def check_operator(operator: LinearOperator, shape: tuple[int, ...], key: Array)
   y = operator.noise(jax.random.split(y_key, shape[0]), ax)
   aty = operator.transpose(y)
   if aty.shape != x.shape:
-    raise InvalidArgument(f"{name}.transpose gives {aty.shape} where x has {x.shape}.")
+    raise InvalidArgument(f"{name}.transpose returns shape {aty.shape}, but x has shape {x.shape}.")
   size = jnp.sqrt(inner(ax, ax) * inner(y, y)) + jnp.sqrt(inner(x, x) * inner(aty, aty))
   error = float(jnp.max(jnp.abs(inner(ax, y) - inner(x, aty)) / size))
   if not error <= ADJOINT_TOLERANCE:

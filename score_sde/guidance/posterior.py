@@ -1,14 +1,14 @@
 """Scores of posteriors: grad log p_t(x | y) = score(x, t) + grad log p_t(y | x), for a measurement y = A x_0 + noise.
 
-Each method approximates the likelihood of y given a noisy x, which needs p(x_0 | x_t), from D(x, t) = E[x_0 | x_t = x]:
+The likelihood of y given a noisy x needs p(x_0 | x_t). Each method approximates it with D(x, t) = E[x_0 | x_t = x]:
 
-    Analytic   exact, for data that is a mixture of Gaussians
+    Analytic   exact, for data from a mixture of Gaussians
     TMPD       p(x_0 | x_t) ≈ N(D, C), C = σ²/α ∂D/∂x its true covariance. Boys et al. 2023; exact for a Gaussian
-    PiGDM      C ≈ r² I, r² what a Gaussian of `prior_variance` would have. Song et al. 2023 (ΠGDM)
+    PiGDM      C ≈ r² I, r² the value for Gaussian data of variance `prior_variance`. Song et al. 2023 (ΠGDM)
     DPS        A C Aᵀ ≈ r² I, so A may be nonlinear; or the published step. Chung et al. 2023
 
-A method is called as method(score, x, t, measurement), and `condition_on(score, method)` is a score again,
-score(x, t, measurement), which samplers and likelihoods take with condition=measurement.
+A method is called as method(score, x, t, measurement). `condition_on(score, method)` returns score(x, t, measurement).
+Samplers and likelihoods take this score with condition=measurement.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.analytic import GaussianMixture
-from score_sde.batch import Array, expand
+from score_sde.batch import Array, Batch, Time, expand
 from score_sde.errors import InvalidArgument
 from score_sde.guidance.operators import LinearOperator, Matrix, Measurement, conjugate_gradients, inner
 from score_sde.options import Options, option
@@ -48,7 +48,7 @@ def _denoised(sde: LinearSDE, score: Score, x: Array, t: Array) -> tuple[Array, 
 
 
 def _spread(sde: LinearSDE, t: Array, prior_variance: float) -> Array:
-  """Returns r²: the variance of x_0 given x_t, of N(0, prior_variance I)."""
+  """Returns r², the variance of x_0 given x_t for x_0 ~ N(0, prior_variance I), (B,)."""
   noise = (sde.sigma(t) / sde.alpha(t)) ** 2
   return noise * prior_variance / (noise + prior_variance)
 
@@ -61,7 +61,7 @@ def _need_linear(name: str, measurement: Measurement) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Posterior(Options):
-  """Base of the methods: guidance under a linear `sde`, with its strength."""
+  """Base of the approximate methods. It holds the linear `sde` and the strength of the guidance."""
 
   sde: SDE
   scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
@@ -77,37 +77,42 @@ class Posterior(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Analytic:
-  """The exact score of the posterior, for x_0 from `prior`: p(y | x_t) is a mixture of the components' own.
+  """Exact score of the posterior for x_0 ~ `prior`: p(y | x_t) is a mixture over the components of `prior`.
 
   Attributes:
     sde: a linear SDE.
-    prior: the mixture that the data is drawn from; the operator must be a `Matrix`.
+    prior: the mixture from which the data is drawn.
+
+  Raises:
+    InvalidArgument: in the call, for an operator that is not a `Matrix`.
   """
 
   sde: SDE
   prior: GaussianMixture
 
-  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+  def __call__(self, score: Score, x: Batch, t: Time, measurement: Measurement) -> Batch:
     sde, operator = linear(self.sde, "Posterior sampling"), measurement.operator
     if not isinstance(operator, Matrix):
-      raise InvalidArgument(f"The analytic likelihood needs a Matrix, not {type(operator).__name__}.")
+      raise InvalidArgument(
+        f"The analytic likelihood needs a Matrix as operator, not {type(operator).__name__}: use `operators.matrix`."
+      )
     log_p = lambda x: jnp.sum(self.prior.log_likelihood(sde, x, t, operator.a, measurement.y, measurement.noise))
     return score(x, t) + jax.grad(log_p)(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class TMPD(Posterior):
-  """∂D/∂xᵀ Aᵀ (A C Aᵀ + noise² I)⁻¹ (y - A D) with C = σ²/α ∂D/∂x. Boys et al. 2023, eq. (14).
+  """TMPD: adds ∂D/∂xᵀ Aᵀ (A C Aᵀ + noise² I)⁻¹ (y - A D) with C = σ²/α ∂D/∂x. Boys et al. 2023, eq. (14).
 
-  covariance="diagonal" takes A C Aᵀ by the sums of its rows, as the paper does for images: one derivative. "full"
-  solves the equation by `iterations` of conjugate gradients, a derivative each. A network's ∂D/∂x is only nearly
-  symmetric.
+  covariance="diagonal" replaces A C Aᵀ by the sums of its rows, as the paper does for images. It takes one derivative.
+  "full" solves the equation by `iterations` steps of conjugate gradients, with one derivative each. The ∂D/∂x of a
+  network is only nearly symmetric.
   """
 
   covariance: str = option("diagonal", "A C Aᵀ by the sums of its rows, or in full", choices=("diagonal", "full"))
-  iterations: int = option(20, "of conjugate gradients", "[1, inf)", needs={"covariance": ("full",)})
+  iterations: int = option(20, "steps of conjugate gradients", "[1, inf)", needs={"covariance": ("full",)})
 
-  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+  def __call__(self, score: Score, x: Batch, t: Time, measurement: Measurement) -> Batch:
     _need_linear("tmpd", measurement)
     sde, operator, noise = self._linear, measurement.operator, measurement.noise**2
     spread = expand(sde.sigma(t) ** 2 / sde.alpha(t), x)
@@ -121,7 +126,7 @@ class TMPD(Posterior):
       return operator.apply(spread * slope)
 
     if self.covariance == "diagonal":
-      # No variance is below that of data as narrow as the noise itself: a network's slopes may be anything.
+      # A lower limit for the variances: the ∂D/∂x of a network can give values that are zero or negative.
       sums = jnp.maximum(uncertainty(jnp.ones_like(r)).real, 1e-6 * expand(sde.sigma(t) ** 2, r))
       solved = r / (sums + expand(noise, r))
     else:
@@ -131,14 +136,14 @@ class TMPD(Posterior):
 
 @dataclasses.dataclass(frozen=True)
 class PiGDM(Posterior):
-  """∂D/∂xᵀ Aᵀ (r² A Aᵀ + noise² I)⁻¹ (y - A D). Song et al. 2023, eq. (7) and (8).
+  """PiGDM: adds ∂D/∂xᵀ Aᵀ (r² A Aᵀ + noise² I)⁻¹ (y - A D). Song et al. 2023, eq. (7) and (8).
 
-  Exact for data N(0, prior_variance I).
+  It is exact for data from N(0, prior_variance I).
   """
 
   prior_variance: float = option(1.0, "variance of the data per dimension, as the model sees it", "(0, inf)")
 
-  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+  def __call__(self, score: Score, x: Batch, t: Time, measurement: Measurement) -> Batch:
     _need_linear("pigdm", measurement)
     sde = self._linear
     denoised, pull, s = jax.vjp(lambda x: _denoised(sde, score, x, t), x, has_aux=True)
@@ -149,17 +154,17 @@ class PiGDM(Posterior):
 
 @dataclasses.dataclass(frozen=True)
 class DPS(Posterior):
-  """-grad ‖y - A(D)‖² / 2 (r² + noise²), A linear or not.
+  """DPS: adds -grad ‖y - A(D)‖² / 2 (r² + noise²), for linear and nonlinear A.
 
-  Chung et al. 2023 keep the noise alone in the denominator, which without noise is infinite, and replace it by a step
-  length: -scale grad ‖y - A(D)‖² / ‖y - A(D)‖ at each of their 1,000 steps. `paper_steps` asks for that, in a sampler
-  of as many steps equal in time; as a score it is (paper_steps / T g²) times as much.
+  Chung et al. 2023 have only noise² in the denominator, which is zero without noise. So they use a step instead:
+  -scale grad ‖y - A(D)‖² / ‖y - A(D)‖ at each of their 1,000 steps. `paper_steps` selects this. The sampler must then
+  make that many steps, equal in time. To act as a score, the step is multiplied by paper_steps / T g².
   """
 
   prior_variance: float = option(1.0, "variance of the data per dimension, as the model sees it", "(0, inf)")
   paper_steps: int | None = option(None, "the published step, in as many steps equal in time", "[1, inf)")
 
-  def __call__(self, score: Score, x: Array, t: Array, measurement: Measurement) -> Array:
+  def __call__(self, score: Score, x: Batch, t: Time, measurement: Measurement) -> Batch:
     sde = self._linear
 
     def half_square(x: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -1,4 +1,4 @@
-"""Networks: (x, labels, keys, y) -> like x. They know nothing of SDEs."""
+"""Networks: (x, labels, keys, y) -> like x. They do not depend on an SDE."""
 
 from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT

@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020 (DDPM), as the published models have it."""
+"""The U-Net of Ho et al. 2020 (DDPM), as in the published models."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ GROUPS = 32
 
 
 class ResnetBlockDDPM(ResnetBlockDDPMpp):
-  """The residual block with 32 groups in every norm."""
+  """Residual block with 32 groups in every norm."""
 
   groups: int | None = GROUPS
 
@@ -36,17 +36,17 @@ class AttnBlock(AttnBlockpp):
 
 
 class DDPM(nn.Module):
-  """A U-Net that sees an image, a noise level and perhaps a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
+  """U-Net of an image, a noise level and optionally a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
 
   Attributes:
     nf: channels at full resolution, a multiple of 32; level i has nf * ch_mult[i].
-    num_res_blocks: residual blocks a level on the way down (one more on the way up).
-    attn_resolutions: heights at which self-attention follows each block on the way down, and the last on the way up;
-      with `attn_every_block` every one there too, as in Ho et al.'s own code.
-    conditional: whether the network sees the label at all.
+    num_res_blocks: residual blocks per level on the way down (one more on the way up).
+    attn_resolutions: heights with self-attention. It follows each block on the way down and the last block on the way
+      up. With `attn_every_block` it follows each block on the way up too, as in the code of Ho et al.
+    conditional: True if the network uses the label.
     resamp_with_conv: convolve when resampling.
-    scale_by_sigma: divide the output by the noise level, that of index `label` (for score prediction).
-    sigma_min, sigma_max, num_scales: the noise levels that labels are indices of, where scale_by_sigma.
+    scale_by_sigma: divide the output by the noise level with index `label` (for score prediction).
+    sigma_min, sigma_max, num_scales: the noise levels, indexed by the label, for scale_by_sigma.
     head_dim, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
   """
 
@@ -73,7 +73,7 @@ class DDPM(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """The output at noise level `labels` for class `y`; `keys` (B,) drive dropout, None turns it off."""
+    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
     act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
     common = {"init_scale": self.init_scale, "dtype": self.dtype}
     block_type = rematerialized(ResnetBlockDDPM, self.remat)
@@ -91,7 +91,7 @@ class DDPM(nn.Module):
     temb = self._embedding(labels, y, keys, act)
     h = x if self.centered else 2 * x - 1
 
-    # Down: residual blocks a level, every activation kept for the way up.
+    # Down: every activation is kept for the way up.
     skips = [conv(self.nf, 3, self.dtype)(h)]
     for i in range(levels):
       for _ in range(self.num_res_blocks):
@@ -103,7 +103,7 @@ class DDPM(nn.Module):
     h = attention(h)
     h = block(h, None)
 
-    # Up: one block more a level, each with the activation of the same place on the way down.
+    # Up: each block also takes the matching activation of the way down.
     for i in reversed(range(levels)):
       for j in range(self.num_res_blocks + 1):
         h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.nf * self.ch_mult[i])

@@ -1,4 +1,4 @@
-"""DiT: a transformer over patches, steered by adaptive norms that start as the identity. Peebles & Xie 2023."""
+"""DiT: a transformer over patches, conditioned by adaptive norms (adaLN-Zero). Peebles & Xie 2023."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ _zeros = nn.initializers.zeros
 
 
 def _sincos_2d(rows: int, columns: int, dim: int) -> np.ndarray:
-  """Fixed positions (rows * columns, dim): half of the features tell the row, half the column."""
+  """Returns fixed position embeddings (rows * columns, dim): half of the features encode the row, half the column."""
   frequencies = 1 / 10000 ** (np.arange(dim // 4) / (dim / 4))
   angles = [np.outer(place.ravel(), frequencies) for place in np.mgrid[:rows, :columns]]
   return np.concatenate([f(a) for a in reversed(angles) for f in (np.sin, np.cos)], axis=1)
@@ -36,7 +36,10 @@ def _norm(x: Array) -> Array:
 
 
 class DiTBlock(nn.Module):
-  """Attention and a two-layer perceptron, each scaled, shifted and gated by the condition (adaLN-Zero)."""
+  """Attention and a two-layer perceptron, both scaled, shifted and gated by the condition (adaLN-Zero).
+
+  The gates start at zero, so each block starts as the identity.
+  """
 
   heads: int
   mlp_ratio: float = 4.0
@@ -62,13 +65,13 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-  """A transformer that sees an image, a noise level and perhaps a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
+  """Transformer of an image, a noise level and optionally a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
 
   Attributes:
     nf: width, a multiple of 4 and of num_heads. (DiT-S, B, L, XL: 384, 768, 1024, 1152.)
     num_res_blocks: depth. (12, 12, 24, 28.)
     num_heads: attention heads. (6, 12, 16, 16.)
-    patch_size: pixels a side of a patch.
+    patch_size: pixels per side of a patch.
     embedding_type, fourier_scale, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
   """
 
@@ -87,7 +90,7 @@ class DiT(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """The output at noise level `labels` for class `y`; `keys` (B,) drive dropout, None turns it off."""
+    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
     b, height, width, channels = x.shape
     p, rows, columns = self.patch_size, height // self.patch_size, width // self.patch_size
     h = x if self.centered else 2 * x - 1

@@ -1,11 +1,11 @@
-"""Energy-based models: any network with a scalar head, whose gradient is the model of the score.
+"""Energy-based models: the score is the gradient of a scalar, made from any network f by a scalar head.
 
     inner   φ(x) = <x, f(x)>
     norm    φ(x) = <x, f(x)> - ½ ‖f(x)‖²,  that is ½ ‖x‖² - ½ ‖x - f(x)‖²
     sum     φ(x) = Σ f(x)
 
-A field that is the gradient of a scalar is the score of a density; a network's output in general is not. Salimans & Ho
-2021, eq. (6) to (8), for the heads.
+The gradient of a scalar is the score of a density. The output of a network is in general not. Salimans & Ho 2021,
+eq. (6) to (8), for the heads.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,10 @@ HEADS = {
 
 
 def potential(network: Network, head: str) -> Network:
-  """φ(params, x, ...) -> (B,) of a network (params, x, ...) -> like x, by a `head` in HEADS."""
+  """Returns φ(params, x, ...) -> (B,) of a network (params, x, ...) -> like x. `head` is a name in HEADS."""
   return lambda params, x, *rest: HEADS[head](x, network(params, x, *rest))
 
 
 def gradient(scalar: Network) -> Network:
-  """∇φ(params, x, ...), like x: the network that a score model takes."""
+  """Returns ∇φ(params, x, ...) -> like x, the network for a `ScoreModel`."""
   return lambda params, x, *rest: jax.grad(lambda x: jnp.sum(scalar(params, x, *rest)))(x)

@@ -1,8 +1,8 @@
-"""InceptionV3 as it was released for TensorFlow in 2015: the network that FIDs in papers are computed with.
+"""InceptionV3 as released for TensorFlow in 2015, the network that papers use to compute FID.
 
-It differs from later InceptionV3s: images are resized without regard to where pixels lie, its averages leave out what
-is padded, its last block pools by the maximum, and it knows 1,008 classes. Szegedy et al. 2016; Heusel et al. 2017.
-Names of layers are those of the weights that are in use in PyTorch (pt_inception-2015-12-05).
+It differs from later InceptionV3 networks: images are resized without aligned pixel centres, average pooling ignores
+padding, the last block uses max pooling, and there are 1,008 classes. Szegedy et al. 2016; Heusel et al. 2017. Layers
+have the names of the weights used in PyTorch (pt_inception-2015-12-05).
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ import numpy as np
 from score_sde.batch import Array
 from score_sde.errors import InvalidArgument
 
-SIZE = 299  # of the images it sees
+SIZE = 299  # pixels per side of the input images
 
-# What it can be asked for: pooled features, and logits without and with bias.
+# Names of the outputs: pooled features, and logits without and with bias.
 FEATURES = ("64", "192", "768", "2048", "logits_unbiased", "logits")
 
 
 def resize(images: Array) -> Array:
-  """Bilinear to 299 x 299 as TensorFlow 1 did: row i is read at i * height / 299, without half a pixel's shift."""
+  """Resizes images to 299 x 299 as TensorFlow 1: bilinear, row i is read at i * height / 299, without a half pixel."""
 
   def weights(n: int) -> np.ndarray:
     place = np.arange(SIZE) * np.float32(n / SIZE)
@@ -38,7 +38,7 @@ def resize(images: Array) -> Array:
 
 
 def _average(x: Array) -> Array:
-  """3 x 3 means of the pixels there are."""
+  """Returns 3 x 3 means without the padded pixels."""
   return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
@@ -66,9 +66,10 @@ class Conv(nn.Module):
 
 
 class Mixed(nn.Module):
-  """Branches side by side: each a chain of convolutions (name, features, kernel[, stride]), or a pooling before one.
+  """Inception block: parallel branches, whose outputs are concatenated.
 
-  Where a chain ends in two convolutions, a tuple, both are taken of what comes before.
+  A branch is a chain of convolutions (name, features, kernel[, stride]). A pair of convolutions in a chain is applied
+  in parallel to the same input. The last branch is `pool`, followed by a convolution if `pooled`.
   """
 
   branches: tuple[tuple, ...]
@@ -137,7 +138,7 @@ def _e(pool: Callable[[Array], Array], name: str) -> Mixed:
 
 
 class Inception(nn.Module):
-  """uint8 images (B, H, W, 3) -> {name: (B, D)} for each name in FEATURES."""
+  """InceptionV3: uint8 images (B, H, W, 3) -> {name: (B, D)} for each name in FEATURES."""
 
   @nn.compact
   def __call__(self, images: Array) -> dict[str, Array]:
@@ -166,7 +167,7 @@ class Inception(nn.Module):
     return out
 
 
-# PyTorch's names of what a layer holds: (collection, ours).
+# PyTorch's names of the arrays of a layer: (Flax collection, Flax name).
 _LEAVES = {
   "conv.weight": ("params", "conv/kernel"),
   "bn.weight": ("params", "bn/scale"),
@@ -177,10 +178,10 @@ _LEAVES = {
 
 
 def from_pytorch(state: dict[str, np.ndarray]) -> dict[str, Any]:
-  """The variables of `Inception` from a PyTorch state dict.
+  """Returns the variables of `Inception` from a PyTorch state dict.
 
   Raises:
-    InvalidArgument: where names or shapes are not those of this network, with the first that differ.
+    InvalidArgument: for names or shapes that do not match this network. The message has the first ones that differ.
   """
   flat = {}
   for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Layers that the networks share. Class and parameter names are those of the published checkpoints.
+"""Layers that several networks use. Class and parameter names are those of the published checkpoints.
 
 Images are NHWC. Convolutions and products run in `dtype` (float32 or bfloat16); parameters and norms stay float32.
 """
@@ -18,14 +18,14 @@ from score_sde.batch import Array, fold
 
 @jax.custom_jvp
 def swish(x: Array) -> Array:
-  """x sigmoid(x). Its derivative keeps nothing but x, where that of nn.swish would keep sigmoid(x) beside it."""
+  """Returns x sigmoid(x). The backward pass keeps only x in memory, while that of nn.swish also keeps sigmoid(x)."""
   return nn.swish(x)
 
 
 @swish.defjvp
 def _swish_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
   (x,), (dx,) = primals, tangents
-  # Not written as in the function itself, or the compiler would find the common part and keep it from there.
+  # Uses tanh, unlike the function itself. Otherwise the compiler would find the common sigmoid and keep it in memory.
   s = 0.5 * (1 + jnp.tanh(x / 2))
   return swish(x), s * (1 + x * (1 - s)) * dx
 
@@ -39,22 +39,25 @@ ACTIVATIONS = {
 
 
 def default_init(scale: float = 1.0) -> Callable:
-  """Uniform with variance scale / fan_avg (Ho et al. 2020); scale 0 becomes 1e-10, a last layer that starts at zero."""
+  """Returns the initializer of Ho et al. 2020, uniform with variance scale / fan_avg.
+
+  A scale of 0 becomes 1e-10, for a last layer that starts close to zero.
+  """
   return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def over_channels(x: Array, w: Array) -> Array:
-  """x @ w for (..., in) and (in, out), as a product of two matrices: so is its gradient then, without a transpose."""
+  """Returns x @ w for (..., in) and (in, out), as one matrix product. Its gradient then needs no transpose."""
   return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
 
 
 def _pointwise(x: Array, kernel: Array, *_, **__) -> Array:
-  """The 1 x 1 convolution as a matrix product, whose gradient in the kernel is one too: faster on a CPU."""
+  """Computes the 1 x 1 convolution as a matrix product. The gradient of the kernel is one too: faster on a CPU."""
   return over_channels(x, kernel[0, 0])
 
 
 def conv(features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, init_scale: float = 1.0) -> nn.Conv:
-  """A size x size convolution with bias that keeps the resolution (divided by `strides`)."""
+  """Returns a size x size convolution with bias. It keeps the resolution, or divides it by `strides`."""
   return nn.Conv(
     features,
     (size, size),
@@ -67,10 +70,10 @@ def conv(features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, init_s
 
 
 class Shortcut(nn.Module):
-  """A 1 x 1 convolution, parameters as nn.Conv's, with `resample` before its bias is added.
+  """1 x 1 convolution with the parameters of nn.Conv. `resample` runs before the bias is added.
 
-  Products of channels and filters of pixels commute, so that a block which doubles the resolution multiplies a quarter
-  of the pixels. The bias comes last: filters see zeros beyond the border, not the bias.
+  A 1 x 1 convolution and a filter over pixels commute. So a block that doubles the resolution convolves only a quarter
+  of the pixels. The bias comes last, because filters must see zeros beyond the border, not the bias.
   """
 
   features: int
@@ -88,10 +91,10 @@ def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
 
 
 class GroupNorm(nn.Module):
-  """GroupNorm in float32 over NHWC images, parameters `scale` and `bias`. Wu & He 2018.
+  """GroupNorm in float32 over NHWC images, with parameters `scale` and `bias`. Wu & He 2018.
 
-  Sums are taken over pixels first, channel by channel, and the norm becomes one multiplication and addition a channel:
-  the same numbers as nn.GroupNorm's in half the time on a CPU.
+  Means are taken over the pixels of each channel first. The norm is then one multiplication and one addition per entry.
+  The result is that of nn.GroupNorm in half the time on a CPU.
   """
 
   num_groups: int
@@ -111,15 +114,15 @@ class GroupNorm(nn.Module):
 
 
 def group_norm(channels: int, groups: int | None = None) -> GroupNorm:
-  """GroupNorm with `groups` groups, or min(channels / 4, 32)."""
+  """Returns a GroupNorm with `groups` groups, by default min(channels / 4, 32)."""
   return GroupNorm(groups or min(channels // 4, 32))
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
-  """softmax(q kᵀ / sqrt(size)) v over (B, tokens, heads, size)."""
+  """Returns softmax(q kᵀ / sqrt(size)) v for q, k, v (B, tokens, heads, size)."""
 
   def plain(q, k, v):
-    # XLA's CPU backend multiplies these in half the time with the heads in front.
+    # XLA's CPU backend multiplies these in half the time if the heads axis comes before the tokens.
     q, k, v = (jnp.moveaxis(a, 2, 1) for a in (q, k, v))
     weights = jax.nn.softmax((q * q.shape[-1] ** -0.5 @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32))
     return jnp.moveaxis(weights.astype(v.dtype) @ v, 1, 2)
@@ -128,7 +131,7 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 
 
 def rematerialized(module: type[nn.Module], enabled: bool) -> type[nn.Module]:
-  """`module`, whose activations are computed anew in the backward pass instead of being kept; names stay the same."""
+  """Returns `module` under the same name. If `enabled`, the backward pass recomputes its activations to save memory."""
   if not enabled:
     return module
   wrapped = nn.remat(module)
@@ -137,18 +140,18 @@ def rematerialized(module: type[nn.Module], enabled: bool) -> type[nn.Module]:
 
 
 def _mix(h: Array) -> Array:
-  """The last step of the hash function MurmurHash3: changes about half of the 32 bits for any that changes."""
+  """Applies the last step of the hash MurmurHash3: a change of any bit changes about half of the 32 bits."""
   h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
   return h ^ (h >> 16)
 
 
 def cheap_bits(keys: Array, shape: tuple[int, ...]) -> Array:
-  """32 random bits for each element of arrays of `shape`, one array a key: (B,) -> (B, *shape), uint32.
+  """Draws 32 random bits for each element of arrays of `shape`, one array per key: (B,) -> (B, *shape), uint32.
 
-  Threefry gives two words a key, which number the elements through a hash. Good enough for dropout, and a tenth of
-  threefry's work: in a loop's stead a few operations that are done where the bits are used, and again in the backward
-  pass, so that nothing is kept in memory.
+  Threefry gives two words per key. A hash of these words and the index of an element gives its bits. This is good
+  enough for dropout and takes a tenth of threefry's work. The compiler fuses it into the code that uses the bits and
+  recomputes it in the backward pass, so no bits are kept in memory.
   """
   words = jax.vmap(lambda key: jax.random.bits(key, (2,)))(keys).reshape(-1, 2, *(1 for _ in shape))
   number = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
@@ -156,7 +159,7 @@ def cheap_bits(keys: Array, shape: tuple[int, ...]) -> Array:
 
 
 class Dropout(nn.Module):
-  """Dropout with one key an example (nn.Dropout takes one a batch, which would depend on how the batch is split)."""
+  """Dropout with one key per example. nn.Dropout has one key per batch: its masks depend on how the batch is split."""
 
   rate: float
 
@@ -169,7 +172,10 @@ class Dropout(nn.Module):
 
 
 class GaussianFourierProjection(nn.Module):
-  """[sin(2 pi W x), cos(2 pi W x)] with fixed W ~ N(0, scale²): (B,) -> (B, 2 embedding_size). Tancik et al. 2020."""
+  """Fourier features [sin(2 pi W x), cos(2 pi W x)] with fixed W ~ N(0, scale²): (B,) -> (B, 2 embedding_size).
+
+  Tancik et al. 2020.
+  """
 
   embedding_size: int
   scale: float
@@ -182,7 +188,7 @@ class GaussianFourierProjection(nn.Module):
 
 
 def positional_embedding(t: Array, dim: int) -> Array:
-  """[sin(t w), cos(t w)] with w geometric from 1 to 1 / 10000: (B,) -> (B, dim). Vaswani et al. 2017."""
+  """Returns [sin(t w), cos(t w)] with w geometric from 1 to 1 / 10000: (B,) -> (B, dim). Vaswani et al. 2017."""
   half = dim // 2
   w = np.exp(-math.log(10000) * np.arange(half) / (half - 1))
   angle = t.astype(jnp.float32)[:, None] * jnp.asarray(w, jnp.float32)[None, :]
@@ -190,16 +196,16 @@ def positional_embedding(t: Array, dim: int) -> Array:
 
 
 def sigma_of_index(index: Array, sigma_min: float, sigma_max: float, num_scales: int) -> Array:
-  """The noise levels of a discrete VE model (NCSN): geometric, `sigma_max` at index 0: (B,) -> (B,)."""
+  """Returns noise levels of a discrete VE model (NCSN), geometric, with `sigma_max` at index 0: (B,) -> (B,)."""
   sigmas = jnp.asarray(np.geomspace(sigma_max, sigma_min, num_scales), jnp.float32)
   return sigmas[index.astype(jnp.int32)]
 
 
 class LabelEmbedding(nn.Module):
-  """A learned vector a class: (B,) -> (B, features). One row more stands for "no class".
+  """Learned embedding of classes: (B,) -> (B, features). One more row means "no class".
 
-  That row is taken where `y` is None or negative, and in training (with `keys`) for a fraction `dropout` of the
-  examples, so that one network learns both scores that classifier-free guidance needs (Ho & Salimans 2022).
+  That row is used if `y` is None or negative, and in training (with `keys`) for a fraction `dropout` of the examples.
+  One network then learns both scores for classifier-free guidance (Ho & Salimans 2022).
   """
 
   num_classes: int
@@ -217,7 +223,7 @@ class LabelEmbedding(nn.Module):
 
 
 class NIN(nn.Module):
-  """A dense layer over channels, parameters `W` (in, out) and `b`."""
+  """Dense layer over channels, with parameters `W` (in, out) and `b`."""
 
   features: int
   init_scale: float = 0.1
@@ -231,7 +237,7 @@ class NIN(nn.Module):
 
 
 class AttnBlockpp(nn.Module):
-  """Self-attention over all pixels, added to its input; heads of `head_dim` channels, or one head."""
+  """Self-attention over all pixels, added to its input. Heads have `head_dim` channels; None gives one head."""
 
   skip_rescale: bool = False
   init_scale: float = 0.0
@@ -251,14 +257,14 @@ class AttnBlockpp(nn.Module):
 
 
 def add(x: Array, h: Array, rescale: bool) -> Array:
-  """x + h, divided by sqrt(2) with `rescale` to keep the variance."""
+  """Returns x + h, divided by sqrt(2) with `rescale` to keep the variance."""
   return (x + h) / math.sqrt(2) if rescale else x + h
 
 
 def _fir_axis(x: Array, taps: np.ndarray, axis: int, up: int, down: int, pad: tuple[int, int]) -> Array:
-  """Along one axis: insert up - 1 zeros after each entry, pad, convolve with `taps`, keep every `down`-th.
+  """Inserts up - 1 zeros after each entry of one axis, pads, convolves with `taps` and keeps every `down`-th entry.
 
-  Polyphase: output phase p reads only the taps that meet a nonzero entry, so no zero is ever multiplied.
+  The computation is polyphase: each output phase uses only the taps at nonzero entries, so no zero is multiplied.
   """
   taps = taps[::-1]  # convolution, not correlation
   n = x.shape[axis]
@@ -287,9 +293,10 @@ def _fir_axis(x: Array, taps: np.ndarray, axis: int, up: int, down: int, pad: tu
 
 
 def fir(x: Array, kernel: tuple[int, ...], *, up: int = 1, down: int = 1, pad: tuple[int, int]) -> Array:
-  """Resampling of NHWC images by a separable low-pass filter `kernel`, normalized to sum up per axis.
+  """Resamples NHWC images with a separable low-pass filter `kernel`, normalized to the sum `up` per axis.
 
-  StyleGAN2's upfirdn2d (Karras et al. 2020) with the outer product of `kernel` with itself; `up` or `down` is 1.
+  This is StyleGAN2's upfirdn2d (Karras et al. 2020) with the outer product of `kernel` and itself. `up` or `down` must
+  be 1.
   """
   taps = np.asarray(kernel, np.float64)
   taps = taps / taps.sum() * up
@@ -299,7 +306,7 @@ def fir(x: Array, kernel: tuple[int, ...], *, up: int = 1, down: int = 1, pad: t
 
 
 def upsample(x: Array, kernel: tuple[int, ...] | None) -> Array:
-  """Twice the resolution: FIR-filtered, or nearest neighbour where `kernel` is None."""
+  """Doubles the resolution of x (B, H, W, C): by FIR filter, or by nearest neighbour if `kernel` is None."""
   if kernel is None:
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
   p = len(kernel) - 2
@@ -307,7 +314,7 @@ def upsample(x: Array, kernel: tuple[int, ...] | None) -> Array:
 
 
 def downsample(x: Array, kernel: tuple[int, ...] | None) -> Array:
-  """Half the resolution: FIR-filtered, or the mean of 2 x 2 where `kernel` is None."""
+  """Halves the resolution of x (B, H, W, C): by FIR filter, or by the mean of 2 x 2 pixels if `kernel` is None."""
   if kernel is None:
     b, height, width, channels = x.shape
     return x.reshape(b, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
@@ -316,7 +323,7 @@ def downsample(x: Array, kernel: tuple[int, ...] | None) -> Array:
 
 
 class Conv2d(nn.Module):
-  """A 3 x 3 convolution fused with FIR up- or down-sampling (StyleGAN2), parameters `weight` (HWIO) and `bias`."""
+  """3 x 3 convolution fused with FIR up- or down-sampling (StyleGAN2), with parameters `weight` (HWIO) and `bias`."""
 
   features: int
   kernel: tuple[int, ...]
@@ -329,7 +336,7 @@ class Conv2d(nn.Module):
     b = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
     p = len(self.kernel)
     if self.up:
-      # The convolution sees the filtered image one pixel beyond the border, as the fused kernel does.
+      # The filtered image is one pixel wider on each side, as in the fused kernel.
       x, stride = fir(x, self.kernel, up=2, pad=((p - 1) // 2 + 2, (p - 2) // 2 + 1)), 1
     else:
       x, stride = fir(x, self.kernel, pad=((p + 1) // 2, p // 2)), 2
@@ -338,7 +345,7 @@ class Conv2d(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Twice the resolution, by FIR filter or nearest neighbour, with a 3 x 3 convolution where `with_conv`."""
+  """Layer that doubles the resolution, by FIR filter or nearest neighbour, with a 3 x 3 convolution if `with_conv`."""
 
   features: int | None = None
   with_conv: bool = False
@@ -356,7 +363,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-  """Half the resolution, by FIR filter or mean, or by a strided 3 x 3 convolution where `with_conv`."""
+  """Layer that halves the resolution, by FIR filter or mean, or by a strided 3 x 3 convolution if `with_conv`."""
 
   features: int | None = None
   with_conv: bool = False
@@ -374,7 +381,7 @@ class Downsample(nn.Module):
 
 
 class Combine(nn.Module):
-  """Joins a skip image to features, after a 1 x 1 convolution, by "sum" or "cat"."""
+  """Layer that joins a skip image, after a 1 x 1 convolution, to features by "sum" or "cat"."""
 
   method: str
   dtype: jnp.dtype = jnp.float32
@@ -386,7 +393,7 @@ class Combine(nn.Module):
 
 
 class ResnetBlockDDPMpp(nn.Module):
-  """Ho et al.'s residual block: GroupNorm, activation and convolution twice, the time embedding added in between."""
+  """Residual block of Ho et al.: GroupNorm, activation and convolution, twice. Adds the time embedding in between."""
 
   features: int | None = None
   dropout: float = 0.0
@@ -410,7 +417,7 @@ class ResnetBlockDDPMpp(nn.Module):
 
 
 class ResnetBlockBigGANpp(nn.Module):
-  """BigGAN's residual block (Brock et al. 2019), which also changes the resolution of both its branches."""
+  """Residual block of BigGAN (Brock et al. 2019). With `up` or `down` it changes the resolution of both branches."""
 
   features: int | None = None
   up: bool = False

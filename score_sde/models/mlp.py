@@ -1,4 +1,4 @@
-"""A residual multilayer perceptron that sees time, for data without spatial structure or of few dimensions."""
+"""A residual multilayer perceptron with a time input, for data without spatial structure or with few dimensions."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,14 +17,16 @@ from score_sde.models.options import setting
 
 
 class MLP(nn.Module):
-  """(B, ...), (B,) -> (B, ...): residual blocks of LayerNorm, two dense layers and a time-dependent scale and shift.
+  """Residual multilayer perceptron: (B, ...), (B,)[, (B,)] -> (B, ...).
+
+  A residual block has a LayerNorm with a time-dependent scale and shift, and two dense layers.
 
   Attributes:
     nf: units of the residual stream and of every hidden layer.
     num_res_blocks: residual blocks.
     nonlinearity, dropout, embedding_type, fourier_scale, num_classes, label_dropout: as for NCSNpp.
-    centered: whether the data lies in [-1, 1] (or is no image); otherwise it is centered on entry.
-    dtype: of products; parameters and norms are float32.
+    centered: True for data in [-1, 1], or data other than images. Otherwise the input is mapped from [0, 1] to [-1, 1].
+    dtype: dtype of matrix products; parameters and norms are float32.
   """
 
   nf: int = setting("nf", 512)
@@ -41,7 +43,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """The output at noise level `labels` for class `y`; `keys` (B,) drive dropout, None turns it off."""
+    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
     act = ACTIVATIONS[self.nonlinearity]
     if self.embedding_type == "fourier":
       temb = GaussianFourierProjection(self.nf // 4, self.fourier_scale)(jnp.log(labels))

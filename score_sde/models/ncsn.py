@@ -1,8 +1,8 @@
-"""NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020): RefineNets that score images at many noise levels.
+"""NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020): RefineNets that model the score at many noise levels.
 
-Four to six stages of residual blocks, of which all but the first halve the resolution, or else dilate; then as many
-RefineNet blocks (Lin et al. 2017), which join each stage with what comes from below. NCSN sees the noise level in every
-norm; NCSNv2 sees it not at all and divides its output by sigma (Technique 3).
+There are four to six stages of residual blocks. All but the first halve the resolution or are dilated. As many
+RefineNet blocks follow (Lin et al. 2017). Each joins a stage with the output of the previous RefineNet block. In NCSN,
+the noise level is an input of every norm. In NCSNv2 it is not an input: the output is divided by sigma (Technique 3).
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from score_sde.models.options import setting
 
 
 def _conv_init(fan_in: int):
-  """Uniform in +-1 / sqrt(fan_in), for kernels and biases, as in the published networks."""
+  """Returns the initializer of the published networks for kernels and biases, uniform in +-1 / sqrt(fan_in)."""
 
   def init(key, shape, dtype=jnp.float32):
     bound = 1 / np.sqrt(fan_in)
@@ -45,7 +45,10 @@ def _near_one(key, shape, dtype=jnp.float32):
 
 
 def _instance_norm_plus(x, alpha, gamma, beta, unbiased):
-  """gamma (norm(x) + alpha norm(mean over pixels of x, across channels)) + beta. Song & Ermon 2019, Appendix A."""
+  """Returns gamma (norm(x) + alpha norm(mean of x over pixels, across channels)) + beta.
+
+  Song & Ermon 2019, Appendix A.
+  """
   x = x.astype(jnp.float32)
   means = jnp.mean(x, axis=(1, 2), keepdims=True)
   centre = jnp.mean(means, axis=-1, keepdims=True)
@@ -55,7 +58,7 @@ def _instance_norm_plus(x, alpha, gamma, beta, unbiased):
 
 
 class InstanceNorm2dPlus(nn.Module):
-  """InstanceNorm++, which keeps what an instance norm forgets: how the channels' means differ."""
+  """InstanceNorm++. Unlike an instance norm, it keeps the differences between the means of the channels."""
 
   unbiased: bool = False
 
@@ -85,13 +88,13 @@ class ConditionalInstanceNorm2dPlus(nn.Module):
 
 
 class _Block(nn.Module):
-  """What every block of these networks is given.
+  """Base of the blocks of these networks.
 
   Attributes:
-    act: the activation.
-    num_scales: noise levels that norms know, None for norms that know none.
-    pytorch: see RefineNet.reference.
-    dtype: of convolutions.
+    act: name of the activation.
+    num_scales: number of noise levels of the conditional norms (NCSN); None for unconditional norms (NCSNv2).
+    pytorch: True for the PyTorch implementation, see RefineNet.reference.
+    dtype: dtype of convolutions.
   """
 
   act: str
@@ -111,12 +114,12 @@ class _Block(nn.Module):
     return ConditionalInstanceNorm2dPlus(self.num_scales, self.pytorch)(x, labels)
 
   def norm_where_conditional(self, x, labels):
-    """Within RefineNet blocks only NCSN has norms."""
+    """Applies the norm in NCSN. The RefineNet blocks of NCSNv2 have no norms."""
     return x if self.num_scales is None else self.norm(x, labels)
 
 
 class ConvMeanPool(nn.Module):
-  """A convolution, then the mean of 2 x 2."""
+  """Convolution, followed by the mean of 2 x 2 pixels."""
 
   features: int
   size: int
@@ -128,7 +131,7 @@ class ConvMeanPool(nn.Module):
 
 
 class ResidualBlock(_Block):
-  """Norm, activation, convolution, twice; `down` halves the resolution, or keeps it and dilates."""
+  """Residual block: norm, activation and convolution, twice. `down` halves the resolution, unless `dilation` > 1."""
 
   features: int = 0
   down: bool = False
@@ -148,7 +151,7 @@ class ResidualBlock(_Block):
 
 
 class RCUBlock(_Block):
-  """Residual convolution units: `blocks` of two activations and convolutions each."""
+  """Residual convolution units: `blocks` times two activations and convolutions."""
 
   blocks: int = 2
 
@@ -164,7 +167,7 @@ class RCUBlock(_Block):
 
 
 class MSFBlock(_Block):
-  """Multi-resolution fusion: convolved, resized to `shape`, summed."""
+  """Multi-resolution fusion: convolves the inputs, resizes them to `shape` and sums them."""
 
   features: int = 0
   interpolation: str = "bilinear"
@@ -188,19 +191,19 @@ class MSFBlock(_Block):
 
 
 def _aligned_bilinear(out: int, size: int) -> np.ndarray:
-  """(out, size): linear interpolation that maps the first and last pixel's centre onto each other."""
+  """Returns the matrix (out, size) of linear interpolation with aligned corners: end pixels map to end pixels."""
   place = np.linspace(0, size - 1, out)
   return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size)[None, :]))
 
 
 class CRPBlock(_Block):
-  """Chained residual pooling: each stage pools and convolves what the one before left, and all are summed."""
+  """Chained residual pooling: each stage pools and convolves the output of the previous one. All outputs are summed."""
 
   @nn.compact
   def __call__(self, x: Array, labels: Array) -> Array:
     x = path = self.activate(x)
     for _ in range(2):
-      # NCSN takes means after a norm, NCSNv2 maxima.
+      # NCSN uses average pooling (after a norm), NCSNv2 max pooling.
       pool = nn.max_pool if self.num_scales is None else nn.avg_pool
       path = pool(self.norm_where_conditional(path, labels), (5, 5), (1, 1), "SAME")
       path = _conv(path, x.shape[-1], 3, self.dtype, bias=False)
@@ -209,7 +212,7 @@ class CRPBlock(_Block):
 
 
 class RefineBlock(_Block):
-  """Joins `inputs` at the resolution `shape`: residual units, fusion, chained pooling, residual units."""
+  """RefineNet block: joins `inputs` at the resolution `shape` by residual units, fusion, pooling and residual units."""
 
   features: int = 0
   last: bool = False
@@ -227,19 +230,20 @@ class RefineBlock(_Block):
 
 
 class RefineNet(nn.Module):
-  """What NCSN and NCSNv2 share: (B, H, W, C), (B,) -> (B, H, W, C), with `labels` the index of the noise level.
+  """Base of NCSN and NCSNv2: (B, H, W, C), (B,) -> (B, H, W, C). `labels` (B,) is the index of the noise level.
 
   Attributes:
     nf: channels at full resolution.
-    stages: of each stage its channels over nf, and its dilation (1: the resolution is halved instead).
-    refine: channels over nf of each RefineNet block, from the last stage up.
-    noise_norms: whether norms know the noise level.
-    reference: NCSNv2 was published twice: "jax" resizes by `interpolation` ("bilinear" or "nearest_neighbor") and takes
-      biased variances, "pytorch" aligns corners, takes unbiased ones, and differs in one width of ncsnv2_64.
+    stages: (channels / nf, dilation) of each stage. A stage after the first with dilation 1 halves the resolution.
+    refine: channels / nf of each RefineNet block, from the last stage to the first.
+    noise_norms: True if the noise level is an input of the norms.
+    reference: one of two published implementations of NCSNv2. "jax" resizes by `interpolation` ("bilinear" or
+      "nearest_neighbor") and uses biased variances. "pytorch" aligns corners, uses unbiased variances, and differs in
+      one width of ncsnv2_64.
     scale_by_sigma: divide the output by the noise level.
     sigma_min, sigma_max, num_scales: the noise levels, geometric, the largest first.
-    centered: whether the data lies in [-1, 1]; otherwise images in [0, 1] are centered on entry.
-    dtype: of convolutions; parameters and norms are float32.
+    centered: True for images in [-1, 1]. Otherwise the input is mapped from [0, 1] to [-1, 1].
+    dtype: dtype of convolutions; parameters and norms are float32.
   """
 
   nf: int = setting("nf", 128)
@@ -258,7 +262,7 @@ class RefineNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """The output at noise level `labels`; there is no dropout to drive and no class to see."""
+    """Returns the output at noise level `labels`. `keys` and `y` are unused: there is no dropout and no class."""
     pytorch = self.noise_norms or self.reference == "pytorch"
     levels = self.num_scales if self.noise_norms else None
     common = {"act": self.nonlinearity, "num_scales": levels, "pytorch": pytorch, "dtype": self.dtype}

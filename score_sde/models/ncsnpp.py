@@ -28,30 +28,32 @@ from score_sde.models.options import setting
 
 
 class NCSNpp(nn.Module):
-  """A U-Net that sees an image, a noise level and perhaps a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
+  """U-Net of an image, a noise level and optionally a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
 
   Attributes:
     nf: channels at full resolution; level i has nf * ch_mult[i].
-    num_res_blocks: residual blocks a level on the way down (one more on the way up).
-    attn_resolutions: heights at which self-attention follows each block.
+    num_res_blocks: residual blocks per level on the way down (one more on the way up).
+    attn_resolutions: heights with self-attention. It follows each block on the way down and the last block on the way
+      up.
     resblock_type: "ddpm" or "biggan".
-    embedding_type: "fourier" (features of log(label), a noise-to-signal ratio) or "positional" (of the label).
-    conditional: whether the network sees the label at all.
-    fir, fir_kernel: resample by this filter (Zhang 2019) instead of naively.
+    embedding_type: "fourier" (features of log(label); the label is a noise-to-signal ratio) or "positional" (features
+      of the label).
+    conditional: True if the network uses the label.
+    fir, fir_kernel: resample with this filter (Zhang 2019) instead of nearest neighbours and means.
     resamp_with_conv: convolve when resampling, with "ddpm" blocks.
-    progressive: how outputs of all resolutions combine: "none", "output_skip" or "residual".
+    progressive: how outputs of all resolutions are combined: "none", "output_skip" or "residual".
     progressive_input: how the image enters every resolution: "none", "input_skip" or "residual".
-    progressive_combine: how input skips join: "sum" or "cat".
+    progressive_combine: how input skips are joined: "sum" or "cat".
     skip_rescale: divide sums by sqrt(2).
     scale_by_sigma: divide the output by the noise level (for score prediction).
-    sigma_min, sigma_max, num_scales: the noise levels that positional labels are indices of, where scale_by_sigma.
-    centered: whether the data lies in [-1, 1]; otherwise images in [0, 1] are centered on entry.
-    head_dim: channels a head of attention; None for one head.
-    num_classes, label_dropout: with classes, their embedding joins that of time; see `LabelEmbedding`.
-    remat: keep no activations within blocks for the backward pass; a third more work for much less memory.
-    dtype: of convolutions and products; parameters and norms are float32.
+    sigma_min, sigma_max, num_scales: the noise levels, indexed by positional labels, for scale_by_sigma.
+    centered: True for images in [-1, 1]. Otherwise the input is mapped from [0, 1] to [-1, 1].
+    head_dim: channels per head of attention; None for one head.
+    num_classes, label_dropout: number of classes, whose embedding is added to that of time; see `LabelEmbedding`.
+    remat: do not keep activations within blocks for the backward pass: a third more work, much less memory.
+    dtype: dtype of convolutions and matrix products; parameters and norms are float32.
 
-  `fourier_scale`, `init_scale`, `nonlinearity` and `dropout` mean what they say.
+  The other options are described in `models/options.py`.
   """
 
   nf: int = setting("nf", 128)
@@ -85,7 +87,7 @@ class NCSNpp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """The output at noise level `labels` for class `y`; `keys` (B,) drive dropout, None turns it off."""
+    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
     act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
     kernel = tuple(self.fir_kernel) if self.fir else None
     common = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale, "dtype": self.dtype}
@@ -104,7 +106,7 @@ class NCSNpp(nn.Module):
       return block_type(features, dropout=self.dropout, act=act, **common)(h, temb, keys)
 
     def resampled_block(h, **direction):
-      """Changes the resolution between levels."""
+      """Changes the resolution between two levels."""
       if self.resblock_type == "ddpm":
         layer = Upsample if "up" in direction else Downsample
         return layer(with_conv=self.resamp_with_conv, kernel=kernel, dtype=self.dtype)(h)
@@ -119,7 +121,7 @@ class NCSNpp(nn.Module):
       x = 2 * x - 1
     pyramid = x
 
-    # Down: residual blocks a level, every activation kept for the way up.
+    # Down: every activation is kept for the way up.
     skips = [conv(self.nf, 3, self.dtype)(x)]
     for i, mult in enumerate(self.ch_mult):
       for _ in range(self.num_res_blocks):
@@ -139,7 +141,7 @@ class NCSNpp(nn.Module):
     h = attention(h)
     h = block(h)
 
-    # Up: one block more a level, each with the activation of the same place on the way down.
+    # Up: each block also takes the matching activation of the way down.
     output = None
     for i in reversed(range(levels)):
       for _ in range(self.num_res_blocks + 1):

@@ -1,4 +1,4 @@
-"""The options that networks share, with their meaning and range."""
+"""Options of the networks, with their meaning and range."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ KNOWN: dict[str, tuple[str, str, tuple[Any, ...]]] = {
   "nf": ("channels at full resolution, or width", "[1, inf)", ()),
   "ch_mult": ("channels of each resolution, in units of nf", "", ()),
   "num_res_blocks": ("residual blocks per resolution, or depth", "[1, inf)", ()),
-  "attn_resolutions": ("heights at which there is self-attention", "", ()),
+  "attn_resolutions": ("heights with self-attention", "", ()),
   "attn_every_block": ("ddpm: attend after every block on the way up, not only the last", "", ()),
   "head_dim": ("channels per head of attention; unset: one head", "[1, inf)", ()),
   "dropout": ("share of units that are dropped in training", "[0, 1)", ()),
@@ -17,7 +17,7 @@ KNOWN: dict[str, tuple[str, str, tuple[Any, ...]]] = {
   "resblock_type": ("kind of residual block", "", ("ddpm", "biggan")),
   "embedding_type": ("how the noise level is embedded", "", ("fourier", "positional")),
   "fourier_scale": ("standard deviation of the frequencies of a Fourier embedding", "(0, inf)", ()),
-  "conditional": ("whether the network sees the noise level", "", ()),
+  "conditional": ("the noise level is an input of the network", "", ()),
   "fir": ("resample by a filter (Zhang 2019) instead of naively", "", ()),
   "fir_kernel": ("the filter", "", ()),
   "resamp_with_conv": ("convolve when resampling, with ddpm blocks", "", ()),
@@ -29,8 +29,8 @@ KNOWN: dict[str, tuple[str, str, tuple[Any, ...]]] = {
   "scale_by_sigma": ("divide the output by the noise level, for score prediction", "", ()),
   "num_classes": ("classes of a class-conditional network; 0: none", "[0, inf)", ()),
   "label_dropout": ("share of examples trained without their class, for classifier-free guidance", "[0, 1)", ()),
-  "remat": ("keep no activations within blocks: slower, much less memory", "", ()),
-  "interpolation": ("ncsnv2: of its fusion blocks", "", ("bilinear", "nearest_neighbor")),
+  "remat": ("do not keep activations within blocks: slower, much less memory", "", ()),
+  "interpolation": ("ncsnv2: interpolation in its fusion blocks", "", ("bilinear", "nearest_neighbor")),
   "reference": ("ncsnv2: which published implementation", "", ("jax", "pytorch")),
   "num_heads": ("dit: heads of attention", "[1, inf)", ()),
   "patch_size": ("dit: pixels per side of a patch", "[1, inf)", ()),
@@ -40,7 +40,7 @@ KNOWN: dict[str, tuple[str, str, tuple[Any, ...]]] = {
 
 
 def setting(name: str, default: Any) -> Any:
-  """Returns a field of a network with this `default`, an option that networks share under this `name`."""
+  """Returns a dataclass field with this `default`, for the option `name` in KNOWN."""
   doc, span, choices = KNOWN[name]
   needs = {"num_classes": ()} if name == "label_dropout" else ()
   return option(default, doc, span, choices=choices, needs=needs)

@@ -1,5 +1,7 @@
-"""A wide ResNet that classifies noisy images and sees their noise level. Zagoruyko & Komodakis 2016; Song et al. 2021,
-Appendix I."""
+"""A wide ResNet that classifies noisy images, with the noise level as an input.
+
+Zagoruyko & Komodakis 2016; Song et al. 2021, Appendix I.
+"""
 
 import flax.linen as nn
 import jax
@@ -14,7 +16,7 @@ _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _dense_init(key, shape, dtype=jnp.float32):
-  """Uniform in +-1 / sqrt(units out)."""
+  """Draws weights uniformly in +-1 / sqrt(units out)."""
   bound = 1 / np.sqrt(shape[1])
   return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -28,7 +30,7 @@ def _norm_relu(x: Array, name: str) -> Array:
 
 
 class WideResnetBlock(nn.Module):
-  """Two convolutions and a shortcut, which pools and pads with zero channels where the shape changes."""
+  """Two convolutions and a shortcut. If the shape changes, the shortcut pools and appends zero channels."""
 
   features: int
   stride: int = 1
@@ -48,7 +50,7 @@ class WideResnetBlock(nn.Module):
 
 
 class WideResnetGroup(nn.Module):
-  """Blocks of one resolution."""
+  """Residual blocks of one resolution."""
 
   blocks: int
   features: int
@@ -68,18 +70,17 @@ class WideResnetGroup(nn.Module):
 
 
 class WideResnet(nn.Module):
-  """Logits of the classes of noisy images: (B, H, W, C), (B,) -> (B, num_classes).
+  """Classifier of noisy images, x (B, H, W, C) and sigma (B,) -> logits (B, num_classes).
+
+  `sigma` is the noise-to-signal ratio sigma(t) / alpha(t), under every SDE. Each input image is standardized. With
+  `with_features` it returns (features (B, D), logits). The features are the input of the last layer.
 
   Attributes:
     blocks_per_group: residual blocks at each of three resolutions.
-    channel_multiplier: widening of the channels 16, 32, 64.
-    num_classes: classes.
+    channel_multiplier: factor of the channels 16, 32, 64.
+    num_classes: number of classes.
     fourier_scale: standard deviation of the frequencies in log sigma, 16 as published.
-    dtype: of convolutions and products; parameters and norms are float32.
-
-  With `with_features` it returns (features (B, D), logits): the last layer before the classes.
-
-  `sigma` is the noise-to-signal ratio sigma(t) / alpha(t), whatever the SDE; each image is standardized on entry.
+    dtype: dtype of convolutions and matrix products; parameters and norms are float32.
   """
 
   blocks_per_group: int = setting("blocks_per_group", 4)

@@ -1,4 +1,4 @@
-"""Trained classifiers, for guidance and as feature extractors."""
+"""Loading of trained classifiers, for guidance and for feature extraction."""
 
 from ml_collections import ConfigDict
 
@@ -10,12 +10,12 @@ from score_sde.run.loading import read_config
 
 
 def load_classifier(workdir: str, user: ConfigDict | None = None) -> tuple[Experiment, Params]:
-  """Returns the classifier that was trained in `workdir`, and its parameters.
+  """Returns the classifier trained in `workdir`, and its EMA parameters.
 
-  Code that its config names is run only where the `user`'s own config names it, too.
+  The classifier's config may name code to run (FILE.py:FUNCTION). It is run only if the config `user` names it, too.
 
   Raises:
-    BadInput: where there is none.
+    BadInput: if `workdir` holds no trained classifier.
   """
   allowed = [v for v in (user.training.sde, user.data.dataset) if is_plugin(v)] if user is not None else []
   try:

@@ -1,7 +1,7 @@
-"""The command lines, `python -m score_sde COMMAND` and run.py: flags are read and checked, then one call goes on.
+"""Command lines `python -m score_sde COMMAND` and run.py: they read and check the flags, then call one function.
 
-Whatever the user gave that cannot work ends in one line on stderr and exit code 2; what goes wrong on the way (a run
-that diverges, a lost host, a full disk) in one line and exit code 1.
+Wrong input ends the program with one line on stderr and exit code 2. A failure during the run (a run that diverges, a
+lost host, a full disk) ends it with one line on stderr and exit code 1.
 """
 
 import ast
@@ -33,13 +33,13 @@ MODES = ("train", "sample", "eval")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, curves, pictures, reports.")
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Several hosts work together, as a TPU pod, SLURM, Open MPI or Kubernetes tells."
+  "distributed", False, "Use several hosts, found through the TPU pod, SLURM, Open MPI or Kubernetes."
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of the first of several hosts, given to all of them."
+  "coordinator", None, "Use several hosts: HOST:PORT of the first one, the same value on all of them."
 )
-_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator: how many processes work together.")
-_HOST_INDEX = flags.DEFINE_integer("host_index", None, "With --coordinator: which of them this is, from 0.")
+_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator: number of processes.")
+_HOST_INDEX = flags.DEFINE_integer("host_index", None, "With --coordinator: index of this process, from 0.")
 _HOST_TIMEOUT = flags.DEFINE_integer("host_timeout", 300, "Seconds after which a silent host counts as lost.")
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 
@@ -51,7 +51,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-  """Ends the program; of several hosts without waiting for the others, who may be waiting for this one."""
+  """Ends the program. With several hosts it does not wait for the others, because they may be waiting for this one."""
   sys.stdout.flush()
   sys.stderr.flush()
   if devices.is_connected():
@@ -60,7 +60,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _connect() -> None:
-  """Joins the other hosts, where flags say that there are any."""
+  """Joins the other hosts if the flags ask for several."""
   listed = {"coordinator": _COORDINATOR.value, "num_hosts": _NUM_HOSTS.value, "host_index": _HOST_INDEX.value}
   missing = [f"--{name}" for name, value in listed.items() if value is None]
   if len(missing) not in (0, 3):
@@ -78,7 +78,7 @@ def _connect() -> None:
 
 
 def _read_config(path: str) -> ConfigDict:
-  """The config that a file returns, or the end of the program with what is wrong with it."""
+  """Returns the config of the file `path`. Ends the program with an error message if the file gives none."""
   path, _, argument = path.partition(":")
   if not pathlib.Path(path).is_file():
     _fail(f"--config={path} does not exist. Give a config file, e.g. configs/quickstart.py.")
@@ -97,7 +97,7 @@ def _read_config(path: str) -> ConfigDict:
 
 
 def _overridden(argv: Sequence[str]) -> list[str]:
-  """The dotted keys that flags set."""
+  """Returns the dotted config keys that the flags in `argv` set."""
   return [m[1] for m in (re.match(r"--?(?:no)?config\.([\w.]+)", argument) for argument in argv[1:]) if m]
 
 
@@ -112,7 +112,7 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
 
 
 def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
-  """Raises BadInput at the first override that nothing reads. (A config file may hold what only another SDE reads.)"""
+  """Raises BadInput at the first override that nothing reads. (A config file may set keys of other SDEs.)"""
   for key in _overridden(argv):
     reader = why_unread(complete, key)
     if reader:
@@ -120,7 +120,7 @@ def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
-  """Reads the flags; `positional` names the arguments that come without one."""
+  """Reads and checks the flags. `positional` names the arguments that are no flags."""
   files = [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if re.match(r"--?config(=|$)", a)]
   if not files:
     _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")
@@ -141,8 +141,8 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
 
 
 def _call(action: Callable[[], None]) -> None:
-  """Runs `action`; what the user gave wrong ends the program with one line."""
-  # orbax narrates a save there, and what it also raises. (absl's verbosity is of absl's own handler.)
+  """Runs `action`. Known errors end the program with one line on stderr and the exit code of the module docstring."""
+  # orbax logs every save to this logger, and every error that it raises anyway. absl's verbosity does not stop this.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("score_sde").setLevel(logging.INFO)
@@ -159,18 +159,18 @@ def _call(action: Callable[[], None]) -> None:
       _leave(1)
     except Stalled as error:
       print(f"{sys.argv[0]}: {error}", file=sys.stderr, flush=True)
-      os._exit(1)  # the thread that hangs would keep the process
+      os._exit(1)  # the thread that hangs would keep the process alive
     except OSError as error:
       if not finds_no_room(error):
         raise
-      print(f"{sys.argv[0]}: {error}. Make room: the same command goes on.", file=sys.stderr)
+      print(f"{sys.argv[0]}: {error}. Free some space and repeat the command: it resumes.", file=sys.stderr)
       _leave(1)
     except Interrupted as error:
-      print(str(error) or "Stopped by a signal. The same command goes on.", file=sys.stderr)
+      print(str(error) or "Stopped by a signal. Repeat the command to resume.", file=sys.stderr)
 
 
 def run() -> None:
-  """Entry point of run.py, and of the commands train, sample and eval."""
+  """Runs run.py and the commands train, sample and eval."""
 
   def action() -> None:
     config, workdir = resolve(_CONFIG.value), str(_WORKDIR.value)
@@ -186,9 +186,9 @@ def run() -> None:
 
 
 def _run_tool(action: Callable[..., Any], positional: Sequence[str] = (), *, needs_workdir: bool = True) -> None:
-  """Runs a command with `positional` arguments and --config, and --workdir where it needs one.
+  """Runs a command that takes --config, --workdir if `needs_workdir`, and `positional` arguments.
 
-  `action` is called with (config, workdir if needed, *positional).
+  Calls action(config, workdir if needed, *positional).
   """
 
   def main(arguments: Sequence[str]) -> None:
@@ -207,7 +207,7 @@ def _import() -> None:
 def _export() -> None:
   from score_sde.run.checkpoints.transfer import export_weights
 
-  flags.DEFINE_bool("ema_only", False, "Write the average of the parameters alone: all that sampling needs.")
+  flags.DEFINE_bool("ema_only", False, "Write only the averaged (EMA) parameters. Sampling needs no others.")
   _run_tool(lambda *a: export_weights(*a, ema_only=flags.FLAGS.ema_only), ("OUTPUT.safetensors",))
 
 
@@ -242,7 +242,7 @@ def _mode(name: str) -> Callable[[], None]:
   return command
 
 
-# name: (arguments, what it does, the command).
+# {name: (arguments, help, command)}.
 COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
   "train": ("--config=FILE --workdir=FOLDER", "train, or resume where the newest checkpoint stands", _mode("train")),
   "sample": ("--config=FILE --workdir=FOLDER", "draw samples of a checkpoint, conditioned or not", _mode("sample")),
@@ -260,7 +260,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
 
 
 def main() -> None:
-  """Entry point of `python -m score_sde`."""
+  """Runs `python -m score_sde`."""
   arguments = sys.argv[1:]
   if not arguments or arguments[0] in ("-h", "--help", "--helpfull", "help"):
     print(_help())
@@ -282,7 +282,7 @@ def main() -> None:
 
 
 def _help() -> str:
-  """Returns commands, configs, SDEs and samplers, a line each."""
+  """Returns the help: commands, configs, SDEs, samplers and networks, one per line."""
   rows = lambda pairs: "\n".join(f"  {name:<18}{meaning}" for name, meaning in pairs)
   first = lambda thing: (thing.__doc__ or "").split("\n")[0]
   commands = ((name, meaning) for name, (_, meaning, _) in COMMANDS.items())
@@ -297,7 +297,7 @@ def _help() -> str:
 
 
 def _configs() -> list[tuple[str, str]]:
-  """The config files below configs/, with the first line of each."""
+  """Returns (path, first line of the docstring) of each config file below configs/."""
   found = []
   for file in sorted(pathlib.Path("configs").rglob("*.py")):
     text = file.read_text()
@@ -307,5 +307,5 @@ def _configs() -> list[tuple[str, str]]:
 
 
 def _keys() -> str:
-  """Every key of a config, a line each."""
+  """Returns the descriptions of all config keys, one per line."""
   return "keys (--config.KEY=VALUE)\n" + "\n".join(f"  {describe(key)}" for key in keys())

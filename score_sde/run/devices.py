@@ -1,9 +1,9 @@
-"""Devices and hosts: the only file that knows there is more than one.
+"""Devices and hosts: all code of the library that deals with more than one of them.
 
-A function of the library works on a batch (B, ...). `map_batch` runs it on all devices of this host, or of all hosts,
-each on its share of the batch in the form (devices, B / devices, ...) that `shard` makes; `mean` averages over the
-whole batch from within. Between hosts it is JAX's own runtime that works (`jax.distributed`); arrays that all of them
-hold are global ones: `replicate` makes them, `local` takes this host's copy.
+Other functions work on one batch (B, ...). `shard` splits a batch into (devices, B / devices, ...). `map_batch` runs a
+function on all devices of this host or of all hosts, each on its share. `mean`, called inside, averages over the whole
+batch. Hosts communicate through JAX's own runtime (`jax.distributed`) and share global arrays: `replicate` makes them,
+`local` returns this host's copy.
 """
 
 import contextlib
@@ -26,39 +26,38 @@ from score_sde.errors import InvalidArgument, ScoreSDEError
 AXIS = "batch"
 # The two axes of a mesh with sharded parameters: both split the batch, the second also the parameters.
 DATA, FSDP = "data", "fsdp"
-# Arrays below this size are not worth a collective: every device has all of them.
+# Smaller arrays are not worth a collective: every device holds a full copy.
 SMALLEST_SHARDED = 2**12
 Tree = Any
 
 
 class HostsError(ScoreSDEError, RuntimeError):
-  """The hosts of a run do not come together, or one of them is gone."""
+  """Error: the hosts of a run cannot connect, or one of them is lost."""
 
 
 def connect(coordinator: str | None, hosts: int | None, index: int | None, timeout: int) -> None:
-  """Joins this process to a run of several hosts, before anything else of JAX is used.
+  """Joins this process to a run of several hosts. Must be called before any other use of JAX.
 
   Args:
-    coordinator: HOST:PORT of the first host, where it listens; None finds all three on a TPU pod, under SLURM, Open MPI
-      or Kubernetes.
-    hosts: processes in all.
-    index: of this one, from 0.
-    timeout: seconds after which a host that does not come, or answers no more, counts as lost.
+    coordinator: HOST:PORT at which the first host listens. None (also for `hosts` and `index`) lets JAX find all three
+      on a TPU pod, under SLURM, Open MPI or Kubernetes.
+    hosts: total number of processes.
+    index: index of this process, from 0.
+    timeout: seconds after which a host that does not join or no longer answers counts as lost.
 
   Raises:
-    HostsError: where the others do not come in time, or nothing tells who they are.
+    HostsError: if JAX cannot connect the hosts or cannot find out who they are.
   """
-  who = (
-    f"{hosts} hosts at {coordinator}, this one {index}" if coordinator else "the hosts that JAX was to find by itself"
-  )
+  who = f"{hosts} hosts at {coordinator}, this one {index}" if coordinator else "the hosts that JAX searched by itself"
 
   def give_up() -> None:
     print(f"Cannot join {who}: not all came within --host_timeout={timeout} s. Start all of them.", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)
 
-  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `progress.stops_on_signal`
-  watch = threading.Timer(timeout, give_up)  # JAX's own end of waiting is an abort with a dump of its stack
+  # The service would take over SIGTERM, which `progress.stops_on_signal` handles.
+  jax.config.update("jax_enable_preemption_service", False)
+  watch = threading.Timer(timeout, give_up)  # JAX's own timeout aborts the process and dumps its stack
   watch.start()
   try:
     jax.distributed.initialize(
@@ -72,10 +71,10 @@ def connect(coordinator: str | None, hosts: int | None, index: int | None, timeo
 
 
 def _visible_devices(listed: bool) -> list[int] | None:
-  """JAX's `local_device_ids`: [] for all that this process sees, None to leave it to JAX.
+  """Returns JAX's `local_device_ids`: [] for all devices that this process sees, None to leave the choice to JAX.
 
-  Of a process that SLURM or Open MPI started, JAX uses the one GPU that has the process's number on its machine. That
-  is right for several processes on a machine that see all of its GPUs, and for no others (jax-ml/jax#16788).
+  In a process that SLURM or Open MPI started, JAX uses only the GPU whose number is the process's rank on its machine.
+  That is right only if several processes run on a machine and each sees all of its GPUs (jax-ml/jax#16788).
   """
   given = os.environ
   if "JAX_LOCAL_DEVICE_IDS" in given:
@@ -83,23 +82,24 @@ def _visible_devices(listed: bool) -> list[int] | None:
   alone = given.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" or (
     "SLURM_STEP_NUM_NODES" in given and given["SLURM_STEP_NUM_NODES"] == given.get("SLURM_NTASKS")
   )
-  bound = "," not in given.get("CUDA_VISIBLE_DEVICES", given.get("ROCR_VISIBLE_DEVICES", ","))  # to a GPU of its own
+  # The process sees a single GPU, which is its own.
+  bound = "," not in given.get("CUDA_VISIBLE_DEVICES", given.get("ROCR_VISIBLE_DEVICES", ","))
   return [] if listed or alone or bound else None
 
 
 def is_connected() -> bool:
-  """Whether this process has joined others."""
+  """Returns whether this process has joined a run of several hosts."""
   return jax.distributed.is_initialized()
 
 
 @contextlib.contextmanager
 def hosts_lost() -> Iterator[None]:
-  """Turns what JAX raises where another host has died into HostsError."""
+  """Converts the errors that JAX raises after another host has died to HostsError."""
   try:
     yield
-  except RuntimeError as error:  # JAX's, or orbax's around it
+  except RuntimeError as error:  # raised by JAX, or by orbax because of JAX
     of_hosts = isinstance(error, jax.errors.JaxRuntimeError) or "barrier" in str(error).lower()
-    if host_count() == 1 or not of_hosts or "RESOURCE_EXHAUSTED" in str(error):  # as of a device's memory
+    if host_count() == 1 or not of_hosts or "RESOURCE_EXHAUSTED" in str(error):  # e.g. a device is out of memory
       raise
     raise HostsError(
       f"Host {host_index()} of {host_count()} has lost another one: {str(error).splitlines()[0]}. The same commands on "
@@ -108,7 +108,7 @@ def hosts_lost() -> Iterator[None]:
 
 
 def device_count() -> int:
-  """Devices of this host."""
+  """Returns the number of devices of this host."""
   return jax.local_device_count()
 
 
@@ -121,7 +121,7 @@ def host_count() -> int:
 
 
 def is_first_host() -> bool:
-  """Whether this host writes the logs, pictures and reports."""
+  """Returns whether this is the host that writes the logs, pictures and reports."""
   return jax.process_index() == 0
 
 
@@ -130,14 +130,14 @@ def on_cpu() -> bool:
 
 
 def describe() -> str:
-  """E.g. '8 cpu devices on 1 host'."""
+  """Returns the number of devices and hosts in words, e.g. '8 cpu devices on 1 host'."""
   devices = jax.local_devices()
   total, hosts = jax.device_count(), jax.process_count()
   return f"{total} {devices[0].platform} device{'s' * (total > 1)} on {hosts} host{'s' * (hosts > 1)}"
 
 
 def check_batch_size(key: str, size: int, parts: int = 1) -> None:
-  """Raises InvalidArgument unless the global batch `size`, the config's `key`, divides into `parts` on each device."""
+  """Raises InvalidArgument unless the global batch size divides by devices x `parts`. `key` is its config key."""
   total = jax.device_count() * parts
   if size < 1 or size % total:
     nearest = max(total, round(size / total) * total)
@@ -156,11 +156,15 @@ def map_batch(
   donate: tuple[int, ...] = (),
   everywhere: bool = False,
 ) -> Callable:
-  """`fn` on all devices of this host: arguments with axis 0 come sharded, those with axis None are the same on each.
+  """Returns `fn`, mapped over all devices of this host. Every device gets a share of the batch.
 
-  With `everywhere` the devices of all hosts work together, and `mean` is over all of them: each host calls it at the
-  same time, with its own share of the batch. `donate` names arguments whose buffers are given up; those with axis None
-  only all together.
+  Args:
+    fn: a function of a share of the batch.
+    in_axes: 0 for an argument that is sharded (see `shard`), None for one that is the same on each device.
+    out_axes: as of `jax.pmap`.
+    donate: indices of arguments whose buffers are given up. Arguments with axis None are donated only if all are.
+    everywhere: map over the devices of all hosts, also in `mean`. All hosts must call the result at the same time,
+      each with its own share of the batch.
   """
   shared = [i for i, axis in enumerate(in_axes) if axis is None]
   mapped = [i for i, axis in enumerate(in_axes) if axis is not None]
@@ -179,17 +183,18 @@ def map_batch(
   )
 
   def call(*arguments: Tree) -> Tree:
-    # pmap loses count of the axes where an argument has no leaves, as a score without parameters: a zero goes ahead.
+    # pmap miscounts the axes if an argument has no leaves, such as a score without parameters. A leading zero helps.
     return run((np.zeros(()), *(arguments[i] for i in shared)), *(arguments[i] for i in mapped))
 
   return call
 
 
 def over_devices(fn: Callable, shared: int = 1) -> Callable:
-  """Returns `fn` over all devices of this host: (`shared` trees, the same for all, and batches (B, ...)) -> (B, ...).
+  """Returns `fn`, mapped over all devices of this host: (*shared trees, *batches (B, ...)) -> (B, ...).
 
-  `fn` is a pure function of a batch. Each device gets its share; a batch that does not divide is filled up, and what
-  the filling gives is dropped. Plain functions among the shared trees are static, as a score without parameters is.
+  `fn` is a pure function of a batch. The first `shared` arguments are the same on all devices; each device gets a share
+  of the others. A batch that does not divide is padded, and the results of the padding are dropped. Plain functions
+  among the shared trees, such as a score without parameters, are static.
   """
   compiled: dict[int, Callable] = {}
 
@@ -207,7 +212,7 @@ def over_devices(fn: Callable, shared: int = 1) -> Callable:
 
 
 def _map_over_hosts(packed: Callable, shared: list[int], mapped: list[int], out_axes: Any, donated: tuple[int, ...]):
-  """`map_batch` over the devices of all hosts: pmap's own form of it does not keep donated arguments alive."""
+  """Does the work of `map_batch` over all hosts. (pmap over hosts does not keep donated arguments alive.)"""
   mesh = _mesh()
 
   def on_device(first: tuple, *rest: Tree) -> Tree:
@@ -228,12 +233,12 @@ def _map_over_hosts(packed: Callable, shared: list[int], mapped: list[int], out_
 
 
 def _mesh() -> Mesh:
-  """All devices of all hosts in a row."""
+  """Returns all devices of all hosts as a mesh of one axis."""
   return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def replicate(tree: Tree) -> Tree:
-  """The same arrays on all devices of all hosts, as global ones; on a single host, `tree` itself."""
+  """Returns `tree` as global arrays, copied to all devices of all hosts. On a single host it returns `tree` itself."""
   if host_count() == 1:
     return tree
   everywhere = NamedSharding(_mesh(), P())
@@ -249,7 +254,7 @@ def replicate(tree: Tree) -> Tree:
 
 
 def local(tree: Tree) -> Tree:
-  """This host's copy of arrays that are spread over devices or hosts; what each of its devices has stays as it is."""
+  """Returns this host's copy of arrays that are spread over devices or hosts. Leaves other arrays as they are."""
 
   def one(x):
     if not isinstance(x, jax.Array) or (x.is_fully_addressable and x.is_fully_replicated):
@@ -263,13 +268,13 @@ def local(tree: Tree) -> Tree:
 
 
 def run_once(fn: Callable[..., Tree], *args: Tree) -> Tree:
-  """fn(*args), compiled without the passes that only pay off in a second call (a third of the time on CPU)."""
+  """Returns fn(*args), compiled without passes that only pay off in later calls (a third of the time on CPU)."""
   options: Any = {"xla_backend_optimization_level": 0} if on_cpu() else None
   return jax.jit(fn).lower(*args).compile(compiler_options=options)(*args)
 
 
 def wait_for_all(name: str) -> None:
-  """Returns once every host has come here."""
+  """Waits until every host has made this call. `name` must be the same on all hosts."""
   if host_count() > 1:
     multihost_utils.sync_global_devices(name)
 
@@ -278,10 +283,10 @@ def wait_for_all(name: str) -> None:
 
 
 def fsdp_mesh(size: int) -> Mesh:
-  """All devices of all hosts, as (data, fsdp): parameters are split among `size` devices next to each other.
+  """Returns a mesh (data, fsdp) of all devices of all hosts. `size` adjacent devices share the parameters; 0 means all.
 
   Raises:
-    InvalidArgument: where `size` does not divide the number of devices.
+    InvalidArgument: if `size` does not divide the number of devices.
   """
   total = jax.device_count()
   size = size or total
@@ -291,7 +296,7 @@ def fsdp_mesh(size: int) -> Mesh:
 
 
 def _spec(x: Any, size: int) -> P:
-  """How an array is split among `size` devices: along its longest axis that they divide."""
+  """Returns the partition of an array among `size` devices: along the longest axis that is divisible by `size`."""
   axes = [i for i, n in enumerate(x.shape) if n % size == 0 and size > 1]
   if not axes or math.prod(x.shape) < SMALLEST_SHARDED or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return P()
@@ -300,17 +305,17 @@ def _spec(x: Any, size: int) -> P:
 
 
 def shardings(abstract: Tree, mesh: Mesh) -> Tree:
-  """Where each array of a tree, such as a training state, lives on an `fsdp_mesh`."""
+  """Returns the sharding of each array of a tree, such as a training state, on an `fsdp_mesh`."""
   return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x, mesh.shape[FSDP])), abstract)
 
 
 def over_shards(value_and_grad: Callable[[Callable], Callable[..., tuple[jax.Array, Tree]]], mesh: Mesh):
-  """(params, batch, *same) -> (value, gradient) where parameters and gradient are split as `shardings` says.
+  """Returns (params, batch, *same) -> (value, gradient), with parameters and gradient split by `shardings`.
 
-  `value_and_grad(change)` is the function of a device's share of the batch: (params, batch, *same) -> the value and
-  gradient of its objective as `change` makes it. The changed objective takes split parameters, gathers each where it
-  is used, keeps none of them for the backward pass but gathers again, and has a gradient that a reduce-scatter splits.
-  Zhao et al. 2023 (FSDP).
+  `value_and_grad(change)` must return a function of a device's share of the batch: (params, batch, *same) -> value and
+  gradient of change(objective). Here `change` makes the objective take split parameters. The objective then gathers
+  each parameter where it is used, and gathers it again in the backward pass instead of keeping it. A reduce-scatter
+  splits the gradient. Zhao et al. 2023 (FSDP).
   """
   size = mesh.shape[FSDP]
 
@@ -318,7 +323,7 @@ def over_shards(value_and_grad: Callable[[Callable], Callable[..., tuple[jax.Arr
     return jax.lax.all_gather(x, FSDP, axis=spec.index(FSDP), tiled=True) if FSDP in spec else x
 
   def averaged(g: jax.Array, spec: P) -> jax.Array:
-    # The gradient of a gathered array is summed over the devices that it is split among.
+    # The gradient of a gathered array is already summed over the fsdp axis.
     return jax.lax.pmean(g / size, DATA) if FSDP in spec else jax.lax.pmean(g, (DATA, FSDP))
 
   def call(params: Tree, batch: Tree, *same: Any) -> tuple[jax.Array, Tree]:
@@ -326,7 +331,7 @@ def over_shards(value_and_grad: Callable[[Callable], Callable[..., tuple[jax.Arr
     shapes = {x.shape for x in jax.tree.leaves(params)}
 
     def kept(primitive: Any, *inputs: Any, **_: Any) -> bool:
-      """Whether the backward pass has it: not what is gathered, and not the copy of that in half precision."""
+      """Returns False for gathered parameters and their half-precision copies: the backward pass gathers them again."""
       copy = primitive.name == "convert_element_type" and inputs[0].shape in shapes
       return not (copy or primitive.name.startswith("all_gather"))
 
@@ -348,9 +353,9 @@ def over_shards(value_and_grad: Callable[[Callable], Callable[..., tuple[jax.Arr
 
 
 def on_mesh(fn: Callable, mesh: Mesh, state: Tree) -> Callable[[Tree, Tree], tuple[Tree, Tree]]:
-  """`fn(state, batches) -> (state, metrics)`, compiled for a state that stays split as `shardings` of `state` says.
+  """Returns `fn`, (state, batches) -> (state, metrics), compiled for a state that is split by `shardings`.
 
-  `batches` are this host's share, (steps, b, ...); the state's buffers are given up for the new one's.
+  `batches` are this host's share, (steps, b, ...). The buffers of the old state are donated to the new one.
   """
   place, everywhere = shardings(state, mesh), NamedSharding(mesh, P())
   split = NamedSharding(mesh, P(None, (DATA, FSDP)))
@@ -363,26 +368,26 @@ def on_mesh(fn: Callable, mesh: Mesh, state: Tree) -> Callable[[Tree, Tree], tup
 
 
 def any_host(flag: bool) -> bool:
-  """Whether `flag` is set on any host; all call it together."""
+  """Returns whether `flag` is set on any host. All hosts must call it together."""
   if host_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def mean(x: Tree) -> Tree:
-  """Mean over all devices of equal shares of a batch; for use inside a mapped function."""
+  """Returns the mean of `x` over all devices, which hold equal shares of a batch. For use inside a mapped function."""
   return jax.lax.pmean(x, AXIS)
 
 
 def batch_mean(x: jax.Array) -> jax.Array:
-  """Mean of per-example numbers over the whole batch; for use inside a mapped function."""
+  """Returns the mean of per-example numbers over the whole batch. For use inside a mapped function."""
   return jax.lax.pmean(jnp.mean(x), AXIS)
 
 
 def shard(tree: Tree, axis: int = 0) -> Tree:
-  """Splits `axis`, a batch of this host, into (devices, batch / devices) and moves the devices in front.
+  """Splits `axis`, this host's batch, into (devices, batch / devices) and moves the axis of devices to the front.
 
-  A batch that does not divide is filled up with copies of its last example; `unshard` with its size drops them.
+  A batch that does not divide is padded with copies of its last example; `unshard` with its size drops them.
   """
   n = device_count()
 
@@ -398,9 +403,10 @@ def shard(tree: Tree, axis: int = 0) -> Tree:
 
 
 def placed(abstract: Tree, mesh: Mesh | None = None) -> Tree:
-  """Abstract arrays with the place that a checkpoint is restored to, whoever wrote it.
+  """Returns abstract arrays with the sharding to which a checkpoint is restored, whatever devices wrote it.
 
-  That is split over an `fsdp_mesh`, where one is given; else this host's first device, or all devices of all hosts.
+  With an `fsdp_mesh` they are split over it. Without one, a single host restores to its first device, and several hosts
+  to all devices of all hosts.
   """
   if mesh is not None:
     split = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
@@ -411,5 +417,5 @@ def placed(abstract: Tree, mesh: Mesh | None = None) -> Tree:
 
 
 def unshard(tree: Tree, size: int) -> Tree:
-  """The first `size` examples of sharded arrays, as (size, ...)."""
+  """Returns the first `size` examples of sharded arrays, (size, ...)."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)

@@ -1,4 +1,4 @@
-"""What a config describes, made: the SDE, the network as a model of its score, the loss and the sampler."""
+"""Experiment: the SDE, the network as a model of its score, the loss and the sampler, built from a config."""
 
 import dataclasses
 import functools
@@ -42,19 +42,19 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-  """A resolved config and the objects that it describes.
+  """Experiment: a resolved config and the objects that it describes.
 
   Attributes:
-    config: resolved, see `score_sde.run.config.resolve`. Nothing that is compiled reads it.
+    config: resolved, see `score_sde.run.config.resolve`. Compiled functions do not read it.
     sde: the SDE.
     network: the Flax module.
     model: the network as a model of the score, or as a classifier.
     loss: the training loss.
     sampler: draws samples; None for a classifier.
-    scaling: how the model sees examples.
+    scaling: from raw examples to the model's inputs, and back.
     shape: shape of one example.
     guide: from the network's score to the score that samples and likelihoods use, see `guide.with_class`.
-    sampled_classes: how many classes samples are drawn of; 0 for none.
+    sampled_classes: number of classes that samples are drawn of; 0 for samples without a class.
   """
 
   config: ConfigDict
@@ -70,23 +70,23 @@ class Experiment:
 
   @property
   def score_model(self) -> ScoreModel:
-    """The network as a model of the score, where it is one."""
+    """The network as a model of the score. Fails for a classifier."""
     assert isinstance(self.model, ScoreModel)
     return self.model
 
   @property
   def classifier(self) -> Classifier:
-    """The network as a classifier, where it is one."""
+    """The network as a classifier. Fails for a model of the score."""
     assert isinstance(self.model, Classifier)
     return self.model
 
   def draw(self, *args: Any, **options: Any) -> tuple[Array, dict[str, Any]]:
-    """Returns samples and what the sampler says of them, see `Sampler.__call__`."""
+    """Returns (samples, info), see `Sampler.__call__`."""
     assert self.sampler is not None
     return self.sampler(*args, **options)
 
   def init_params(self, key: jax.Array) -> Params:
-    """Returns fresh parameters, float32."""
+    """Returns newly initialized parameters, float32."""
     return init_params(self.network, self.shape, key)
 
   def abstract_params(self) -> Params:
@@ -94,22 +94,22 @@ class Experiment:
     return abstract_params(self.network, self.shape)
 
   def classes(self, label: jax.Array) -> jax.Array | None:
-    """Returns the labels of a batch, where the network is one of classes."""
+    """Returns the labels of a batch if the network takes them, else None."""
     return label if self.config.model.num_classes else None
 
   def condition(self, label: Any) -> Any:
-    """Returns the labels of a batch as what the score is conditioned on; None for the score of all classes."""
+    """Returns the labels of a batch if the score is conditioned on them; None for the score of all classes."""
     return label if self.sampled_classes else None
 
   def labels(self, first: int, n: int) -> np.ndarray | None:
-    """Returns what samples `first` to first + n are conditioned on: guidance.label, or the classes in turn."""
+    """Returns labels of samples `first` to first + n: guidance.label, or the classes in turn; None without classes."""
     label, index = self.config.guidance.label, np.arange(first, first + n, dtype=np.int32)
     return self.condition(index % max(self.sampled_classes, 1) if label is None else np.full_like(index, label))
 
   def start(self, key: jax.Array, first: int, n: int) -> Array | None:
-    """Returns what samples `first` to first + n start from at T; None for the SDE's prior.
+    """Returns x_T of samples `first` to first + n; None to draw it from the SDE's prior.
 
-    An SDE without one starts from end points of paths simulated from training examples.
+    For an SDE without a prior, x_T are end points of paths that are simulated from training examples.
     """
     if self.sde.has_prior:
       return None
@@ -120,7 +120,7 @@ class Experiment:
 
   @functools.cached_property
   def _end_points(self) -> tuple[Callable, data.Source]:
-    """(keys, images) -> x_T, over all devices, and the training examples."""
+    """The pair of (keys, images) -> x_T, mapped over all devices, and the training examples."""
     scaling, sde, steps = self.scaling, self.sde, self.config.training.path_steps
 
     def draw(keys: Array, image: Array) -> Array:
@@ -130,12 +130,12 @@ class Experiment:
     return devices.over_devices(draw, shared=0), data.load(self.config, "train")
 
   def score(self, params: Params) -> Score:
-    """Returns score(x, t), guided if it is, with `params` as an argument of the compiled program."""
+    """Returns score(x, t) after `guide`. The `params` are an argument of the compiled program."""
     return self.guide(jax.tree_util.Partial(self.score_model.score, params))
 
 
 def init_params(network: nn.Module, shape: tuple[int, ...], key: jax.Array) -> Params:
-  """Returns fresh parameters, float32, of a network for examples of `shape`."""
+  """Returns newly initialized parameters, float32, of a network for examples of `shape`."""
   return network.init(key, jnp.zeros((1, *shape), jnp.float32), jnp.ones((1,), jnp.float32))["params"]
 
 
@@ -145,10 +145,10 @@ def abstract_params(network: nn.Module, shape: tuple[int, ...]) -> Params:
 
 
 def build(config: ConfigDict) -> Experiment:
-  """Returns the experiment of `config`, which is resolved on the way.
+  """Resolves `config` and returns its experiment.
 
   Raises:
-    BadInput: for whatever in the config cannot work, before anything is computed or compiled.
+    BadInput: if the config is wrong. This comes before anything is computed or compiled.
   """
   config = resolve(config)
   shape, t = data.example_shape(config), config.training
@@ -173,7 +173,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def make_classifier(config: ConfigDict, sde: SDE, network: nn.Module) -> Classifier:
-  """Returns the network as a classifier of noisy data. Raises BadInput where it cannot be one."""
+  """Returns the network as a classifier of noisy data. Raises BadInput if the SDE or the options do not allow it."""
   single = config.training.single_sigma if config.training.time_sampling == "single" else None
   with as_bad_input(names_of("training")):
     return Classifier(
@@ -183,7 +183,7 @@ def make_classifier(config: ConfigDict, sde: SDE, network: nn.Module) -> Classif
 
 
 def make_model(config: ConfigDict, sde: SDE, network: nn.Module) -> ScoreModel:
-  """Returns the network as a model of the score. Raises BadInput where it cannot be one."""
+  """Returns the network as a model of the score. Raises BadInput if the SDE or the options do not allow it."""
   apply, potential = apply_of(network), None
   if config.model.energy != "none":
     potential = energy.potential(apply, config.model.energy)
@@ -197,7 +197,7 @@ def make_model(config: ConfigDict, sde: SDE, network: nn.Module) -> ScoreModel:
 
 
 def make_solver(config: ConfigDict) -> Any:
-  """Returns the solver that config.sampling names. Raises BadInput where its options cannot work."""
+  """Returns the solver that config.sampling names. Raises BadInput if its options are wrong."""
   method = config.sampling.method
   if is_plugin(method):
     solver = load("sampling.method", method, "from config.sampling to a solver")(config.sampling)
@@ -210,12 +210,12 @@ def make_solver(config: ConfigDict) -> Any:
 
 
 def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: Any) -> Sampler:
-  """Returns the sampler of config.sampling, as config.guidance needs it: with a constraint, from another time, or DDRM.
+  """Returns the sampler of config.sampling. config.guidance may add a constraint, change the start time or choose DDRM.
 
-  `solver` takes the place of the config's, and `changed` those of "grid" and "steps".
+  `solver` replaces the solver of the config. `changed` may hold "grid" and "steps", which replace config.sampling's.
 
   Raises:
-    BadInput: for what cannot work.
+    BadInput: if the options are wrong or do not go together.
   """
   g, s = config.guidance, config.sampling
   t_start = g.t0 if g.task == "edit" else None
@@ -240,10 +240,11 @@ def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: An
 
 
 def _exact_score(config: ConfigDict, sde: SDE) -> Score | None:
-  """Returns the score of the noisy data, where its density is known, for explicit score matching.
+  """Returns the exact score of the noisy data for explicit score matching; None for other objectives.
 
   Raises:
-    BadInput: for explicit score matching of other data, and implicit score matching in too many dimensions.
+    BadInput: for explicit score matching of data without a known density, or implicit score matching in too many
+      dimensions.
   """
   dims = math.prod(data.example_shape(config))
   if config.training.objective == "ism" and dims > MAX_EXACT_DIMS:

@@ -1,7 +1,7 @@
 """Feature extractors, from uint8 images to vectors, and the reference statistics that samples are compared with.
 
-Two are here: Inception, for natural images in color, and a classifier of the data at hand
-(`configs/classifier/`), which means more where images are gray or small.
+There are two extractors: Inception, for natural images in color, and a classifier trained on the data
+(`configs/classifier/`), which tells more about gray or small images.
 """
 
 import dataclasses
@@ -38,21 +38,21 @@ WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
-# sigma / alpha at which a classifier looks at images.
+# Noise level sigma / alpha that a classifier is given with clean images.
 LEAST_NOISE = 0.01
 
-# Images a device looks at together: Inception needs 10 MiB for each.
+# Images per device and call: Inception needs 10 MiB for each.
 AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extractor:
-  """Features and class logits of images, over all devices.
+  """Feature extractor: computes features and class logits of images on all devices.
 
   Attributes:
-    name: of the network and its weights; statistics of another are refused.
+    name: identifies the network and its weights. Statistics of another extractor are refused.
     run: (variables, images (B, H, W, C) uint8) -> (features (B, D), logits (B, K)).
-    variables: of the network.
+    variables: weights of the network, as Flax variables.
   """
 
   name: str
@@ -64,10 +64,10 @@ class Extractor:
     return devices.map_batch(self.run, (None, 0))
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(features, logits) of any number of uint8 images (N, H, W, C).
+    """Returns (features (N, D), logits (N, K)) of uint8 images (N, H, W, C), in batches.
 
     Raises:
-      BadInput: for images that are none, or of another type than uint8.
+      BadInput: if there are no images, or if their type or shape is another.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
       broken = "" if np.issubdtype(images.dtype, np.integer) or np.isfinite(images).all() else ", some not finite"
@@ -86,15 +86,15 @@ class Extractor:
     return np.concatenate(features), np.concatenate(logits)
 
   def dims(self, shape: tuple[int, ...]) -> int:
-    """Length D of the features of images of `shape` (H, W, C), found without computing any."""
+    """Returns the length D of the features of images of `shape` (H, W, C), without computing features."""
     return jax.eval_shape(self.run, self.variables, jax.ShapeDtypeStruct((1, *shape), np.uint8))[0].shape[1]
 
 
 def inception(path: str = "") -> Extractor:
-  """The Inception network of FIDs in papers, its weights from `path`, or downloaded once.
+  """Returns the Inception network that papers compute FIDs with. Its weights come from `path`, or are downloaded once.
 
   Raises:
-    BadInput: for weights that cannot be had, or are not these.
+    BadInput: if the weights cannot be read or downloaded, or belong to another network.
   """
   file = pathlib.Path(path) if path else downloaded()
   if not file.is_file():
@@ -105,7 +105,7 @@ def inception(path: str = "") -> Extractor:
     raise BadInput(f"{file} cannot be used: {error}") from error
 
   def run(variables: Any, images: Array) -> tuple[Array, Array]:
-    images = jnp.broadcast_to(images, (*images.shape[:3], 3))  # gray is gray in three colors
+    images = jnp.broadcast_to(images, (*images.shape[:3], 3))  # repeats a gray channel three times
     out: Any = Inception().apply(variables, images)
     return out["2048"], out["logits_unbiased"]
 
@@ -113,10 +113,10 @@ def inception(path: str = "") -> Extractor:
 
 
 def classifier(workdir: str, config: ConfigDict) -> Extractor:
-  """The last layer of the classifier trained in `workdir`, at the least noise.
+  """Returns the extractor that is the last layer of the classifier trained in `workdir`, at LEAST_NOISE.
 
   Raises:
-    BadInput: where there is none, or its images are of another size than those of `config`.
+    BadInput: if there is no classifier, or if its images differ in size or channels from those of `config`.
   """
   its, params = load_classifier(workdir, config)
   for key in ("image_size", "num_channels"):
@@ -136,16 +136,16 @@ def classifier(workdir: str, config: ConfigDict) -> Extractor:
 
 
 def make(config: ConfigDict) -> Extractor:
-  """The extractor of `config.eval.features`: "inception", or the workdir of a classifier."""
+  """Returns the extractor of `config.eval.features`: "inception", or the workdir of a classifier."""
   e = config.eval
   return inception(e.inception_path) if e.features == "inception" else classifier(e.features, config)
 
 
 def downloaded() -> pathlib.Path:
-  """Inception's weights in the cache, downloaded there and checked where they were not.
+  """Returns the file of Inception's weights in the cache. Downloads and checks it if it is not there.
 
   Raises:
-    BadInput: where they cannot be downloaded, or were damaged.
+    BadInput: if the file cannot be downloaded, or was damaged.
   """
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "score_sde"
   file = cache / WEIGHTS
@@ -169,13 +169,13 @@ def downloaded() -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """What samples are compared with: the moments of real images' features, and some of these features themselves.
+  """Reference statistics: moments of the features of real images, and some of these features.
 
   Attributes:
-    extractor: the name of what computed them; "" where a file does not say.
+    extractor: name of the extractor; "" if a file does not name it.
     moments: mean and covariance.
-    features: (N, D), for KID, precision and recall; None in files of moments alone.
-    shape: (H, W, C) of the images; () where a file does not say.
+    features: (N, D), for KID, precision and recall; None for files that hold only moments.
+    shape: (H, W, C) of the images; () if a file does not give it.
   """
 
   extractor: str
@@ -185,7 +185,10 @@ class Reference:
 
 
 def collect(name: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], keep: int) -> tuple[Reference, np.ndarray]:
-  """(statistics, logits) of a stream of (features, logits) by the extractor `name`; the first `keep` features stay."""
+  """Returns (statistics, all logits) of a stream of (features, logits). Keeps the first `keep` features.
+
+  `name` is the name of the extractor.
+  """
   moments, kept, logits, count = None, [], [], 0
   for features, classes in parts:
     moments = Moments.of(features) if moments is None else moments + Moments.of(features)
@@ -198,7 +201,7 @@ def collect(name: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], keep: int
 
 
 def check_count(name: str, count: int, dims: int) -> None:
-  """Raises BadInput where `count` images, that `name` stands for, are too few for a covariance of `dims` features."""
+  """Raises BadInput if `count` images are too few for a covariance of `dims` features. `name` is their config key."""
   if count <= dims:
     raise BadInput(
       f"{name} gives {count} images, too few for the covariance of {dims} features: at least {dims + 1} are needed. "
@@ -207,7 +210,7 @@ def check_count(name: str, count: int, dims: int) -> None:
 
 
 def write(path: pathlib.Path, reference: Reference) -> None:
-  """Writes a reference as an NPZ that pytorch-fid reads, too ("mu", "sigma")."""
+  """Writes a reference as an NPZ that pytorch-fid can also read ("mu", "sigma")."""
   m = reference.moments
   arrays = {"mu": m.mean, "sigma": m.covariance, "count": m.count, "extractor": reference.extractor}
   arrays["shape"] = np.array(reference.shape, np.int64)
@@ -217,10 +220,10 @@ def write(path: pathlib.Path, reference: Reference) -> None:
 
 
 def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Reference:
-  """A reference from ours, pytorch-fid's and EDM's files ("mu", "sigma"), or the official code's ("pool_3").
+  """Reads a reference: our files, pytorch-fid's and EDM's ("mu", "sigma"), or the official code's ("pool_3").
 
   Raises:
-    BadInput: where there is none, or it is of another extractor, or of images of another `shape`.
+    BadInput: if the file cannot be read, or is of another extractor, or of images of another `shape`.
   """
   try:
     with np.load(path) as file:
@@ -261,7 +264,7 @@ def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Refere
 
 
 def of_data(config: ConfigDict, extractor: Extractor, split: str) -> Reference:
-  """The reference that the `split` of the config's data is."""
+  """Computes the reference of a `split` of the config's data."""
   source, scaling = data.load(config, split), data.scaling_of(config)
   check_count(f"data.dataset={config.data.dataset!r}", len(source), extractor.dims(data.example_shape(config)))
 
@@ -279,10 +282,10 @@ def of_data(config: ConfigDict, extractor: Extractor, split: str) -> Reference:
 
 
 def stats(config: ConfigDict, output: str) -> None:
-  """`python -m score_sde stats OUTPUT.npz --config=FILE`: the reference that the training images are.
+  """Runs `python -m score_sde stats OUTPUT.npz --config=FILE`: writes the reference of the training images.
 
   Raises:
-    BadInput: for vectors in place of images, an extractor that cannot be had, or an output that cannot be written.
+    BadInput: if the data are vectors, the extractor is missing, or the output cannot be written.
   """
   config = resolve(config)
   if not data.is_image(config):

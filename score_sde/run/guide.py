@@ -1,4 +1,4 @@
-"""Conditional generation from the command line: what config.guidance asks for, of a trained model."""
+"""Conditional generation with a trained model, as set in config.guidance: `--mode=sample` and `--mode=eval`."""
 
 import dataclasses
 import functools
@@ -40,22 +40,22 @@ from score_sde.sde import linear
 
 log = logging.getLogger(__name__)
 
-# Streams of the key, and of an input's.
+# Streams of the run's key.
 MEASURE, DRAW = range(2)
 
-# Images from one latent to the other, for guidance.task=interpolate.
+# Images per pair of inputs, both ends included, for guidance.task=interpolate.
 BETWEEN = 9
 
 
 def sample(config: ConfigDict, workdir: str) -> None:
-  """`run.py --mode=sample`: samples of the newest checkpoint in `workdir`, as config.guidance conditions them.
+  """Runs `run.py --mode=sample`: draws samples of a checkpoint in `workdir`, conditioned by config.guidance.
 
-  Without guidance, or guided to a class, see `evaluation.sample`. Every other task writes `guided/NAME.png` for each
-  input, guided.png with all of them, and guided.npz ("inputs", "measurements", "samples").
+  Without guidance, or guided to a class, see `evaluation.sample`. Every other task writes `guided/NAME.png` per input,
+  guided.png with all of them, and guided.npz ("inputs", "measurements", "samples").
 
   Raises:
-    BadInput: for whatever cannot work, before anything is sampled.
-    Interrupted: when asked to stop.
+    BadInput: if the config or the workdir is wrong. This comes before sampling.
+    Interrupted: after a signal to stop.
   """
   experiment = build(config)
   if experiment.config.guidance.task == "none":
@@ -68,7 +68,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
 
 
 def evaluate(config: ConfigDict, workdir: str) -> None:
-  """`run.py --mode=eval`: see `evaluation.evaluate`; guided to a class, samples and likelihoods are of classes."""
+  """Runs `run.py --mode=eval`, see `evaluation.evaluate`. With guidance.task=class it evaluates the guided score."""
   experiment = build(config)
   evaluation.evaluate(config, workdir, with_class(experiment) if config.guidance.task == "class" else experiment)
 
@@ -77,10 +77,10 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
 
 
 def with_class(experiment: Experiment) -> Experiment:
-  """The experiment whose score is guided to classes.
+  """Returns the experiment with a score that is guided to classes.
 
   Raises:
-    BadInput: for a classifier that is missing or of other data or another SDE; a class that there is not.
+    BadInput: if the classifier is missing, or was trained on other data or another SDE; or if the class does not exist.
   """
   config, g = experiment.config, experiment.config.guidance
   if g.method == "classifier_free":
@@ -98,7 +98,7 @@ def with_class(experiment: Experiment) -> Experiment:
 
 
 def check_fits(classifier: Experiment, config: ConfigDict, workdir: str) -> None:
-  """Raises BadInput where the classifier trained in `workdir` saw other data or another SDE than `config`'s model."""
+  """Raises BadInput if the classifier trained in `workdir` has other data or another SDE than the model of `config`."""
   theirs, ours = signature(classifier.config), signature(config)
   keys = ("training.sde", "the SDE", "data.centered", "data.image_size", "data.num_channels")
   differ = "; ".join(f"{k} is {theirs[k]!r}, the model's {ours[k]!r}" for k in keys if theirs[k] != ours[k])
@@ -113,11 +113,12 @@ def check_fits(classifier: Experiment, config: ConfigDict, workdir: str) -> None
 
 
 def make_operator(config: ConfigDict, batch: int) -> Any:
-  """What config.guidance.task measures of `batch` images; masks, lines, signs and angles that are random come from
-  config.seed, for each image its own.
+  """Returns the measurement operator of config.guidance.task for `batch` images.
+
+  Random masks, lines, signs and angles are drawn from config.seed, per image.
 
   Raises:
-    BadInput: for a mask of another size or range, or settings that do not fit the images.
+    BadInput: if a mask has the wrong size or values, or if the settings do not fit the images.
   """
   g, size = config.guidance, config.data.image_size
   shape, rng = (batch, size, size, config.data.num_channels), np.random.default_rng(config.seed)
@@ -143,7 +144,7 @@ def make_operator(config: ConfigDict, batch: int) -> Any:
 
 
 def _known(name: str, fraction: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-  """1 where pixels are known, (B, H, W, 1), of a mask by name or from a file."""
+  """Returns a mask by name or from a file, (B, H, W, 1): 1 for known pixels, 0 for missing ones."""
   _, height, width, _ = shape
   known = np.ones(shape, np.float32)
   missing = {
@@ -180,7 +181,7 @@ def _known(name: str, fraction: float, rng: np.random.Generator, shape: tuple[in
 
 
 def _inputs(config: ConfigDict) -> tuple[list[str], np.ndarray]:
-  """Names of the inputs, and the images (N, H, W, C), uint8."""
+  """Returns the names of the inputs, and the images (N, H, W, C), uint8."""
   g = config.guidance
   if g.input:
     found = data.read_inputs(config)[: g.num_inputs]
@@ -191,14 +192,14 @@ def _inputs(config: ConfigDict) -> tuple[list[str], np.ndarray]:
 
 
 def _scaled(experiment: Experiment, images: np.ndarray) -> jax.Array:
-  """Returns images as the model sees them, without dequantization; those of files have 256 levels."""
+  """Returns images scaled for the model, without dequantization. Images from files have 256 levels."""
   levels = 256 if experiment.config.guidance.input else experiment.scaling.levels
   plain = dataclasses.replace(experiment.scaling, uniform_dequantization=False, levels=levels)
   return plain.prepare(None, jnp.asarray(images))
 
 
 def score_of_posterior(experiment: Experiment, params: Params) -> Callable[..., jax.Array]:
-  """Returns the model's score, conditioned on a measurement as guidance.method says."""
+  """Returns the model's score, conditioned on a measurement by guidance.method. Constraints leave it unchanged."""
   g, score = experiment.config.guidance, experiment.score(params)
   if g.method in CONSTRAINTS:
     return score
@@ -213,7 +214,8 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   operator = None if g.task in ("edit", "interpolate") else make_operator(config, len(images))
   path = evaluation.open_workdir(workdir)
   with checkpoints.manager(workdir) as manager:
-    step, params = evaluation.restore(manager, experiment, workdir)
+    chosen = evaluation.chosen_step(config.eval.checkpoint, workdir)
+    step, params = evaluation.restore(manager, experiment, workdir, chosen)
   x, start = _scaled(experiment, images), time.monotonic()
   draw = {"edit": _edit, "interpolate": _interpolate}.get(g.task) or functools.partial(_measure_and_sample, operator)
   columns, samples, nfe = draw(experiment, params, x)
@@ -243,7 +245,7 @@ def _shown(experiment: Experiment, x: Any) -> np.ndarray:
 
 
 def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition: Any = None, x_T: Any = None):
-  """guidance.samples_per_input samples (N, S, ...) for each of N inputs, and the evaluations each took."""
+  """Returns guidance.samples_per_input samples per input, (N, S, ...), and the mean nfe per sample."""
   n, each = len(x), experiment.config.guidance.samples_per_input
   repeated = jax.tree.map(lambda a: jnp.repeat(a, each, axis=0), condition)
   with Bar(f"{n} x {each} samples", 1, " steps") as bar:
@@ -273,14 +275,14 @@ def _measure_and_sample(operator: Any, experiment: Experiment, params: Params, x
 
 
 def _of_samples(samples: np.ndarray) -> dict[str, np.ndarray]:
-  """Columns: the first samples of each input, their mean and their standard deviation (white is 1/4 or more)."""
+  """Returns columns: the first four samples per input, their mean and their standard deviation (white: 1/4 or more)."""
   shown = {f"sample {i + 1}": samples[:, i] for i in range(min(4, samples.shape[1]))}
   spread = samples.std(axis=1).mean(axis=-1, keepdims=True)
   return shown | {"mean": samples.mean(axis=1), "std": np.broadcast_to(np.clip(4 * spread, 0, 1), samples[:, 0].shape)}
 
 
 def _pictured(experiment: Experiment, measurement: operators.Measurement, x: jax.Array) -> np.ndarray:
-  """A measurement as images: of a linear one the smallest x that explains it, unknown pixels gray."""
+  """Returns a measurement as images: for a linear operator the smallest x that fits it, with unknown pixels gray."""
   operator, y = measurement.operator, measurement.y
   if isinstance(operator, operators.LinearOperator):
     if isinstance(operator, operators.Subsampled) and operator.basis == "pixels":
@@ -295,7 +297,7 @@ def _pictured(experiment: Experiment, measurement: operators.Measurement, x: jax
 
 
 def _edit(experiment: Experiment, params: Params, x: jax.Array):
-  """SDEdit: noise is added up to guidance.t0, and taken off again. Meng et al. 2022, Algorithm 2."""
+  """Edits by SDEdit: adds noise up to guidance.t0, then samples from there. Meng et al. 2022, Algorithm 2."""
   config, g, sde = experiment.config, experiment.config.guidance, experiment.sde
   key = jax.random.key(config.seed)
   repeated = jnp.repeat(x, g.samples_per_input, axis=0)
@@ -311,7 +313,7 @@ def _edit(experiment: Experiment, params: Params, x: jax.Array):
 
 
 def _interpolate(experiment: Experiment, params: Params, x: jax.Array):
-  """Between inputs 1 and 2, 2 and 3, ... along great circles of their latents."""
+  """Interpolates between inputs 1 and 2, 2 and 3, ... along great circles between their latents."""
   s = experiment.config.sampling
   ode = AdaptiveODE(rtol=s.rtol, atol=s.atol, solver=s.solver, max_steps=s.max_steps)
   there_of = devices.over_devices(lambda score, x: encode(experiment.sde, score, x, ode=ode))

@@ -1,4 +1,4 @@
-"""Trained models from files: `score_sde.load`, and the config that a workdir was trained with."""
+"""Loading of trained models: `score_sde.load`, and the config with which a workdir was trained."""
 
 import json
 import pathlib
@@ -20,15 +20,15 @@ from score_sde.run.experiment import abstract_params, make_model
 
 
 def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
-  """Returns the config that is written as JSON in a file `origin`. It is data: nothing that it names is run here.
+  """Returns the config in a JSON text. Does not run the code that it may name (FILE.py:FUNCTION).
 
   Args:
     text: the JSON.
-    origin: named in errors.
-    allowed: values FILE.py:FUNCTION that may stand in it; None for all.
+    origin: the file of the text, for error messages.
+    allowed: values FILE.py:FUNCTION that the config may hold; None allows all.
 
   Raises:
-    BadInput: for a text that is no config, and one that names a file to run that is not allowed.
+    BadInput: if the text is no config, or names code that is not allowed.
   """
   try:
     values = json.loads(text)
@@ -51,7 +51,7 @@ def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()
 
 
 def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
-  """Returns the config that the run in `workdir` was trained with, see `parse_config`."""
+  """Returns the config with which the run in `workdir` was trained, see `parse_config`."""
   file = pathlib.Path(workdir).expanduser() / "config.json"
   if not file.is_file() or not checkpoints.exists(workdir):
     raise BadInput(f"{workdir!r} holds no trained model: it has no config.json or no checkpoints.")
@@ -70,8 +70,8 @@ def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> 
   text = _metadata(file).get("config") or (beside.read_text() if beside.is_file() else None)
   if text is None:
     raise BadInput(
-      f"{path!r} says nothing of the config that its weights belong to. Export it with python -m score_sde export, or "
-      f"put the config.json of its run beside it as {beside.name}."
+      f"{path!r} holds no config for its weights. Export the weights again with python -m score_sde export, or put the "
+      f"config.json of the run beside the file, as {beside.name}."
     )
   config = resolve(parse_config(text, str(file), allowed=allowed))
   return _model(config, lambda: _ema_of_file(config, file))

@@ -16,7 +16,7 @@ from score_sde.run.report.progress import Bar
 
 log = logging.getLogger(__name__)
 
-# Rows compared with all others at a time.
+# Rows per block that are compared with all others.
 ROWS = 512
 
 
@@ -27,7 +27,7 @@ def _largest_squared(rows: Array, x: Array) -> Array:
 
 
 def largest_distance(x: Array) -> float:
-  """The largest Euclidean distance between two rows of `x` (N, D): sigma_max, by Technique 1."""
+  """Returns the largest Euclidean distance between two rows of `x` (N, D). Technique 1: it is sigma_max."""
   largest = 0.0
   with Bar("distances", len(x), " examples") as bar:
     for i in range(0, len(x), ROWS):
@@ -37,10 +37,10 @@ def largest_distance(x: Array) -> float:
 
 
 def ratio(dims: int, overlap: float = 0.5) -> float:
-  """gamma = sigma_i / sigma_{i+1} at which neighbouring levels meet: Technique 2.
+  """Returns the ratio gamma = sigma_i / sigma_{i+1} at which neighbouring levels overlap. Technique 2.
 
-  In `dims` dimensions noise of sigma has radius N(sqrt(dims) sigma, sigma² / 2) nearly; gamma is where a sample of one
-  level falls within three deviations of the next one's radius with probability `overlap`.
+  In `dims` dimensions, the radius of noise of level sigma is nearly N(sqrt(dims) sigma, sigma² / 2). At gamma, a sample
+  of one level is within three standard deviations of the next level's radius with probability `overlap`.
   """
   cdf = NormalDist().cdf
   meet = lambda g: cdf(math.sqrt(2 * dims) * (g - 1) + 3 * g) - cdf(math.sqrt(2 * dims) * (g - 1) - 3 * g)
@@ -52,10 +52,10 @@ def ratio(dims: int, overlap: float = 0.5) -> float:
 
 
 def langevin_step(gamma: float, steps: int) -> float:
-  """epsilon / sigma_min² at which `steps` Langevin steps leave nearest to a level's own variance: Technique 4.
+  """Returns the e = epsilon / sigma_min² with which `steps` Langevin steps end nearest to a level's variance.
 
-  A step is x + alpha score + sqrt(2 alpha) z, alpha = epsilon sigma² / sigma_min²; after T of them the variance over
-  sigma² is (1 - e)^(2T) (gamma² - 2e / (1 - (1 - e)²)) + 2e / (1 - (1 - e)²), e = epsilon / sigma_min².
+  Technique 4. A step is x + alpha score + sqrt(2 alpha) z, alpha = epsilon sigma² / sigma_min². After T steps the
+  variance divided by sigma² is (1 - e)^(2T) (gamma² - 2e / (1 - (1 - e)²)) + 2e / (1 - (1 - e)²).
   """
   e = np.geomspace(1e-6, 0.9, 100_000)
   stationary = 2 * e / (1 - (1 - e) ** 2)
@@ -64,11 +64,11 @@ def langevin_step(gamma: float, steps: int) -> float:
 
 
 def suggest_sigmas(config: ConfigDict, examples: int = 10_000) -> dict[str, float]:
-  """Prints and returns what the techniques suggest for the data of `config`, from `examples` of its training examples.
+  """Prints and returns the settings that the techniques suggest for the data of `config`, as {dotted key: value}.
 
-  model.sigma_max: the largest distance between two examples; model.num_scales: a geometric sequence down to
-  model.sigma_min; sampling.snr of the "ald" corrector, whose step is alpha = 2 snr² sigma², for the config's
-  sampling.n_steps_each (5 where that is 1).
+  They come from the first `examples` training examples. model.sigma_max is the largest distance between two examples.
+  model.num_scales is the length of a geometric sequence down to model.sigma_min. sampling.snr is for the "ald"
+  corrector, whose step is alpha = 2 snr² sigma², with the config's sampling.n_steps_each (5 if that is 1).
   """
   config = resolve(config)
   source = data.load(config, "train")

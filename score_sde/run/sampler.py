@@ -1,4 +1,4 @@
-"""The runner's way to run a solver: in chunks with progress, over all devices, in batches that fit into memory."""
+"""Sampler of the runner: runs a solver in chunks with progress, on all devices, in batches that fit into memory."""
 
 import dataclasses
 import logging
@@ -20,19 +20,19 @@ from score_sde.sde import SDE, Score, as_argument, bind
 
 log = logging.getLogger(__name__)
 
-# Steps that a dispatch runs: long enough to hide the dispatch, short enough for a progress bar.
+# Steps per dispatch: enough to hide the cost of the dispatch, few enough for a progress bar.
 CHUNK = 50
 
 
 class Sampler:
-  """Draws samples by a solver; compiles once per shape of a batch, whatever the number of steps and the parameters.
+  """Sampler: draws samples by a solver. Compiles once per batch shape, for any number of steps and any parameters.
 
-  `sampler(score, key, shape, ...)` is `score_sde.sample` with the same samples, up to rounding, and:
+  `sampler(score, key, shape, ...)` gives the same samples as `score_sde.sample`, up to rounding. It also takes:
     first: the index of the first sample.
-    frames: how many states to return on the way, evenly spaced in steps (in time, for adaptive solvers).
-    progress: called as progress(done, steps) now and then.
+    frames: number of intermediate states to return, evenly spaced in steps (in time, for adaptive solvers).
+    progress: called as progress(done, steps) from time to time.
     condition, x_T, dtype: as for `score_sde.sample`.
-  It returns (x, info); `info` holds "nfe", "finite" (B,), for adaptive solvers "t" (B,), and with frames "trajectory",
+  It returns (x, info). `info` holds "nfe", "finite" (B,), for adaptive solvers "t" (B,), and with frames "trajectory",
   a list of (t, x_t, x_mean or None) that begins with the noise. Batches that do not fit into memory are split.
   """
 
@@ -47,18 +47,18 @@ class Sampler:
     constraint: Callable[[Measurement], Constraint] | None = None,
     steps_at_once: int = CHUNK,
   ):
-    """Checks everything that can be, before anything is compiled.
+    """Checks the arguments before anything is compiled.
 
     Args:
       sde: the forward SDE.
-      solver: how.
-      grid: of its steps; None for an adaptive solver.
-      eps, t_start: where time ends and begins, for an adaptive solver; by default sde.eps and T.
-      constraint: from a batch's condition, a measurement, to a constraint; the score does not see the condition then.
-      steps_at_once: steps that a dispatch runs.
+      solver: the solver.
+      grid: times of its steps; None for an adaptive solver.
+      eps, t_start: end and start time of an adaptive solver; by default sde.eps and T.
+      constraint: from a batch's condition, a measurement, to a constraint. The score then does not get the condition.
+      steps_at_once: steps per dispatch.
 
     Raises:
-      InvalidArgument: for what cannot work.
+      InvalidArgument: if the arguments are wrong or do not go together.
     """
     self.sde, self.grid, self.constraint = sde, grid, constraint
     self.steps_at_once = steps_at_once
@@ -70,7 +70,7 @@ class Sampler:
           f"method={type(solver).__name__!r} has no updates that a constraint could follow.", "method"
         )
     elif grid is None:
-      raise InvalidArgument(f"grid=None: {type(solver).__name__} takes steps, which a grid places.", "grid")
+      raise InvalidArgument(f"grid=None: {type(solver).__name__} needs a grid of time steps.", "grid")
     else:
       solver = solver.on(sde, grid)
     if hasattr(solver, "axis_name"):
@@ -85,7 +85,7 @@ class Sampler:
     return score if self.constraint or isinstance(self.solver, DDRM) else bind(score, condition)
 
   def _solver_of(self, condition: Any) -> Any:
-    """The solver of a batch, which may depend on what was measured."""
+    """Returns the solver of a batch. It may depend on the batch's measurement."""
     if isinstance(self.solver, DDRM):
       return self.solver.given(condition)
     return self.constraint(condition)(self.solver) if self.constraint else self.solver
@@ -102,10 +102,10 @@ class Sampler:
         return solver.init(sde, x, self.start)
       begin = self.grid.begin if self.grid else self.start
       state = self._solver_of(condition).init(sde, x, jnp.full(x.shape[:1], begin, x.dtype))
-      return jax.tree.map(lambda a: a + 0, state)  # a buffer each, for all are donated
+      return jax.tree.map(lambda a: a + 0, state)  # donation needs a separate buffer for each array
 
     def chunk(score: Score, keys: Array, condition: Any, state: Any, times: Array, first: Array, count: Array) -> Any:
-      """`count` steps from number `first`; `times` is a slice of the grid, (n, 3)."""
+      """Runs `count` steps from step number `first`. `times` is a slice of the grid, (n, 3)."""
       its, score = self._solver_of(condition), self._bound(score, condition)
 
       def body(i: Any, state: Any) -> Any:
@@ -218,10 +218,10 @@ class Sampler:
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
   ) -> tuple[Array, dict[str, Any]]:
-    """Returns (x, info), see the class. A batch that runs out of memory is halved, down to one sample per device.
+    """Returns (x, info), see the class. Halves a batch that runs out of memory, down to one sample per device.
 
     Raises:
-      InvalidArgument: for what cannot work.
+      InvalidArgument: if the arguments are wrong or do not go together.
     """
     check_shape(shape)
     key = as_key(key)
@@ -255,7 +255,7 @@ class Sampler:
 
 
 def _joined(parts: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]]:
-  """Samples and infos of consecutive parts of a batch as those of the whole."""
+  """Joins the samples and infos of consecutive parts of a batch."""
   info: dict[str, Any] = {}
   for name, value in parts[0][1].items():
     values = [part[name] for _, part in parts]
@@ -280,7 +280,7 @@ def stepping(
   t_start: float | None = None,
   **options: Any,
 ) -> Sampler:
-  """Returns the sampler of `steps` steps on the grid of this name, see `sampling.grid_for`; options are `Sampler`'s."""
+  """Returns the sampler of `steps` steps on the named grid, see `sampling.grid_for`. Passes `options` to `Sampler`."""
   eps = sde.eps if eps is None else eps
   times = grid_for(solver, sde, steps, grid, eps, t_start)
   return Sampler(sde, solver, times, eps=eps, t_start=t_start, **options)

@@ -1,4 +1,4 @@
-"""Training: the state, one pure step, and the run around it."""
+"""Training: the state, one step as a pure function, and the run."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from score_sde.scaling import Scaling
 
 log = logging.getLogger(__name__)
 
-# Streams of an example's key in a step.
+# Streams of the key per example and step.
 DATA, LOSS = range(2)
 
 # Streams of the run's key.
@@ -38,12 +38,12 @@ INIT, TRAIN, EVAL = range(3)
 
 
 class Diverged(ScoreSDEError):
-  """The loss, its gradient or the update is no longer finite."""
+  """Error: the loss, its gradient or the update is not finite."""
 
 
 @flax.struct.dataclass
 class TrainState:
-  """All that training needs to go on: `step` is the number of steps taken, `key` the run's own, never advanced."""
+  """Training state: all that a run needs to resume. `step` counts the steps done; `key` is the run's fixed key."""
 
   step: Array
   params: Any
@@ -73,21 +73,21 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-  """One training step as a pure function: (state, batch) -> (state, {"loss", "grad_norm", "update_norm"}).
+  """Training step: the pure function (state, batch) -> (state, {"loss", "grad_norm", "update_norm"}).
 
-  It is a function of a device's share of the batch, inside `devices.map_batch`; with a `mesh` of the whole batch, and
-  of a state split over the mesh.
+  Without a `mesh` it works on a device's share of the batch, inside `devices.map_batch`. With a `mesh` it works on the
+  whole batch and on a state that is split over the mesh.
 
   Attributes:
     loss: (params, keys, x, index, batch_size, y=labels) -> (B,).
     scaling: from raw examples to x.
     optimizer: from a gradient to an update.
-    batch_size: of the whole batch, over all devices and hosts.
-    classes: whether the network sees labels.
-    ema_rate, ema_warmup: of the average of the parameters, see config.model.
-    parts: how many parts a device's share of the batch is split into, one after the other.
-    unrolled: write the parts one after the other instead of in a loop.
-    mesh: that the state is split over, or None.
+    batch_size: size of the whole batch, over all devices and hosts.
+    classes: whether the network gets labels.
+    ema_rate, ema_warmup: options of the moving average of the parameters, see config.model.
+    parts: number of parts that a device's share of the batch is split into, to compute one after the other.
+    unrolled: compile the parts one after the other instead of as a loop.
+    mesh: the mesh over which the state is split, or None.
   """
 
   loss: Callable[..., Array]
@@ -114,7 +114,7 @@ class TrainStep:
 
   @functools.cached_property
   def _value_and_grad(self) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
-    """(params, batch, key) -> the mean loss of the whole batch and its gradient."""
+    """The function (params, batch, key) -> mean loss of the whole batch and its gradient."""
     if self.mesh:
       return devices.over_shards(self._of_share, self.mesh)
     of_share = self._of_share()
@@ -123,9 +123,9 @@ class TrainStep:
   def _of_share(
     self, change: Callable = lambda objective: objective
   ) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
-    """(params, batch, key) -> the mean loss of a device's share of the batch, and its gradient.
+    """Returns (params, batch, key) -> mean loss of a device's share of the batch and its gradient.
 
-    `change` is applied to the function of which the gradient is taken.
+    The gradient is taken of change(objective), see `devices.over_shards`.
     """
 
     def objective(params: Any, batch: dict, key: Array) -> Array:
@@ -153,7 +153,7 @@ class TrainStep:
 
 
 def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainStep:
-  """Returns the training step that a config describes."""
+  """Returns the training step of an experiment."""
   config = experiment.config
   return TrainStep(
     loss=experiment.loss, scaling=experiment.scaling, optimizer=make_optimizer(config),
@@ -163,14 +163,14 @@ def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainSt
 
 
 def _unrolls(experiment: Experiment) -> bool:
-  """XLA's CPU backend runs the gradient of a convolution 20 to 40 times slower inside a loop than outside."""
+  """Returns True for convolutions on CPU: XLA runs their gradient 20 to 40 times slower inside a loop than outside."""
   return devices.on_cpu() and any(x.ndim == 4 for x in jax.tree.leaves(experiment.abstract_params()))
 
 
 def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """Returns `n_jitted_steps` steps as one dispatch: (state, this host's batches (steps, b, ...)) -> (state, metrics).
 
-  The state is that of `start_state`; its buffers are given up.
+  The state has the sharding of `start_state`. Its buffers are donated.
   """
   mesh = make_mesh(experiment.config)
   step, n = make_train_step(experiment, mesh), experiment.config.training.n_jitted_steps
@@ -199,12 +199,12 @@ def init_state(experiment: Experiment) -> TrainState:
   key = jax.random.key(experiment.config.seed)
   params = experiment.init_params(jax.random.fold_in(key, INIT))
   opt_state = make_optimizer(experiment.config).init(params)
-  ema_params = jax.tree.map(jnp.copy, params)  # a buffer of its own: both are donated
+  ema_params = jax.tree.map(jnp.copy, params)  # both are donated, so they need separate buffers
   return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, jax.random.fold_in(key, TRAIN))
 
 
 def start_state(experiment: Experiment) -> TrainState:
-  """Returns the state before the first step, where `make_train_steps` wants it."""
+  """Returns the state before the first step, with the sharding that `make_train_steps` needs."""
   mesh = make_mesh(experiment.config)
   if mesh is None:
     return devices.replicate(devices.run_once(lambda: init_state(experiment)))
@@ -213,7 +213,7 @@ def start_state(experiment: Experiment) -> TrainState:
 
 
 def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:
-  """Returns the loss of each example, without dropout or flips: (params, key, batch (B, ...)) -> (B,)."""
+  """Returns the loss per example, without dropout or flips: (params, key, batch (B, ...)) -> (B,)."""
   loss, scaling, size = experiment.loss, experiment.scaling, experiment.config.training.batch_size
   classes = experiment.config.model.num_classes > 0
 
@@ -229,13 +229,13 @@ def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array
 
 
 def saved_form(state: TrainState) -> dict[str, Any]:
-  """The state as plain arrays; EMA parameters are an item of their own (`checkpoints.save`)."""
+  """Returns the state as plain arrays, without the EMA parameters: `checkpoints.save` writes those separately."""
   key = jax.random.key_data(state.key)
   return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": key}
 
 
 def restore_state(manager: Any, experiment: Experiment, workdir: str) -> TrainState | None:
-  """The newest sound state in `workdir`, where `make_train_steps` wants it; None where there is none."""
+  """Returns the newest undamaged state in `workdir`, with the sharding that `make_train_steps` needs; None if none."""
   abstract = jax.eval_shape(lambda: init_state(experiment))
   targets = {"state": jax.eval_shape(saved_form, abstract), "ema_params": abstract.ema_params}
   found = checkpoints.restore(
@@ -258,29 +258,29 @@ def _check_frequencies(config: ConfigDict) -> None:
     value = config.training[name]
     if value % n:
       raise BadInput(
-        f"training.{name}={value} is no multiple of training.n_jitted_steps={n}, and a run can only log and save "
-        f"between dispatches. Try --config.training.{name}={max(n, round(value / n) * n)}."
+        f"training.{name}={value} is no multiple of training.n_jitted_steps={n}. A run can log and save only between "
+        f"dispatches. Try --config.training.{name}={max(n, round(value / n) * n)}."
       )
 
 
 def _blocks(config: ConfigDict, batches: Iterator[dict]) -> Iterator[dict]:
-  """Yields the batches of `n_jitted_steps` steps together."""
+  """Yields blocks: the batches of `n_jitted_steps` steps, stacked to (steps, b, ...)."""
   while True:
     block = [next(batches) for _ in range(config.training.n_jitted_steps)]
     yield jax.tree.map(lambda *x: np.stack(x), *block)
 
 
 def train(config: ConfigDict, workdir: str) -> None:
-  """Trains as `config` says, in `workdir`; resumes where the newest checkpoint there stands.
+  """Trains a model with `config` in `workdir`. Resumes from the newest checkpoint there, if any.
 
-  Leaves config.json, TensorBoard curves, metrics.csv, curves.png, checkpoints and sample grids, and with
-  training.final_report the report of `evaluate.evaluate` and the pictures of `evaluate.sample`.
+  Writes config.json, TensorBoard curves, metrics.csv, curves.png, checkpoints and sample grids. With
+  training.final_report it also writes the report of `evaluate.evaluate` and the pictures of `evaluate.sample`.
 
   Raises:
-    BadInput: for whatever cannot work, before anything is compiled.
-    DiskFull: where a checkpoint finds no room; the one before stays.
-    data.Stalled: where no batch comes for training.data_timeout seconds.
-    Diverged: at the first loss or gradient that is not finite; the last good checkpoint stays.
+    BadInput: if the config or the workdir is wrong. This comes before anything is compiled.
+    DiskFull: if there is no room for a checkpoint; the previous one stays.
+    data.Stalled: if no batch arrives for training.data_timeout seconds.
+    Diverged: at the first loss, gradient or update that is not finite; the last good checkpoint stays.
     Interrupted: after a signal to stop, once the state is saved.
   """
   experiment = build(config)
@@ -315,7 +315,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 
 def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:
-  """Draws curves.png, and fid.png where FIDs were measured."""
+  """Draws curves.png, and fid.png if FIDs were measured."""
   rows, run = curves.read(path), f"{sde_name(config.training.sde)}, {config.model.name}"
   of = lambda name: np.array([(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))])
   loss = {name: tuple(of(name).T) for name in ("loss", "eval_loss") if len(of(name))}
@@ -327,12 +327,12 @@ def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 class Run:
-  """A training on its way: the state, and what it writes.
+  """Training run: the state, and the files that the run writes.
 
   Attributes:
-    state: of the model and the optimizer.
-    step: steps taken.
-    total: steps in all, whole dispatches.
+    state: the training state.
+    step: number of steps done.
+    total: number of steps of the run, rounded up to whole dispatches.
     curves: metrics.csv and TensorBoard.
   """
 
@@ -361,7 +361,7 @@ class Run:
     self.curves = curves.Curves(path, self.step, writes=devices.is_first_host())
 
   def finish_snapshot(self) -> None:
-    """Measures and draws the snapshot that a run resumes at, which may have ended between saving and that."""
+    """Measures and draws the snapshot at which a run resumes, if the earlier run ended after saving but before that."""
     if not self.step or self.step % self.options.snapshot_freq:
       return
     if self.judge and self.step not in self.curves.measured:
@@ -370,14 +370,15 @@ class Run:
       self._draw_samples()
 
   def train(self) -> None:
-    """Trains to the last step, saving, logging, evaluating and drawing on the way. Raises as `train` does."""
+    """Trains to the last step: saves, logs, evaluates and draws snapshots. Raises the errors of `train`."""
     if self.step >= self.total:
       return
     config, t = self.config, self.options
     train_steps, eval_loss = make_train_steps(self.experiment), make_eval_loss(self.experiment)
     eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
     blocks = _blocks(config, data.within(data.batches(config, self.source, self.step), t.data_timeout))
-    pending = None  # metrics of the newest block: waiting for them one block later keeps the host one ahead at most
+    # Metrics of the newest block. They are read one block later, so the host runs at most one block ahead.
+    pending = None
     shown: dict[str, float] = {}  # beside the bar
     with Bar("train", self.total, " steps", self.step) as bar:
       while self.step < self.total:
@@ -390,7 +391,7 @@ class Run:
 
         due = {name: self.step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}
         saves = self.step % t.snapshot_freq_for_preemption == 0 or due["snapshot_freq"] or self.step == self.total
-        # Hosts stop together. Asking the others waits for them, so that is done where the run waits anyway.
+        # Hosts must stop together. Asking the others waits for them, so it is done only when the run waits anyway.
         asks = devices.host_count() == 1 or any(due.values()) or saves
         stop = asks and devices.any_host(stop_asked())
         if saves or stop or due["log_freq"] or due["eval_freq"]:
@@ -414,7 +415,11 @@ class Run:
           self._draw_samples()
 
   def _received(self, first: int, values: dict) -> dict[str, float]:
-    """Waits for the metrics of the block that began at step `first`, and stops the run where they are not finite."""
+    """Waits for the metrics of the block that began at step `first` and returns their means.
+
+    Raises:
+      Diverged: if a metric is not finite.
+    """
     values = {k: np.asarray(v) for k, v in values.items()}
     finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
     if not finite.all():
@@ -428,18 +433,18 @@ class Run:
     return {k: float(np.mean(v)) for k, v in values.items()}
 
   def _eval_batch(self) -> dict:
-    """Returns a batch of test examples, another one each time; the test set wraps around."""
+    """Returns the next batch of test examples. At the end of the test set it starts again."""
     size = self.options.batch_size
     indices = (self.step // self.options.eval_freq * size + np.arange(size)) % len(self.test_source)
     return self.test_source.gather(indices) | {"index": np.arange(size, dtype=np.int32)}
 
   def _save(self) -> None:
-    heap.give_back()  # what the save before has left
+    heap.give_back()  # frees the memory of the previous save
     state = saved_form(self.state)
     checkpoints.save(self.manager, self.step, state, self.state.ema_params, signature(self.config))
 
   def _measure(self) -> None:
-    """Adds a snapshot's FID to the curves."""
+    """Computes a snapshot's metrics, such as FID, and adds them to the curves."""
     assert self.judge is not None
     found = self.judge(devices.local(self.state.ema_params))
     log.info("Step %d: %s.", self.step, ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in found.items()))
@@ -447,11 +452,11 @@ class Run:
 
   @property
   def _picture(self) -> pathlib.Path:
-    """The file of a snapshot's samples."""
+    """File of a snapshot's samples."""
     return self.path / "samples" / f"step_{self.step:08d}.png"
 
   def _draw_samples(self) -> None:
-    """Draws a snapshot's samples, unless the report that follows does."""
+    """Draws a snapshot's samples, unless the final report will do so."""
     t = self.options
     reported = self.step == self.total and t.final_report
     if t.snapshot_sampling and t.task == "score" and not reported:

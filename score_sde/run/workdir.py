@@ -1,4 +1,4 @@
-"""The folder of a run: made, claimed by one job, and the small files in it."""
+"""Workdir: creates the folder of a run, claims it for one job and writes the small files in it."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def make_workdir(workdir: str) -> pathlib.Path:
-  """Creates `workdir`. Raises BadInput where that cannot be, or nothing can be written there."""
+  """Creates `workdir` and returns its path. Raises BadInput if it cannot be created or written to."""
   path = pathlib.Path(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -34,10 +34,12 @@ def make_workdir(workdir: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def claimed(path: pathlib.Path) -> Iterator[None]:
-  """Within, no other job trains in the workdir `path`. The claim is a lock that ends with the process, however it ends.
+  """Claims the workdir `path`: no other job can train there within the context.
+
+  The claim is a file lock, which the system releases when the process ends, even by a crash.
 
   Raises:
-    BadInput: where another job holds it.
+    BadInput: if another job holds the claim.
   """
   if not devices.is_first_host():
     yield

@@ -1,7 +1,7 @@
-"""Solvers, from noise to data along the reverse-time SDE or the probability-flow ODE, and `sample`, which runs them.
+"""Solvers of the reverse-time SDE and the probability-flow ODE, and `sample`, which runs them from noise to data.
 
-A solver is a small frozen dataclass whose fields are its options, with pure functions `init`, `step` and `finish`. One
-file a family; `METHODS` is the table of all of them by the names that configs use.
+A solver is a frozen dataclass. Its fields are its options, and `init`, `step` and `finish` are pure functions. Each
+file has one family of solvers. `METHODS` maps the names in configs to the solvers.
 """
 
 from score_sde.sampling.adaptive import AdaptiveSDE

@@ -1,14 +1,15 @@
-"""The reverse-time SDE with steps that adapt to every sample by itself. Jolicoeur-Martineau et al. 2021.
+"""Solver of the reverse-time SDE with adaptive steps for each sample. Jolicoeur-Martineau et al. 2021.
 
-A step of length h with Brownian increment w is taken twice, by Euler-Maruyama and by its improvement:
+A step of length h with Brownian increment w is computed twice, by Euler-Maruyama (x') and by its improvement (x"):
 
     x' = x - h f̄(x, t) + G(x, t) w
     x" = x - h/2 [f̄(x, t) + f̄(x', t - h)] + ½ [G(x, t) + G(x', t - h)] w
 
-x" is kept where E = rms((x' - x") / max(atol, rtol max(|x'|, |previous x'|))) <= 1, and the next h is 0.9 h E^-0.9.
-Their Algorithm 1 draws fresh noise after a rejection, which favours noises that are not rejected: on a Gaussian in two
-dimensions the variance comes out 1.5 times too large. Here the increments belong to one Brownian path a sample. Such a
-path is rough, and a step longer by a rounding error sees another one: lengths are rounded down to eighths of an octave.
+x" is accepted if E = rms((x' - x") / max(atol, rtol max(|x'|, |previous x'|))) <= 1. The next h is 0.9 h E^-0.9.
+
+Algorithm 1 of the paper draws new noise after a rejection. This favours noise that is not rejected: on a Gaussian in
+two dimensions the variance is 1.5 times too large. Here all increments of a sample come from one Brownian path. A path
+is rough: a rounding error in h changes the increment. So h is rounded down to a power of 2^(1/8).
 """
 
 import dataclasses
@@ -19,20 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.batch import STEPS, Array, expand, fold, norm
+from score_sde.batch import STEPS, Array, Batch, expand, fold, norm
 from score_sde.options import Options, option
 from score_sde.sampling.solver import all_finite
 from score_sde.sde import SDE, Reverse, Score, apply_diffusion, bind, denoiser
 
-# Length of the first step, safety factor and exponent of the paper.
+# Values of the paper: length of the first step in units of T, safety factor and exponent.
 FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
 
-# The Brownian paths are resolved to this time.
+# Time resolution of the Brownian paths.
 RESOLUTION = 1e-6
 
 
 class AdaptiveState(NamedTuple):
-  """The sample and the last x', (B, ...); time, next step, steps tried and rejected, each (B,)."""
+  """State of `AdaptiveSDE`: x and the last x', (B, ...); time, next step, steps tried and rejected, each (B,)."""
 
   x: Array
   previous: Array
@@ -44,10 +45,10 @@ class AdaptiveState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveSDE(Options):
-  """The reverse-time SDE by steps that adapt to every sample by itself. Jolicoeur-Martineau et al. 2021.
+  """Solver of the reverse-time SDE with adaptive steps for each sample. Jolicoeur-Martineau et al. 2021.
 
-  Works under every SDE. The paper's trade-off of `rtol` runs from 0.01 (as exact as 1,000 steps) to 0.1 (fast). `atol`
-  is one gray level: 2 / 256 for data in [-1, 1], 1 / 256 in [0, 1].
+  Works under every SDE. The paper uses `rtol` from 0.01 (as exact as 1,000 steps) to 0.1 (fast). `atol` is one gray
+  level: 2 / 256 for data in [-1, 1], 1 / 256 for data in [0, 1].
 
   Example:
     >>> import jax, score_sde as ss
@@ -61,9 +62,9 @@ class AdaptiveSDE(Options):
   noise_removal: bool = option(True, "end on E[x_0 | x_eps], one evaluation")
   max_steps: int = option(4096, "steps of an adaptive solve, after which it fails", "[1, inf)")
 
-  default_steps: ClassVar[int] = 0  # it finds its own
+  default_steps: ClassVar[int] = 0  # unused: the steps are adaptive
 
-  def init(self, sde: SDE, x: Array, start: float) -> AdaptiveState:
+  def init(self, sde: SDE, x: Batch, start: float) -> AdaptiveState:
     """Returns the state at time `start`."""
     time, count = jnp.full(x.shape[:1], start, x.dtype), jnp.zeros(x.shape[:1], jnp.int32)
     return AdaptiveState(x, x + 0, time, jnp.full(x.shape[:1], FIRST_STEP * sde.T, x.dtype), count, count + 0)
@@ -78,7 +79,7 @@ class AdaptiveSDE(Options):
     tries: int,
     condition: Any = None,
   ) -> AdaptiveState:
-    """Returns the state after at most `tries` tried steps of each sample on its way to time `stop`."""
+    """Moves each sample towards time `stop`, by at most `tries` tried steps, and returns the new state."""
     reverse = Reverse(sde, bind(score, condition))
     active = lambda s: (s.t > stop) & (s.tried < self.max_steps)
 
@@ -100,7 +101,7 @@ class AdaptiveSDE(Options):
       tolerance = jnp.maximum(self.atol, self.rtol * jnp.maximum(jnp.abs(euler), jnp.abs(s.previous)))
       error = norm((euler - improved) / tolerance) / np.sqrt(euler[0].size)
       accepted = going & (error <= 1)
-      # A NaN is never accepted; halving the step leads out of it, or to max_steps.
+      # A NaN is never accepted: the step is halved until the error is finite or max_steps is reached.
       longer = jnp.where(jnp.isfinite(error), SAFETY * h * jnp.maximum(error, 1e-10) ** -EXPONENT, h / 2)
       longer = jnp.exp2(jnp.floor(8 * jnp.log2(jnp.maximum(longer, RESOLUTION))) / 8)
       take = lambda new, old: jnp.where(expand(accepted, new), new, old)
@@ -117,7 +118,7 @@ class AdaptiveSDE(Options):
   ) -> tuple[Array, dict[str, Array]]:
     """Returns samples and {"nfe", "finite", "t", "rejected"}, each (B,).
 
-    "finite" is false for a sample that ran out of steps, and "t" is the time it reached.
+    "finite" is also false for a sample that ran out of steps. "t" is the time that the sample reached.
     """
     x, nfe = state.x, 2 * state.tried
     if self.noise_removal and sde.is_linear:
@@ -129,7 +130,7 @@ class AdaptiveSDE(Options):
   def solve(
     self, sde: SDE, score: Score, keys: Array, x: Array, *, start: float, eps: float, condition: Any = None
   ) -> tuple[Array, dict[str, Array]]:
-    """Returns samples at `eps` and what `finish` says of them, from noise `x` at time `start`."""
+    """Solves from noise `x` at time `start` to `eps`. Returns samples and information, as `finish` does."""
     stop = jnp.asarray(eps, x.dtype)
     state = self.advance(sde, score, keys, self.init(sde, x, start), stop, self.max_steps, condition)
     return self.finish(sde, score, state, eps, condition)

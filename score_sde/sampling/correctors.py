@@ -1,10 +1,11 @@
-"""Correctors: Langevin steps at a fixed time, which leave the marginal p_t where it is and pull x towards it.
+"""Correctors: Langevin steps at a fixed time t. They move x towards the marginal p_t and leave p_t unchanged.
 
     corrector(keys, x, t) -> (x, x_mean),        x_mean = x + e score(x, t),  x = x_mean + sqrt(2 e) z
 
-Song et al. 2021, Algorithms 4 and 5, with a(t) = 1 + 2 (d log alpha/dt) / num_scales in the place of their alpha_i:
-1 for VE and 1 - beta(t) / num_scales for VP and sub-VP, at any t. Each factory takes the solver whose options it reads
-(`PredictorCorrector`: snr, n_steps_each, num_scales, norms, ald_step), the SDE and the score.
+Song et al. 2021, Algorithms 4 and 5. a(t) = 1 + 2 (d log alpha/dt) / num_scales takes the place of their alpha_i: 1 for
+VE, and 1 - beta(t) / num_scales for VP and sub-VP. It is defined at any t. The arguments of each factory are the SDE,
+the score and the solver, from which it reads options (`PredictorCorrector`: snr, n_steps_each, num_scales, norms,
+ald_step).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, fold, norm, normal
+from score_sde.batch import Array, Batch, Keys, Time, expand, fold, norm, normal
 from score_sde.sde import SDE, Score, linear
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ Correct = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def _repeated(step: Correct, n_steps: int) -> Correct:
-  """Returns `n_steps` of `step` as one corrector; each has keys of its own."""
+  """Returns a corrector that makes `n_steps` steps, each with its own keys."""
   if n_steps == 1:
     return lambda keys, x, t: step(fold(keys, 0), x, t)
 
@@ -37,13 +38,13 @@ def _repeated(step: Correct, n_steps: int) -> Correct:
 
 
 def langevin(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
-  """e = 2 a(t) (snr ‖z‖ / ‖score‖)²: the step adapts to the score. Song et al. 2021, Algorithms 4 and 5.
+  """Returns a corrector with e = 2 a(t) (snr ‖z‖ / ‖score‖)², adapted to the score. Song et al. 2021, Alg. 4 and 5.
 
-  With norms="batch" the norms are averaged over the batch as in the paper, which couples the samples of a batch; with
-  norms="sample" a sample does not depend on which others it is drawn with.
+  With norms="batch" the norms are averaged over the batch, as in the paper. Samples then depend on each other. With
+  norms="sample" a sample does not depend on the rest of its batch.
   """
 
-  def step(keys: Array, x: Array, t: Array) -> tuple[Array, Array]:
+  def step(keys: Keys, x: Batch, t: Time) -> tuple[Batch, Batch]:
     z, gradient = normal(keys, x), score(x, t)
     ratio = solver.snr * solver.averaged(norm(z)) / solver.averaged(norm(gradient))
     e = expand(2 * ratio**2 * (1 + 2 * sde.dlog_alpha(t) / solver.num_scales), x)
@@ -54,15 +55,15 @@ def langevin(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
 
 
 def annealed_langevin(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
-  """e = 2 a(t) (snr sigma(t))²: NCSN's annealed Langevin dynamics, where that is Algorithm 1's alpha_i.
+  """Returns the corrector of NCSN's annealed Langevin dynamics, e = 2 a(t) (snr sigma(t))², the alpha_i of its code.
 
-  Song & Ermon 2019 step by alpha_i / 2 times the score in their Algorithm 1, and by alpha_i in their code, to which the
-  published snr = 0.316 belongs (alpha_i = 2e-5 (sigma_i / 0.01)²). ald_step="paper" halves e accordingly.
+  Algorithm 1 of Song & Ermon 2019 steps by alpha_i / 2 times the score, but their code steps by alpha_i times the
+  score. The published snr = 0.316 belongs to the code (alpha_i = 2e-5 (sigma_i / 0.01)²). ald_step="paper" halves e.
   """
   sde = linear(sde, "corrector='ald'")
   factor = 1 if solver.ald_step == "paper" else 2
 
-  def step(keys: Array, x: Array, t: Array) -> tuple[Array, Array]:
+  def step(keys: Keys, x: Batch, t: Time) -> tuple[Batch, Batch]:
     z = normal(keys, x)
     e = factor * (solver.snr * sde.sigma(t)) ** 2 * (1 + 2 * sde.dlog_alpha(t) / solver.num_scales)
     e = expand(e, x)
@@ -73,7 +74,7 @@ def annealed_langevin(solver: PredictorCorrector, sde: SDE, score: Score) -> Cor
 
 
 def none(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
-  """No corrector."""
+  """Returns a corrector that does nothing."""
   return lambda keys, x, t: (x, x)
 
 

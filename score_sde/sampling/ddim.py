@@ -1,10 +1,10 @@
-"""DDIM: the probability-flow ODE with the denoiser fixed over a step, or noise of any strength instead."""
+"""DDIM: solver with the denoiser fixed over a step, for the probability-flow ODE or with noise of any strength."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, normal
+from score_sde.batch import Keys, Time, expand, normal
 from score_sde.options import option
 from score_sde.sampling.solver import FewStep, State
 from score_sde.sde import SDE, Score, denoiser, linear
@@ -12,10 +12,11 @@ from score_sde.sde import SDE, Score, denoiser, linear
 
 @dataclasses.dataclass(frozen=True)
 class DDIM(FewStep):
-  """x_stop = alpha D + sqrt(sigma² - v) (x - alpha_start D) / sigma_start + sqrt(v) z, one evaluation per step.
+  """DDIM solver: x_stop = alpha D + sqrt(sigma² - v) (x - alpha_start D) / sigma_start + sqrt(v) z.
 
-  v = eta² times the variance of the posterior of x_stop given x and x_0 = D: eta = 0 is the ODE, 1 ancestral sampling.
-  Of order 1. Song et al. 2021 (DDIM), eq. (12). Under VE this is k-diffusion's `euler`.
+  v is eta² times the variance of the posterior of x_stop given x and x_0 = D. eta = 0 is the ODE, and eta = 1 is
+  ancestral sampling. Order 1, one evaluation per step. Song et al. 2021 (DDIM), eq. (12). Under VE this is
+  k-diffusion's `euler`.
 
   Example:
     >>> import jax, score_sde as ss
@@ -25,7 +26,7 @@ class DDIM(FewStep):
 
   eta: float = option(0.0, "noise of a step: 0 is the ODE, 1 ancestral sampling", "[0, 1]")
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: State, t: Array, start: Array, stop: Array) -> State:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: State, t: Time, start: Time, stop: Time) -> State:
     sde = linear(sde, "DDIM")
     x, denoised = state.x, denoiser(sde, score)(state.x, t)
     ratio, std = sde.transition(stop, start)

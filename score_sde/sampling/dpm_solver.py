@@ -1,17 +1,17 @@
-"""DPM-Solver++(2M): the denoiser extrapolated from the step before, for the ODE and for the SDE."""
+"""DPM-Solver++(2M), for the ODE and for the SDE. It extrapolates the denoiser from the previous step."""
 
 import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, normal
+from score_sde.batch import Array, Batch, Keys, Time, expand, normal
 from score_sde.sampling.solver import FewStep, exact_step, half_log_snr
 from score_sde.sde import SDE, Score, denoiser, linear
 
 
 class DPMState(NamedTuple):
-  """x and its mean, D of the step before, its lambda (B,), and the number of steps taken, ()."""
+  """State of `DPMSolver`: x and its mean, D of the previous step, its lambda (B,), and the count of steps so far."""
 
   x: Array
   mean: Array
@@ -22,9 +22,10 @@ class DPMState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolver(FewStep):
-  """D extrapolated linearly in lambda from the step before, one evaluation per step; the first step is DDIM's.
+  """DPM-Solver++(2M): extrapolates D linearly in lambda from the previous step. The first step is a DDIM step.
 
-  Of order 2. Lu et al. 2022b (DPM-Solver++), Algorithm 2. Under VE this is k-diffusion's `dpmpp_2m`.
+  Order 2, one evaluation per step. Lu et al. 2022b (DPM-Solver++), Algorithm 2. Under VE this is k-diffusion's
+  `dpmpp_2m`.
 
   Example:
     >>> import jax, score_sde as ss
@@ -32,10 +33,10 @@ class DPMSolver(FewStep):
     (4, 2)
   """
 
-  def init(self, sde: SDE, x: Array, t: Array) -> DPMState:
+  def init(self, sde: SDE, x: Batch, t: Time) -> DPMState:
     return DPMState(x, x, jnp.zeros_like(x), jnp.zeros_like(t), jnp.zeros((), jnp.int32))
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: DPMState, t: Array, start: Array, stop: Array) -> DPMState:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: DPMState, t: Time, start: Time, stop: Time) -> DPMState:
     sde = linear(sde, "DPM-Solver")
     x, denoised, now = state.x, denoiser(sde, score)(state.x, t), half_log_snr(sde, start)
     h, later = half_log_snr(sde, stop) - now, state.taken > 0
@@ -45,16 +46,16 @@ class DPMSolver(FewStep):
     return DPMState(x, mean, denoised, now, state.taken + 1)
 
   def move(
-    self, sde: SDE, keys: Array, x: Array, middle: Array, h: Array, start: Array, stop: Array
+    self, sde: SDE, keys: Keys, x: Batch, middle: Array, h: Array, start: Time, stop: Time
   ) -> tuple[Array, Array]:
-    """Returns (x, mean) at `stop`, with D fixed at `middle`."""
+    """Returns (x, mean) at `stop`, from x at `start`, with D fixed at `middle`. `h` (B,) is the length in lambda."""
     x = exact_step(sde, x, middle, start, stop)
     return x, x
 
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolverSDE(DPMSolver):
-  """DPM-Solver++(2M) for the reverse-time SDE, exact in its linear part and its noise. Lu et al. 2022b, Section 5.
+  """DPM-Solver++(2M) for the reverse-time SDE. Its linear part and its noise are exact. Lu et al. 2022b, Section 5.
 
   Example:
     >>> import jax, score_sde as ss
@@ -63,7 +64,7 @@ class DPMSolverSDE(DPMSolver):
   """
 
   def move(
-    self, sde: SDE, keys: Array, x: Array, middle: Array, h: Array, start: Array, stop: Array
+    self, sde: SDE, keys: Keys, x: Batch, middle: Array, h: Array, start: Time, stop: Time
   ) -> tuple[Array, Array]:
     sde = linear(sde, "DPM-Solver")
     kept = sde.sigma(stop) / sde.sigma(start) * jnp.exp(-h)

@@ -1,4 +1,4 @@
-"""Time grids: where a solver evaluates the score, and from where to where each of its steps goes."""
+"""Time grids: the times at which a solver evaluates the score, and the start and end of each step."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from score_sde.sde import SDE, LinearSDE, linear
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeGrid:
-  """The times of N steps, from noise to data: step i evaluates the score at t[i] and goes from start[i] to stop[i].
+  """Times of N steps from noise to data. Step i evaluates the score at t[i] and goes from start[i] to stop[i].
+
+  The steps chain if t equals `start` and each step begins where the previous one ended.
 
   Attributes:
-    t, start, stop: arrays (N,), float64. In a grid that chains, t is `start` and each step begins where the one before
-      ended.
-    official: whether this is the grid of the published samplers, which discretize the SDE by tables.
-    begin: the time at which sampling starts, also where N is 0.
+    t, start, stop: arrays (N,), float64.
+    official: True for the grid of the published samplers, which discretize the SDE by tables.
+    begin: the time at which sampling starts. It is also defined if N is 0.
 
   Example:
     >>> TimeGrid.through([1.0, 0.5, 0.1]).stop.tolist()
@@ -34,11 +35,15 @@ class TimeGrid:
 
   @classmethod
   def through(cls, times: Sequence[float] | np.ndarray) -> "TimeGrid":
-    """Returns the grid whose steps lead from each of the decreasing `times` (N + 1,) to the next."""
+    """Returns the grid whose steps go from each of the decreasing `times` (N + 1,) to the next.
+
+    Raises:
+      InvalidArgument: for times that are negative or do not decrease.
+    """
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or not len(times) or (np.diff(times) >= 0).any() or times[-1] < 0:
       raise InvalidArgument(
-        f"times={times.tolist()} must decrease from noise to data, and end at 0 or before.", "times"
+        f"times={times.tolist()} must decrease from noise to data and must not be negative.", "times"
       )
     return cls(times[:-1], times[:-1], times[1:], begin=float(times[0]))
 
@@ -47,36 +52,36 @@ class TimeGrid:
 
   @property
   def end(self) -> float:
-    """The time at which the last step ends."""
+    """Returns the time at which the last step ends."""
     return float(self.stop[-1]) if len(self) else self.begin
 
   @property
   def rows(self) -> np.ndarray:
-    """(N, 3): t, start and stop of each step."""
+    """Returns t, start and stop of each step, (N, 3)."""
     return np.stack([self.t, self.start, self.stop], axis=1)
 
   def need_chain(self, name: str) -> None:
-    """Raises InvalidArgument, for the solver `name`, unless each step begins where the one before ended."""
+    """Raises InvalidArgument, with the solver's `name`, unless each step begins where the previous one ended."""
     if (self.start[1:] != self.stop[:-1]).any() or (self.t != self.start).any():
       raise InvalidArgument(
-        f"{name} needs steps that chain, which those of grid='official' do not: use 'log_snr'.", "grid"
+        f"{name} needs steps that chain, and those of grid='official' do not: use 'log_snr'.", "grid"
       )
 
 
 def uniform(sde: SDE, n: int, eps: float, start: float) -> np.ndarray:
-  """N steps of equal length from `start` to eps."""
+  """Returns n + 1 times from `start` to `eps`, equally spaced."""
   return np.linspace(start, eps, n + 1)
 
 
 def log_snr(sde: SDE, n: int, eps: float, start: float) -> np.ndarray:
-  """N steps, equal in log-SNR, from `start` to eps. Lu et al. 2022."""
+  """Returns n + 1 times from `start` to `eps`, equally spaced in log-SNR. Lu et al. 2022."""
   sde = linear(sde, "grid='log_snr'")
   first, last = (float(sde.log_snr(jnp.asarray(t))) for t in (start, eps))
   return _between(sde, jnp.linspace(first, last, n + 1), start, eps)
 
 
 def karras(sde: SDE, n: int, eps: float, start: float) -> np.ndarray:
-  """N steps, equal in (sigma / alpha)^(1 / 7), from `start` to eps. Karras et al. 2022, eq. (5)."""
+  """Returns n + 1 times from `start` to `eps`, equally spaced in (sigma / alpha)^(1/7). Karras et al. 2022, eq. (5)."""
   sde = linear(sde, "grid='karras'")
   first, last = (float(jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2)) for t in (start, eps))
   ratio = np.linspace(first ** (1 / 7), last ** (1 / 7), n + 1) ** 7
@@ -84,7 +89,7 @@ def karras(sde: SDE, n: int, eps: float, start: float) -> np.ndarray:
 
 
 def _between(sde: LinearSDE, log_snrs: jax.Array, start: float, eps: float) -> np.ndarray:
-  """The times of `log_snrs`, with the ends exact."""
+  """Returns the times of `log_snrs` (n + 1,), with the first and last set exactly to `start` and `eps`."""
   times = np.array(sde.time_of_log_snr(log_snrs), np.float64)
   times[0] = start
   if len(times) > 1:
@@ -93,22 +98,22 @@ def _between(sde: LinearSDE, log_snrs: jax.Array, start: float, eps: float) -> n
 
 
 def quadratic(sde: SDE, n: int, eps: float, start: float) -> np.ndarray:
-  """N steps, equal in sqrt(t), from `start` to eps. Song et al. 2021 (DDIM), Appendix D.2."""
+  """Returns n + 1 times from `start` to `eps`, equally spaced in sqrt(t). Song et al. 2021 (DDIM), Appendix D.2."""
   return np.linspace(start**0.5, eps**0.5, n + 1) ** 2
 
 
-# name: the N + 1 times that N steps lead through.
+# name: (sde, n, eps, start) -> the n + 1 times of n steps that chain.
 CHAINED = {"uniform": uniform, "log_snr": log_snr, "karras": karras, "quadratic": quadratic}
 
 GRIDS = ("official", *CHAINED)
 
 
 def official(sde: SDE, n: int, eps: float, tabulated: bool = True) -> TimeGrid:
-  """Returns the grid of the published samplers: t = linspace(T, eps, N), whose steps do not chain.
+  """Returns the grid of the published samplers, t = linspace(T, eps, N). Its steps do not chain.
 
-  Euler-Maruyama (`tabulated=False`) steps by T / N from t. The others read a table of N entries at floor(t (N - 1)): VP
-  and sub-VP step by T / N from that entry's time, VE goes from its sigma to the next smaller one, and to zero below the
-  first.
+  Euler-Maruyama (`tabulated=False`) steps by T / N from t. The other predictors read entry floor(t (N - 1)) of a table
+  of N entries. VP and sub-VP step by T / N from the time of that entry. VE steps from the sigma of that entry to the
+  next smaller one, and from the smallest sigma to zero.
   """
   t = np.linspace(sde.T, eps, n)
   if not tabulated or n == 1:
@@ -120,14 +125,14 @@ def official(sde: SDE, n: int, eps: float, tabulated: bool = True) -> TimeGrid:
 def make_grid(
   name: str, sde: SDE, n: int, eps: float, *, tabulated: bool = True, t_start: float | None = None
 ) -> TimeGrid:
-  """Returns the grid `name` of `n` steps from `t_start`, by default sde.T, to `eps`.
+  """Returns the grid `name` of `n` steps from `t_start` (by default sde.T) to `eps`.
 
   Args:
     name: "official", "uniform", "log_snr", "karras" or "quadratic".
     sde: the forward SDE.
     n: number of steps; 0 for a solver that only denoises.
     eps: the time at which the steps end, in (0, t_start).
-    tabulated: of the official grid: whether the solver reads its table.
+    tabulated: for the official grid: True if the solver reads the table.
     t_start: the time at which the steps begin, in (0, T].
 
   Raises:
@@ -154,5 +159,5 @@ def make_grid(
         f"grid='official' starts at {sde.T}, not at t_start={start}: use 'uniform'.", "grid", "t_start"
       )
     return official(sde, n, eps, tabulated)
-  with jax.ensure_compile_time_eval():  # numbers, also where a compiled function asks for them
+  with jax.ensure_compile_time_eval():  # gives numbers, not tracers, also inside a compiled function
     return TimeGrid.through(CHAINED[name](sde, n, eps, start))

@@ -1,11 +1,11 @@
-"""Heun's method for the ODE of EDM, with its noise."""
+"""Heun's method for the ODE of EDM, with optional noise (churn)."""
 
 import dataclasses
 import math
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, normal
+from score_sde.batch import Array, Keys, Time, expand, normal
 from score_sde.options import option
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.solver import FewStep, State, half_log_snr
@@ -14,10 +14,11 @@ from score_sde.sde import SDE, Score, denoiser, linear
 
 @dataclasses.dataclass(frozen=True)
 class Heun(FewStep):
-  """Heun's method for dy/ds = (y - D) / s with y = x / alpha, s = sigma / alpha; two evaluations per step. Of order 2.
+  """Heun's method for dy/ds = (y - D) / s with y = x / alpha, s = sigma / alpha. Order 2, two evaluations per step.
 
-  With `churn` noise is added first, up to s (1 + min(churn / N, sqrt(2) - 1)), where churn_min <= s <= churn_max, of
-  standard deviation `churn_noise`. Karras et al. 2022, Algorithms 1 and 2. Under VE this is k-diffusion's `heun`.
+  With `churn`, a step with churn_min <= s <= churn_max first adds noise churn_noise sqrt(s'² - s²) z to y, which raises
+  s to s' = s (1 + min(churn / N, sqrt(2) - 1)). Karras et al. 2022, Algorithms 1 and 2. Under VE this is k-diffusion's
+  `heun`.
 
   Example:
     >>> import jax, score_sde as ss
@@ -31,14 +32,14 @@ class Heun(FewStep):
     math.inf, "sigma / alpha above which none is added (S_max)", "(0, inf]", needs={"churn": ()}
   )
   churn_noise: float = option(1.0, "standard deviation of the noise (S_noise)", "(0, inf)", needs={"churn": ()})
-  # Over how many steps the noise is spread; `on` sets it from the grid.
+  # Number of steps over which the noise is spread. `on` sets it from the grid.
   churn_steps: int = 1
 
   def on(self, sde: SDE, grid: TimeGrid) -> "Heun":
     super().on(sde, grid)
     return dataclasses.replace(self, churn_steps=max(len(grid) + self.noise_removal, 1))
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: State, t: Array, start: Array, stop: Array) -> State:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: State, t: Time, start: Time, stop: Time) -> State:
     sde, denoise = linear(sde, "Heun's method"), denoiser(sde, score)
     gamma = min(self.churn / self.churn_steps, math.sqrt(2) - 1)
 

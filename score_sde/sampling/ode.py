@@ -1,4 +1,4 @@
-"""The probability-flow ODE, solved adaptively inside jit. Song et al. 2021, eq. (13) and Section 4.3."""
+"""Adaptive solver of the probability-flow ODE, which runs inside jit. Song et al. 2021, eq. (13) and Section 4.3."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, sum_over_dims
+from score_sde.batch import Array, Batch, sum_over_dims
 from score_sde.options import Options, option
 from score_sde.sampling.predictor_corrector import batch_mean
 from score_sde.sampling.solver import all_finite
@@ -34,12 +34,14 @@ def solve(
   norm: Callable[[Any], Array] | None = None,
   adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> tuple[Any, Array, Array]:
-  """Integrates dy/dt = field(t, y, args) from `start` to `stop` for one sample; use vmap for a batch.
+  """Integrates dy/dt = field(t, y, args) from `start` to `stop` for one sample. Use vmap for a batch.
+
+  `norm` measures the error of a step, by default as its root mean square. The default `adjoint` supports forward
+  derivatives. diffrax.RecursiveCheckpointAdjoint() supports backward derivatives.
 
   Returns:
-    y at `stop` (or stacked at `times`), the number of evaluations, and the time reached: `stop`, or where it stood
-    after `max_steps`. `norm` measures the error of a step, by default its root mean square. By default the solve can be
-    differentiated forwards; diffrax.RecursiveCheckpointAdjoint() differentiates it backwards.
+    y at `stop` (or y stacked at `times`), the number of evaluations, and the time reached: `stop`, or the time after
+    `max_steps`.
   """
   subs = [diffrax.SubSaveAt(t1=True)]
   if times is not None:
@@ -71,12 +73,12 @@ def solve(
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveODE(Options):
-  """The probability-flow ODE by a Runge-Kutta method of order 5 whose steps adapt to a tolerance.
+  """Solver of the probability-flow ODE by a Runge-Kutta method of order 5 with adaptive steps.
 
-  Song et al. 2021, Section 4.3. Works under every SDE. With `noise_removal` it ends on E[x_0 | x_eps] (Tweedie's
-  formula) under a linear one, which takes one evaluation. Steps are chosen for every sample by itself, so that a sample
-  does not depend on its batch, or with norms="batch" for all together by the error over the whole batch, as in the
-  paper. `sample` can be differentiated through it.
+  Song et al. 2021, Section 4.3. Works under every SDE. Under a linear SDE, `noise_removal` ends on E[x_0 | x_eps]
+  (Tweedie's formula), with one more evaluation. By default each sample has its own steps and does not depend on its
+  batch. With norms="batch" all samples share steps, chosen by the error over the whole batch, as in the paper. `sample`
+  can be differentiated through this solver.
 
   Example:
     >>> import jax, score_sde as ss
@@ -93,16 +95,16 @@ class AdaptiveODE(Options):
   temperature: float = option(1.0, "scale of the noise that the ODE starts from (Appendix D.5)", "(0, inf)")
   noise_removal: bool = option(True, "end on E[x_0 | x_eps], one evaluation")
   max_steps: int = option(4096, "steps of an adaptive solve, after which it fails", "[1, inf)")
-  # The name of the mapped axis over which the batch is spread, as of pmap; for norms="batch".
+  # Name of the mapped axis (for example of pmap) over which the batch is spread, for norms="batch".
   axis_name: str | None = None
 
-  default_steps: ClassVar[int] = 0  # it finds its own
+  default_steps: ClassVar[int] = 0  # unused: the steps are adaptive
 
   def move(
     self,
     sde: SDE,
     score: Score,
-    x: Array,
+    x: Batch,
     start: float,
     stop: float,
     *,
@@ -110,9 +112,9 @@ class AdaptiveODE(Options):
     times: Sequence[float] | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
   ) -> tuple[Array, Array, Array]:
-    """Returns (y, nfe, t): x (B, ...) carried from time `start` to `stop`, forwards or backwards in time.
+    """Solves from x (B, ...) at time `start` to `stop`, forwards or backwards in time. Returns (y, nfe, t).
 
-    With `times` (K,) y is the path (B, K, ...). nfe and the time that was reached are (B,). With a `condition`, a
+    y is like x, or with `times` (K,) the path (B, K, ...). nfe and t, the time reached, are (B,). With a `condition`, a
     pytree of (B, ...) arrays, the score is score(x, t, condition).
     """
     options = {"rtol": self.rtol, "atol": self.atol, "solver": self.solver, "max_steps": self.max_steps}
@@ -145,10 +147,10 @@ class AdaptiveODE(Options):
     condition: Any = None,
     times: Sequence[float] | None = None,
   ) -> tuple[Array, dict[str, Array]]:
-    """Returns samples at `eps` and {"nfe", "finite", "t"}, each (B,), from noise `x` at time `start`; keys are unused.
+    """Solves from noise `x` at time `start` to `eps`. Returns samples and {"nfe", "finite", "t"}, each (B,).
 
-    "finite" is false for a sample that ran out of steps, and "t" is the time it reached. With `times` (K,) there is
-    "path", (B, K, ...), too.
+    "finite" is also false for a sample that ran out of steps. "t" is the time that the sample reached. With `times`
+    (K,) the dictionary also has "path", (B, K, ...). `keys` are unused.
     """
     adjoint = diffrax.RecursiveCheckpointAdjoint()
     options = {"condition": condition, "times": times, "adjoint": adjoint}

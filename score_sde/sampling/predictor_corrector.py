@@ -1,4 +1,4 @@
-"""The predictor-corrector sampler (Song et al. 2021, Algorithm 1), and the samplers of NCSN and DDPM as cases of it."""
+"""The predictor-corrector sampler (Song et al. 2021, Algorithm 1). The samplers of NCSN and DDPM are special cases."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, fold
+from score_sde.batch import Array, Batch, Keys, Time, fold
 from score_sde.errors import InvalidArgument
 from score_sde.options import option
 from score_sde.sampling.correctors import CORRECTORS
@@ -19,7 +19,7 @@ _CORRECTS = ("langevin", "ald")
 
 
 class PCState(NamedTuple):
-  """What the predictor-corrector sampler carries: x and its mean, (B, ...), and the time `t` (B,) of the last score."""
+  """State of `PredictorCorrector`: x and its mean, (B, ...), and the time `t` (B,) of the last score."""
 
   x: Array
   mean: Array
@@ -28,10 +28,10 @@ class PCState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PredictorCorrector(Solver):
-  """At every time of the grid the corrector acts, then the predictor steps on. Song et al. 2021, Algorithm 1.
+  """Predictor-corrector sampler: at each time of the grid, the corrector acts, then the predictor makes a step.
 
-  Works under every SDE; `ancestral_sampling` and `ald` need a linear one. The options of the papers are
-  reverse_diffusion with langevin (snr 0.16) for VE, euler_maruyama without a corrector for VP and sub-VP.
+  Song et al. 2021, Algorithm 1. Works under every SDE, but `ancestral_sampling` and `ald` need a linear SDE. The paper
+  uses reverse_diffusion with langevin (snr 0.16) for VE, and euler_maruyama without a corrector for VP and sub-VP.
 
   Example:
     >>> import jax, score_sde as ss
@@ -64,8 +64,8 @@ class PredictorCorrector(Solver):
     None, "noise of ancestral sampling: True the posterior's variance, False the chain's (beta); unset: False for VP, "
     "else True", needs={"predictor": ("ancestral_sampling",)},
   )  # fmt: skip
-  # Set by whoever runs the solver: the noise levels that a(t) of a corrector belongs to, whether the grid's tables are
-  # used (`on` sets it), and the name of the mapped axis over which the batch is spread, as of pmap.
+  # Set by the caller that runs the solver. num_scales: noise levels of the model, for a(t) of a corrector. tabulated:
+  # True if the grid's tables are used (`on` sets it). axis_name: mapped axis (for example of pmap) of a spread batch.
   num_scales: int = 1000
   tabulated: bool = False
   axis_name: str | None = None
@@ -74,12 +74,13 @@ class PredictorCorrector(Solver):
     super().__post_init__()
     if self.predictor == self.corrector == "none":
       raise InvalidArgument(
-        "predictor='none' and corrector='none': nothing would move the samples. Choose one of either.",
+        "predictor='none' and corrector='none': nothing would move the samples. Choose a predictor or a corrector.",
         "predictor", "corrector",
       )  # fmt: skip
     if self.probability_flow and self.predictor == "ancestral_sampling":
       raise InvalidArgument(
-        "probability_flow=True has no ancestral form; use predictor='euler_maruyama' or 'reverse_diffusion'.",
+        "probability_flow=True does not work with predictor='ancestral_sampling': use 'euler_maruyama' or "
+        "'reverse_diffusion'.",
         "probability_flow", "predictor",
       )  # fmt: skip
 
@@ -90,8 +91,8 @@ class PredictorCorrector(Solver):
         shrinkage = 1 + 2 * float(sde.dlog_alpha(jnp.asarray(sde.T))) / self.num_scales
       if shrinkage <= 0:
         raise InvalidArgument(
-          f"num_scales={self.num_scales} is too few for corrector={self.corrector!r} under {name}: at T its step would "
-          f"be {shrinkage:.2g} times that without drift. Use more levels, or no corrector.",
+          f"num_scales={self.num_scales} is too small for corrector={self.corrector!r} under {name}: at T, the drift "
+          f"would multiply its step by {shrinkage:.2g}. Use more levels, or no corrector.",
           "num_scales", "corrector",
         )  # fmt: skip
     if self.corrector == "ald":
@@ -102,8 +103,8 @@ class PredictorCorrector(Solver):
       linear(sde, "predictor='ancestral_sampling'")
       if grid.official and not sde.has_table:
         raise InvalidArgument(
-          f"predictor='ancestral_sampling' has no official grid for {name}: the published code has no table for it. "
-          "Use grid='uniform'.", "predictor", "grid",
+          f"predictor='ancestral_sampling' has no grid='official' under {name}, because the published code has no "
+          "table for it. Use grid='uniform'.", "predictor", "grid",
         )  # fmt: skip
     return dataclasses.replace(self, tabulated=grid.official)
 
@@ -111,16 +112,16 @@ class PredictorCorrector(Solver):
     """Returns norms (B,) as they are, or with norms="batch" their mean over the whole batch."""
     return batch_mean(norms, self.axis_name) if self.norms == "batch" else norms
 
-  def init(self, sde: SDE, x: Array, t: Array) -> PCState:
+  def init(self, sde: SDE, x: Batch, t: Time) -> PCState:
     return PCState(x, x, t)
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: PCState, t: Array, start: Array, stop: Array) -> PCState:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: PCState, t: Time, start: Time, stop: Time) -> PCState:
     return self._step(sde, score, keys, state, t, start, stop, lambda sde, keys, x, mean, t: (x, mean))
 
   def _step(
     self, sde: SDE, score: Score, keys: Array, state: PCState, t: Array, start: Array, stop: Array, update: Update
   ) -> PCState:
-    """A step whose two parts are each followed by `update`."""
+    """Makes a step of corrector and predictor, and applies `update` after each of the two."""
     correct, predict = CORRECTORS[self.corrector](self, sde, score), PREDICTORS[self.predictor](self, sde, score)
     x, mean = correct(fold(keys, 0), state.x, t)
     if self.corrector != "none":
@@ -133,8 +134,8 @@ class PredictorCorrector(Solver):
   def _denoises(self) -> bool:
     return self.noise_removal and self.predictor == "none"
 
-  def finish(self, sde: SDE, score: Score, state: PCState, t: Array) -> Array:
-    if self._denoises:  # NCSNv2's last denoising step, at the level where the corrector acted last
+  def finish(self, sde: SDE, score: Score, state: PCState, t: Time) -> Batch:
+    if self._denoises:  # the last denoising step of NCSNv2, at the noise level of the last corrector
       return denoiser(sde, score)(state.x, state.t)
     return super().finish(sde, score, state, t)
 
@@ -148,11 +149,11 @@ class PredictorCorrector(Solver):
 
 @dataclasses.dataclass(frozen=True)
 class UpdatedPC(PredictorCorrector):
-  """A predictor-corrector sampler with `update` applied after each corrector and after each predictor."""
+  """Predictor-corrector sampler that applies `update` after each corrector and after each predictor."""
 
   update: Update = dataclasses.field(default=lambda sde, keys, x, mean, t: (x, mean))
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: PCState, t: Array, start: Array, stop: Array) -> PCState:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: PCState, t: Time, start: Time, stop: Time) -> PCState:
     return self._step(sde, score, keys, state, t, start, stop, self.update)
 
 
@@ -164,11 +165,11 @@ def batch_mean(values: Array, axis_name: str | None) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class NCSN(PredictorCorrector):
-  """Annealed Langevin dynamics through the noise levels of VE. Song & Ermon 2019, Algorithm 1.
+  """NCSN's sampler: annealed Langevin dynamics at the noise levels of VE. Song & Ermon 2019, Algorithm 1.
 
-  `n_steps_each` steps at each of `num_scales` levels. snr is sqrt(alpha_i / 2) / sigma_i; 0.316 is their step of 2e-5
-  at sigma = 0.01. With `noise_removal` it ends on E[x_0 | x] at the last level (Jolicoeur-Martineau et al. 2020;
-  NCSNv2, Section 5).
+  Makes `n_steps_each` steps at each of `num_scales` levels. snr is sqrt(alpha_i / 2) / sigma_i. The paper's step of
+  2e-5 at sigma = 0.01 gives 0.316. With `noise_removal` it ends on E[x_0 | x] at the last level (Jolicoeur-Martineau et
+  al. 2020; NCSNv2, Section 5).
 
   Example:
     >>> import jax, score_sde as ss
@@ -192,7 +193,7 @@ class NCSN(PredictorCorrector):
   num_scales: int = 10
 
   def on(self, sde: SDE, grid: TimeGrid) -> "PredictorCorrector":
-    _need(sde, VE, "NCSN's sampler runs through the noise levels of VE")
+    _need(sde, VE, "NCSN's sampler needs the noise levels of VE")
     return super().on(sde, grid)
 
   def followed_by(self, update: Update) -> Solver:
@@ -201,9 +202,9 @@ class NCSN(PredictorCorrector):
 
 @dataclasses.dataclass(frozen=True)
 class DDPM(PredictorCorrector):
-  """Ancestral sampling through VP's table of `num_scales` betas. Ho et al. 2020, Algorithm 2.
+  """DDPM's sampler: ancestral sampling with VP's table of `num_scales` betas. Ho et al. 2020, Algorithm 2.
 
-  posterior_variance: the noise of a step. False (and None) is beta, True the posterior's variance, their two choices.
+  `posterior_variance` is the variance of a step: False (and None) is beta, True is the posterior's. The paper has both.
 
   Example:
     >>> import jax, score_sde as ss
@@ -224,7 +225,7 @@ class DDPM(PredictorCorrector):
   posterior_variance: bool | None = option(None, "noise of a step: True the posterior's variance, False beta")
 
   def on(self, sde: SDE, grid: TimeGrid) -> "PredictorCorrector":
-    _need(sde, VP, "DDPM's sampler runs through the betas of VP")
+    _need(sde, VP, "DDPM's sampler needs the betas of VP")
     return super().on(sde, grid)
 
   def followed_by(self, update: Update) -> Solver:
@@ -238,5 +239,5 @@ def _need(sde: SDE, kind: type[SDE], what: str) -> None:
 
 def _no_constraint(solver: Solver) -> Solver:
   raise InvalidArgument(
-    f"{type(solver).__name__} is the sampler of one paper, which no constraint belongs to: use PredictorCorrector."
+    f"{type(solver).__name__} is the published sampler and takes no constraint: use PredictorCorrector."
   )

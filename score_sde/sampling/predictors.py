@@ -2,8 +2,8 @@
 
     predictor(keys, x, t, start, stop) -> (x, x_mean)
 
-x is (B, ...), with one key per example and times (B,); x_mean is x before the noise of the step was added. Each factory
-takes the solver whose options it reads (`PredictorCorrector`), the SDE and the score.
+x is (B, ...), with one key per example and times (B,). x_mean is the new x before the noise of the step is added. The
+arguments of each factory are the solver, from which it reads options (`PredictorCorrector`), the SDE and the score.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, normal
+from score_sde.batch import Array, Batch, Keys, Time, expand, normal
 from score_sde.sde import SDE, Reverse, Score, apply_covariance, apply_diffusion, linear
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ Predict = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array]]
 
 
 def euler_maruyama(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
-  """x_mean = x + f̄(x, t) (stop - start),  x = x_mean + G sqrt(start - stop) z, with f̄ the reverse drift.
+  """Returns the Euler-Maruyama predictor. Song et al. 2021, eq. (6) and Appendix D.
 
-  Song et al. 2021, eq. (6) and Appendix D.
+  x_mean = x + f̄(x, t) (stop - start),    x = x_mean + G sqrt(start - stop) z,    f̄ the reverse drift
   """
   reverse = Reverse(sde, score, solver.probability_flow)
 
-  def step(keys: Array, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+  def step(keys: Keys, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Batch, Batch]:
     dt = expand(stop - start, x)  # negative: from noise to data
     x_mean = x + reverse.drift(x, t) * dt
     return x_mean + apply_diffusion(reverse.diffusion(x, t), jnp.sqrt(-dt) * normal(keys, x)), x_mean
@@ -38,9 +38,11 @@ def euler_maruyama(solver: PredictorCorrector, sde: SDE, score: Score) -> Predic
 
 
 def reverse_diffusion(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
-  """x_mean = x - f + G Gᵀ score,  x = x_mean + G z, with x_start = x_stop + f + G z the forward chain.
+  """Returns the reverse diffusion predictor. Song et al. 2021, eq. (46) and Appendix E.
 
-  Song et al. 2021, eq. (46) and Appendix E. Half of G Gᵀ score and no noise along the probability flow.
+      x_mean = x - f + G Gᵀ score,    x = x_mean + G z,    x_start = x_stop + f + G z the forward chain
+
+  With `probability_flow`, G Gᵀ score is halved and no noise is added.
   """
 
   def forward(x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
@@ -49,7 +51,7 @@ def reverse_diffusion(solver: PredictorCorrector, sde: SDE, score: Score) -> Pre
     ratio, std = linear(sde, "An exact transition").transition(stop, start)
     return expand(ratio - 1, x) * x, std
 
-  def step(keys: Array, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+  def step(keys: Keys, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Batch, Batch]:
     f, g = forward(x, t, start, stop)
     pull = apply_covariance(g, score(x, t))
     if solver.probability_flow:
@@ -62,18 +64,18 @@ def reverse_diffusion(solver: PredictorCorrector, sde: SDE, score: Score) -> Pre
 
 
 def ancestral_sampling(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
-  """x_stop | x_start under the Gaussian posterior, with x_0 from Tweedie's formula.
+  """Returns the ancestral predictor. It draws x_stop | x_start from the Gaussian posterior, x_0 by Tweedie's formula.
 
       x_mean = (x + v score) / r,    x = x_mean + s z,    x_start | x_stop ~ N(r x_stop, v)
 
-  with s² = v (sigma² - v) / (r sigma)² the posterior variance, or s² = v where `posterior_variance` is False (the two
-  choices of Ho et al. 2020, Section 3.2). By default VP takes v, as published, the others the posterior.
+  s² is the posterior variance v (sigma² - v) / (r sigma)², or v if `posterior_variance` is False (the two choices of Ho
+  et al. 2020, Section 3.2). The default is v for VP, as published, and the posterior variance for other SDEs.
   Song et al. 2021, Appendix F.
   """
   sde = linear(sde, "predictor='ancestral_sampling'")
   posterior = sde.posterior_variance if solver.posterior_variance is None else solver.posterior_variance
 
-  def step(keys: Array, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+  def step(keys: Keys, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Batch, Batch]:
     ratio, std = sde.chain(t, start, stop) if solver.tabulated else sde.transition(stop, start)
     x_mean = (x + expand(std, x) ** 2 * score(x, t)) / expand(ratio, x)
     if posterior:
@@ -85,7 +87,7 @@ def ancestral_sampling(solver: PredictorCorrector, sde: SDE, score: Score) -> Pr
 
 
 def none(solver: PredictorCorrector, sde: SDE, score: Score) -> Predict:
-  """No predictor: only the corrector moves x."""
+  """Returns a predictor that does nothing. Then only the corrector moves x."""
   return lambda keys, x, t, start, stop: (x, x)
 
 

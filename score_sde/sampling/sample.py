@@ -1,4 +1,4 @@
-"""`sample`: from noise to data, as one pure function."""
+"""`sample`, the pure function that draws samples with any solver, and the checks of its arguments."""
 
 import numbers
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import PRIOR, STEPS, Array, as_key, example_keys, fold
+from score_sde.batch import PRIOR, STEPS, Array, Batch, Keys, as_key, example_keys, fold
 from score_sde.errors import InvalidArgument
 from score_sde.sampling.adaptive import AdaptiveSDE
 from score_sde.sampling.grids import TimeGrid, make_grid
@@ -20,7 +20,7 @@ AnySolver = Solver | AdaptiveODE | AdaptiveSDE
 
 
 def papers_solver(sde: SDE) -> PredictorCorrector:
-  """Returns the predictor-corrector sampler that Song et al. 2021 (Appendix G) use under an SDE like `sde`."""
+  """Returns the predictor-corrector sampler of Song et al. 2021 (Appendix G) for the type of `sde`."""
   if isinstance(sde, VE):
     return PredictorCorrector(predictor="reverse_diffusion", corrector="langevin")
   return PredictorCorrector(predictor="euler_maruyama", corrector="none")
@@ -43,35 +43,35 @@ def sample(
   dtype: Any = jnp.float32,
   return_info: bool = False,
 ) -> Any:
-  """Draws samples, from noise at time T to data, along the reverse-time SDE or the probability-flow ODE of `score`.
+  """Draws samples: solves the reverse-time SDE or the probability-flow ODE of `score` from noise at time T to data.
 
-  A pure function: it can be called under jit, vmap (over keys and conditions), grad (with respect to what the score
-  depends on, the condition and x_T; each step is rematerialized, so that memory grows with the size of x and not with
-  the activations of a network), pmap and shard_map. Outside of jit each call traces anew.
+  A pure function: it works under jit, vmap (over keys and conditions), grad, pmap and shard_map. grad can be with
+  respect to parameters of the score, the condition and x_T. Each step is rematerialized, so that memory grows with the
+  size of x and not with the activations of a network. Outside of jit each call traces again.
 
   Args:
     key: one random key. Sample i draws from fold_in(key, first + i), so that it does not depend on its batch.
     sde: the forward SDE.
-    score: grad log p_t(x): (x (B, ...), t (B,)) -> like x, any function; with a `condition` (x, t, condition).
+    score: grad log p_t(x), any function (x (B, ...), t (B,)) -> like x. With a `condition` it takes (x, t, condition).
     shape: (B, ...).
-    solver: how; the papers' predictor-corrector sampler by default.
-    steps: number of steps, for a solver that takes one; by default the solver's own.
-    grid: name of the time grid (see `make_grid`), by default the one that suits the solver; or a `TimeGrid`, which
-      takes the place of `steps`, `eps` and `t_start`.
+    solver: the solver; by default the papers' predictor-corrector sampler.
+    steps: number of steps, by default the solver's own. Adaptive solvers ignore it.
+    grid: name of the time grid (see `make_grid`), by default the solver's own; or a `TimeGrid`, which replaces `steps`,
+      `eps` and `t_start`.
     eps: the time at which sampling ends, in (0, t_start); by default sde.eps (VE 1e-5, others 1e-3).
-    t_start: the time at which it starts, in (0, T]; T by default.
-    x_T: the state that sampling starts from, of `shape`; drawn from the SDE's prior by default.
-    condition: a pytree of (B, ...) arrays that the score depends on.
+    t_start: the time at which sampling starts, in (0, T]; by default T.
+    x_T: the state at which sampling starts, of `shape`; by default drawn from the SDE's prior.
+    condition: a pytree of (B, ...) arrays, passed to the score.
     first: the index of the first sample.
-    dtype: of the samples; float64 needs jax_enable_x64.
-    return_info: return (samples, info), too.
+    dtype: dtype of the samples; float64 needs jax_enable_x64.
+    return_info: True returns (samples, info).
 
   Returns:
-    Samples of `shape`; with `return_info` also {"nfe": evaluations of the score per sample, "finite": (B,) whether each
-    sample is, and for adaptive solvers "t": (B,) the time that each one reached}.
+    Samples of `shape`. With `return_info` also {"nfe": evaluations of the score per sample, "finite": (B,) True for a
+    finite sample, and for adaptive solvers "t": (B,) the time that each sample reached}.
 
   Raises:
-    InvalidArgument: for whatever cannot work, before anything is compiled.
+    InvalidArgument: for invalid arguments, before anything is compiled.
 
   Example:
     >>> import jax, score_sde as ss
@@ -99,30 +99,30 @@ def sample(
   return (x, info) if return_info else x
 
 
-def scan(solver: Solver, sde: SDE, score: Score, keys: Array, x: Array, grid: TimeGrid) -> Array:
-  """Returns samples from noise `x` (B, ...), by all steps of `grid`; keys (B,), one per example."""
-  everywhere = lambda time: jnp.full(x.shape[:1], time, x.dtype)
+def scan(solver: Solver, sde: SDE, score: Score, keys: Keys, x: Batch, grid: TimeGrid) -> Batch:
+  """Runs all steps of `grid` from noise `x` (B, ...), with keys (B,), one per example. Returns samples like `x`."""
+  per_example = lambda time: jnp.full(x.shape[:1], time, x.dtype)
 
   @jax.checkpoint
   def body(state: Any, inputs: tuple[Array, Array]) -> tuple[Any, None]:
     i, times = inputs
     step_keys = fold(fold(keys, STEPS), i)
-    return solver.step(sde, score, step_keys, state, *(everywhere(times[j]) for j in range(3))), None
+    return solver.step(sde, score, step_keys, state, *(per_example(times[j]) for j in range(3))), None
 
-  state = solver.init(sde, x, everywhere(grid.begin))
+  state = solver.init(sde, x, per_example(grid.begin))
   if len(grid):
     state, _ = jax.lax.scan(body, state, (jnp.arange(len(grid)), jnp.asarray(grid.rows, x.dtype)))
-  return solver.finish(sde, score, state, everywhere(grid.end))
+  return solver.finish(sde, score, state, per_example(grid.end))
 
 
 def grid_for(
   solver: Solver, sde: SDE, steps: int | None, grid: str | TimeGrid | None, eps: float, t_start: float | None = None
 ) -> TimeGrid:
-  """Returns the grid on which `solver` takes `steps` steps, see `sample`. Raises InvalidArgument for bad arguments."""
+  """Returns the grid for `steps` steps of `solver`, see `sample`. Raises InvalidArgument for invalid arguments."""
   if isinstance(grid, TimeGrid):
     if not 0 <= grid.end <= grid.begin <= sde.T + 1e-12:
       raise InvalidArgument(
-        f"grid={grid.begin} to {grid.end} must run from at most T = {sde.T} to 0 or before.", "grid"
+        f"grid={grid.begin} to {grid.end} must run from noise to data, within [0, T] = [0, {sde.T}].", "grid"
       )
     return grid
   if steps is None:
@@ -134,16 +134,16 @@ def grid_for(
   return make_grid(grid or solver.default_grid, sde, intervals, eps, tabulated=tabulated, t_start=t_start)
 
 
-# --- what can be checked before anything is compiled ------------------------------------------------------------------
+# --- checks of arguments, before anything is compiled -----------------------------------------------------------------
 
 
-def start_from(sde: SDE, keys: Array, shape: tuple[int, ...], x_T: Array | None, dtype: Any) -> Array:
-  """Returns what samples start from: `x_T`, or draws from the SDE's prior. Raises InvalidArgument where neither is."""
+def start_from(sde: SDE, keys: Keys, shape: tuple[int, ...], x_T: Array | None, dtype: Any) -> Batch:
+  """Returns the start of the samples: `x_T`, or draws from the prior. Raises InvalidArgument if there is neither."""
   if x_T is None:
     if not sde.has_prior:
       raise InvalidArgument(
-        f"x_T=None, but {type(sde).__name__} has no closed-form prior: give end points of paths that `simulate` draws "
-        "from data.", "x_T",
+        f"x_T=None, but {type(sde).__name__} has no closed-form prior: give x_T, end points of paths that `simulate` "
+        "draws from data.", "x_T",
       )  # fmt: skip
     return sde.prior_sample(fold(keys, PRIOR), shape, dtype)
   if jnp.shape(x_T) != tuple(shape):
@@ -152,7 +152,7 @@ def start_from(sde: SDE, keys: Array, shape: tuple[int, ...], x_T: Array | None,
 
 
 def check_shape(shape: Any) -> None:
-  """Raises InvalidArgument unless `shape` is a tuple of positive integers, the batch first."""
+  """Raises InvalidArgument unless `shape` is a tuple of positive integers. The first is the batch size."""
   integers = isinstance(shape, tuple) and all(
     isinstance(n, numbers.Integral) and not isinstance(n, bool) and int(n) > 0 for n in shape
   )

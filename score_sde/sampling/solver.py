@@ -1,4 +1,4 @@
-"""What every solver is: options, and pure functions that move a state from noise to data."""
+"""Base classes of solvers: options, and pure functions that move a state from noise to data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,20 +6,20 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, fold
+from score_sde.batch import Array, Batch, Finite, Keys, Numbers, Time, expand, fold
 from score_sde.options import Options, option
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sde import SDE, Score, denoiser, linear
 
-# (sde, keys, x, mean, t) -> (x, mean): acts on a state at time t after an update, see `Solver.followed_by`.
+# (sde, keys, x, mean, t) -> (x, mean): changes the state at time t after a step, see `Solver.followed_by`.
 Update = Callable[[SDE, Array, Array, Array, Array], tuple[Array, Array]]
 
-# Stream of a step's key that an update draws from.
+# Stream of a step's key for the random numbers of an update.
 UPDATE = 2
 
 
 class State(NamedTuple):
-  """The least that a solver carries from step to step.
+  """Minimal state of a solver between two steps. The state of another solver may have more fields.
 
   Attributes:
     x: the samples at the current time, (B, ...).
@@ -32,13 +32,13 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Solver(Options):
-  """Base of solvers that take a number of steps. A solver is hashable and holds no arrays.
+  """Base of solvers with a given number of steps. A solver is hashable and holds no arrays.
 
-  A subclass defines `step`, and `init`, `finish` and `evaluations` where the defaults do not fit. Keys are one per
-  example, times are (B,), and time runs from T down to eps: `start` > `stop`.
+  A subclass defines `step`, and `init`, `finish` and `evaluations` if the defaults do not fit. There is one key per
+  example. Times are (B,). Time runs from T down to eps: `start` > `stop`.
 
   Example:
-    A solver of a user's own, Euler's method for the probability-flow ODE:
+    A new solver, Euler's method for the probability-flow ODE:
 
     >>> import jax, score_sde as ss
     >>> class Euler(ss.Solver):
@@ -50,7 +50,7 @@ class Solver(Options):
     (4, 2)
   """
 
-  # The name of the time grid that suits the solver, and how many steps it takes unless told otherwise.
+  # Default time grid and default number of steps.
   default_grid: ClassVar[str] = "uniform"
   default_steps: ClassVar[int] = 100
 
@@ -62,53 +62,58 @@ class Solver(Options):
   )
 
   def on(self, sde: SDE, grid: TimeGrid) -> "Solver":
-    """Returns the solver as it runs on `grid`. Raises InvalidArgument where it cannot run there or under `sde`."""
+    """Prepares the solver for `grid` and returns it. Raises InvalidArgument if it cannot run on `grid` or for `sde`."""
     return self
 
-  def init(self, sde: SDE, x: Array, t: Array) -> Any:
-    """Returns the state before the first step, from `x` (B, ...) at time `t` (B,)."""
+  def init(self, sde: SDE, x: Batch, t: Time) -> Any:
+    """Returns the state before the first step, from noise `x` (B, ...) at time `t` (B,)."""
     return State(x, x)
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: Any, t: Array, start: Array, stop: Array) -> Any:
-    """Returns the state at `stop`, from the one at `start`; the score is evaluated at `t`."""
+  def step(self, sde: SDE, score: Score, keys: Keys, state: Any, t: Time, start: Time, stop: Time) -> Any:
+    """Makes one step from the state at `start` and returns the state at `stop`. The score is evaluated at `t`."""
     raise TypeError(f"{type(self).__name__} must define step(sde, score, keys, state, t, start, stop).")
 
-  def finish(self, sde: SDE, score: Score, state: Any, t: Array) -> Array:
-    """Returns the samples, from the state after the last step, at time `t`."""
+  def finish(self, sde: SDE, score: Score, state: Any, t: Time) -> Batch:
+    """Returns the samples from `state`, the state after the last step, at time `t`."""
     return state.mean if self.noise_removal else state.x
 
   def evaluations(self, steps: int) -> int:
-    """Returns how often the score is evaluated per sample over `steps` steps of a grid, `finish` included."""
+    """Returns the nfe, the evaluations of the score per sample, of `steps` steps of a grid and of `finish`."""
     return steps
 
   def intervals(self, steps: int) -> int:
-    """Returns how many steps of a grid belong to `steps` steps of this solver; one may be that of `finish`."""
+    """Returns the number of grid steps for `steps` steps of this solver. It is one less if `finish` makes a step."""
     return steps
 
   def followed_by(self, update: Update) -> "Solver":
-    """Returns a solver that applies `update` to the state after every update of this one."""
+    """Returns a solver that applies `update` to the state after every step of this one. Constraints call it."""
     return Updated(noise_removal=self.noise_removal, solver=self, update=update)
 
 
 @dataclasses.dataclass(frozen=True)
 class Updated(Solver):
-  """`solver`, with `update` applied to x and its mean after every step."""
+  """Solver that makes the steps of `solver` and applies `update` to x and its mean after each of them."""
 
   solver: Solver = dataclasses.field(default_factory=Solver)
   update: Update = dataclasses.field(default=lambda sde, keys, x, mean, t: (x, mean))
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in ("default_grid", "default_steps"):  # the defaults of the wrapped solver
+      object.__setattr__(self, name, getattr(self.solver, name))
+
   def on(self, sde: SDE, grid: TimeGrid) -> "Updated":
     return dataclasses.replace(self, solver=self.solver.on(sde, grid))
 
-  def init(self, sde: SDE, x: Array, t: Array) -> Any:
+  def init(self, sde: SDE, x: Batch, t: Time) -> Any:
     return self.solver.init(sde, x, t)
 
-  def step(self, sde: SDE, score: Score, keys: Array, state: Any, t: Array, start: Array, stop: Array) -> Any:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: Any, t: Time, start: Time, stop: Time) -> Any:
     state = self.solver.step(sde, score, keys, state, t, start, stop)
     x, mean = self.update(sde, fold(keys, UPDATE), state.x, state.mean, stop)
     return state._replace(x=x, mean=mean)
 
-  def finish(self, sde: SDE, score: Score, state: Any, t: Array) -> Array:
+  def finish(self, sde: SDE, score: Score, state: Any, t: Time) -> Batch:
     return self.solver.finish(sde, score, state, t)
 
   def evaluations(self, steps: int) -> int:
@@ -120,17 +125,17 @@ class Updated(Solver):
 
 @dataclasses.dataclass(frozen=True)
 class FewStep(Solver):
-  """Base of solvers for few steps, which see any linear SDE through alpha(t) and sigma(t) alone.
+  """Base of solvers for few steps. They work for any linear SDE and use only its alpha(t) and sigma(t).
 
-  They see the score as the denoiser D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, and time as the half
-  log-SNR lambda = log(alpha / sigma); h = lambda(stop) - lambda(start) > 0 is the length of a step. With D kept fixed
-  over a step the probability-flow ODE has the exact solution
+  They use the score as the denoiser D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, and time as the half
+  log-SNR lambda = log(alpha / sigma). The length of a step is h = lambda(stop) - lambda(start) > 0. If D is fixed over
+  a step, the probability-flow ODE has the exact solution
 
       x_stop = (sigma_stop / sigma_start) x + alpha_stop (1 - exp(-h)) D.
 
-  With `noise_removal` the last of their steps goes to sigma = 0, where the solution is D: n steps then visit n noise
-  levels, from the first to that of eps, and end on E[x_0 | x] there, as in EDM, k-diffusion and diffusers. Without it
-  they take n steps between n + 1 levels and return x at eps, with the noise of that level in it.
+  With `noise_removal` the last step goes to sigma = 0, where the solution is D. Then n steps visit n noise levels, the
+  last at eps, and the result is E[x_0 | x] there, as in EDM, k-diffusion and diffusers. Without it, n steps go through
+  n + 1 levels, and the result is x at eps, with the noise of that level.
   """
 
   default_grid: ClassVar[str] = "log_snr"
@@ -141,7 +146,7 @@ class FewStep(Solver):
     grid.need_chain(type(self).__name__)
     return self
 
-  def finish(self, sde: SDE, score: Score, state: Any, t: Array) -> Array:
+  def finish(self, sde: SDE, score: Score, state: Any, t: Time) -> Batch:
     return denoiser(sde, score)(state.x, t) if self.noise_removal else state.x
 
   def evaluations(self, steps: int) -> int:
@@ -151,18 +156,18 @@ class FewStep(Solver):
     return steps - self.noise_removal
 
 
-def half_log_snr(sde: SDE, t: Array) -> Array:
+def half_log_snr(sde: SDE, t: Numbers) -> Numbers:
   """Returns lambda = log(alpha / sigma), like `t`."""
   return linear(sde, "A solver for few steps").log_snr(t) / 2
 
 
-def exact_step(sde: Any, x: Array, denoised: Array, start: Array, stop: Array) -> Array:
+def exact_step(sde: Any, x: Batch, denoised: Batch, start: Time, stop: Time) -> Batch:
   """Returns the solution of the probability-flow ODE at `stop`, from `x` at `start`, with D fixed at `denoised`."""
   h = half_log_snr(sde, stop) - half_log_snr(sde, start)
   kept, gained = sde.sigma(stop) / sde.sigma(start), -sde.alpha(stop) * jnp.expm1(-h)
   return expand(kept, x) * x + expand(gained, x) * denoised
 
 
-def all_finite(x: Array) -> Array:
-  """Returns whether every number of each example is finite, (B,)."""
+def all_finite(x: Batch) -> Finite:
+  """Checks each example for NaN and infinity. Returns True for finite examples, (B,)."""
   return jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)

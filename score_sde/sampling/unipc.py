@@ -1,4 +1,4 @@
-"""UniPC: a multistep predictor, corrected with the very evaluation that the next step needs anyway."""
+"""UniPC: a multistep predictor with a corrector. Each evaluation serves the corrector and the next step."""
 
 import dataclasses
 import math
@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand
+from score_sde.batch import Array, Batch, Keys, Time, expand
+from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.solver import FewStep, Solver, Update, Updated, exact_step, half_log_snr
 from score_sde.sde import SDE, Score, denoiser, linear
 
 
 class UniPCState(NamedTuple):
-  """x and its mean; D now, one and two steps before; lambda (B,) of these two; the number of steps taken, ()."""
+  """State of `UniPC`: x and its mean; D now and at the two previous points; lambda (B,) of those two; steps so far."""
 
   x: Array
   mean: Array
@@ -26,7 +27,7 @@ class UniPCState(NamedTuple):
 
 
 def _bh_weights(places: list[Array], h: Array) -> Array:
-  """Weights (B, K) of UniPC's differences at `places` (B,), in units of h. Zhao et al. 2023, eq. (5)."""
+  """Returns the weights (B, K) of UniPC's differences at K `places` (B,), in units of h. Zhao et al. 2023, eq. (5)."""
   powers = jnp.stack([jnp.stack([r**j for r in places], axis=-1) for j in range(len(places))], axis=-2)
   b_h, phi, right = jnp.expm1(-h), jnp.expm1(-h) / -h - 1, []
   for j in range(len(places)):
@@ -37,11 +38,11 @@ def _bh_weights(places: list[Array], h: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class UniPC(FewStep):
-  """UniPC-3, one evaluation per step and one at the start. Of order 3.
+  """UniPC-3: order 3, one evaluation per step and one at the start. Zhao et al. 2023, Algorithms 5 and 6.
 
-  Zhao et al. 2023, Algorithms 5 and 6 with B(h) = exp(h) - 1. The first two steps have fewer points behind them: of
-  order 1 and 2 before correction, 2 and 3 after, whose errors, made once, leave the whole at order 3. The last step, to
-  sigma = 0, uses the evaluation that corrected the one before, so that n steps take n evaluations.
+  B(h) = exp(h) - 1. The first two steps have fewer previous points. Their orders are 1 and 2 before correction, and 2
+  and 3 after it. These errors are made once, so the order of the whole is still 3. The last step, to sigma = 0, reuses
+  the evaluation that corrected the previous step. So n steps take n evaluations.
 
   Example:
     >>> import jax, score_sde as ss
@@ -49,21 +50,23 @@ class UniPC(FewStep):
     (4, 2)
   """
 
-  # Whether the last step evaluates D anew, because something has changed x since the evaluation before.
+  # True if `finish` evaluates D again: an update has changed x since the last evaluation, or there was none.
   evaluates_last: bool = False
+
+  def on(self, sde: SDE, grid: TimeGrid) -> "UniPC":
+    super().on(sde, grid)
+    return dataclasses.replace(self, evaluates_last=self.evaluates_last or not len(grid))
 
   def followed_by(self, update: Update) -> Solver:
     return Updated(
       noise_removal=self.noise_removal, solver=dataclasses.replace(self, evaluates_last=True), update=update
     )
 
-  def init(self, sde: SDE, x: Array, t: Array) -> UniPCState:
+  def init(self, sde: SDE, x: Batch, t: Time) -> UniPCState:
     empty, none = jnp.zeros_like(x), jnp.zeros_like(t)
     return UniPCState(x, x, empty, empty, empty, none, none, jnp.zeros((), jnp.int32))
 
-  def step(
-    self, sde: SDE, score: Score, keys: Array, state: UniPCState, t: Array, start: Array, stop: Array
-  ) -> UniPCState:
+  def step(self, sde: SDE, score: Score, keys: Keys, state: UniPCState, t: Time, start: Time, stop: Time) -> UniPCState:
     sde = linear(sde, "UniPC")
     x, denoise = state.x, denoiser(sde, score)
     denoised = jax.lax.cond(state.taken == 0, lambda: denoise(x, start), lambda: state.denoised)
@@ -71,7 +74,7 @@ class UniPC(FewStep):
     h = half_log_snr(sde, stop) - now
     base = exact_step(sde, x, denoised, start, stop)
     scale = -sde.alpha(stop) * jnp.expm1(-h)
-    # Past points in units of h (negative), and D there.
+    # Previous points in units of h (negative), and D at them.
     past = ((state.lambda1, state.before), (state.lambda2, state.before2))
     behind = [((place - now) / h, d) for place, d in past]
 
@@ -91,11 +94,10 @@ class UniPC(FewStep):
     x = jax.lax.switch(known, [lambda k=k: combine(k, ahead) for k in range(3)])
     return UniPCState(x, x, ahead, denoised, state.before, now, state.lambda1, state.taken + 1)
 
-  def finish(self, sde: SDE, score: Score, state: UniPCState, t: Array) -> Array:
+  def finish(self, sde: SDE, score: Score, state: UniPCState, t: Time) -> Batch:
     if not self.noise_removal:
       return state.x
-    anew = lambda: denoiser(sde, score)(state.x, t)
-    return anew() if self.evaluates_last else jax.lax.cond(state.taken == 0, anew, lambda: state.denoised)
+    return denoiser(sde, score)(state.x, t) if self.evaluates_last else state.denoised
 
   def evaluations(self, steps: int) -> int:
-    return steps + 1 + (self.noise_removal and self.evaluates_last)
+    return steps + (steps > 0) + (self.noise_removal and self.evaluates_last)

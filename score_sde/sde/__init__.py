@@ -7,9 +7,9 @@
 Song et al. 2021, eq. (5), (6), (13), Appendix A for a diffusion that depends on the state, and Appendices B and C for
 the three SDEs of the paper. `x` has shape (B, ...), `t` has shape (B,), and arithmetic follows their dtype.
 
-To write another SDE, subclass `LinearSDE` with `alpha` and `sigma` alone if x_t | x_0 is N(alpha(t) x_0, sigma(t)² I):
-drift, diffusion, transitions and prior follow from them. Otherwise subclass `SDE` with `drift` and `diffusion`:
-training simulates its paths, and sampling starts from their end points where `prior_sample` is not given.
+To write another SDE whose x_t | x_0 is N(alpha(t) x_0, sigma(t)² I), subclass `LinearSDE` and define only `alpha` and
+`sigma`: drift, diffusion, transitions and prior follow from them. For any other SDE, subclass `SDE` and define `drift`
+and `diffusion`: training simulates paths, and sampling starts from their end points unless `prior_sample` is defined.
 """
 
 from score_sde.sde.base import SDE, Score, apply_covariance, apply_diffusion, as_argument, bind

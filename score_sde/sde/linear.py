@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.batch import Array, expand, normal, sum_over_dims
+from score_sde.batch import Array, Batch, Keys, Numbers, PerExample, Time, expand, normal, sum_over_dims
 from score_sde.errors import InvalidArgument
 from score_sde.options import option
 from score_sde.sde.base import SDE
 
-# The first time after zero: VE's sigma there is sigma_min, while at zero itself x is data.
+# A time just after zero. VE's sigma is sigma_min there, while at exactly zero x is data.
 AFTER_ZERO = 1e-30
 
 
@@ -21,34 +21,34 @@ AFTER_ZERO = 1e-30
 class LinearSDE(SDE):
   """dx = (d log alpha/dt) x dt + g(t) dw, so that x_t | x_0 ~ N(alpha(t) x_0, sigma(t)² I).
 
-  A subclass gives `alpha` and `sigma`; everything else follows: g(t)² = -sigma² d log_snr/dt.
+  A subclass defines `alpha` and `sigma`. Everything else follows from them: g(t)² = -sigma² d log_snr/dt.
   """
 
   is_linear: ClassVar[bool] = True
 
-  # The noise of ancestral sampling unless told otherwise: the posterior's variance, or the chain's.
+  # Default variance of ancestral sampling: True is the posterior's, False the chain's.
   posterior_variance: ClassVar[bool] = True
 
-  def alpha(self, t: Array) -> Array:
-    """Mean coefficient of x_t | x_0, positive, alpha(0) = 1."""
+  def alpha(self, t: Numbers) -> Numbers:
+    """Returns the mean coefficient of x_t | x_0, positive, with alpha(0) = 1."""
     raise TypeError(f"{type(self).__name__} must define alpha(t).")
 
-  def sigma(self, t: Array) -> Array:
-    """Standard deviation of x_t | x_0, increasing against alpha."""
+  def sigma(self, t: Numbers) -> Numbers:
+    """Returns the standard deviation of x_t | x_0. The ratio sigma / alpha increases in t."""
     raise TypeError(f"{type(self).__name__} must define sigma(t).")
 
   @property
   def prior_std(self) -> float:
-    """Standard deviation of the normal law that sampling starts from."""
-    with jax.ensure_compile_time_eval():  # a number, also where it is asked for within a compiled function
+    """Returns the standard deviation of the normal prior."""
+    with jax.ensure_compile_time_eval():  # gives a number, not a tracer, also inside a compiled function
       return float(self.sigma(jnp.asarray(self.T)))
 
-  def log_snr(self, t: Array) -> Array:
-    """log(alpha² / sigma²), decreasing in t."""
+  def log_snr(self, t: Numbers) -> Numbers:
+    """Returns log(alpha² / sigma²), which decreases in t."""
     return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
-  def time_of_log_snr(self, log_snr: Array) -> Array:
-    """The t in [0, T] at which `log_snr` is reached, by bisection to the last digit."""
+  def time_of_log_snr(self, log_snr: Numbers) -> Numbers:
+    """Returns the t in [0, T] at which `log_snr` is reached, by bisection to the last digit."""
     low, high = jnp.zeros_like(log_snr), jnp.full_like(log_snr, self.T)
 
     def halve(_, bracket):
@@ -60,59 +60,59 @@ class LinearSDE(SDE):
     low, high = jax.lax.fori_loop(0, 80, halve, (low, high))
     return (low + high) / 2
 
-  def dlog_alpha(self, t: Array) -> Array:
-    """d log alpha / dt."""
+  def dlog_alpha(self, t: Numbers) -> Numbers:
+    """Returns d log alpha / dt."""
     return jax.jvp(lambda t: jnp.log(self.alpha(t)), (t,), (jnp.ones_like(t),))[1]
 
-  def dlog_snr(self, t: Array) -> Array:
-    """d log_snr / dt, negative."""
+  def dlog_snr(self, t: Numbers) -> Numbers:
+    """Returns d log_snr / dt, which is negative."""
     return jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))[1]
 
-  def drift(self, x: Array, t: Array) -> Array:
+  def drift(self, x: Batch, t: Time) -> Batch:
     return expand(self.dlog_alpha(t), x) * x
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return self.sigma(t) * jnp.sqrt(-self.dlog_snr(t))
 
-  def scale(self, x: Array, t: Array) -> Array:
+  def scale(self, x: Batch, t: Time) -> PerExample:
     return self.sigma(t)
 
-  def marginal(self, x0: Array, t: Array) -> tuple[Array, Array]:
-    """Mean (like `x0`) and standard deviation (B,) of x_t | x_0."""
+  def marginal(self, x0: Batch, t: Time) -> tuple[Batch, PerExample]:
+    """Returns the mean (like `x0`) and the standard deviation (B,) of x_t | x_0."""
     return expand(self.alpha(t), x0) * x0, self.sigma(t)
 
-  def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
-    """(ratio, std), both (B,), with x_t | x_s ~ N(ratio x_s, std² I) exactly, for 0 <= s < t.
+  def transition(self, s: Numbers, t: Numbers) -> tuple[Numbers, Numbers]:
+    """Returns (ratio, std), like `t`, of the exact transition x_t | x_s ~ N(ratio x_s, std² I), for 0 <= s < t.
 
     ratio = alpha(t) / alpha(s),  std² = sigma(t)² - ratio² sigma(s)² = sigma(t)² (1 - SNR(t) / SNR(s)).
     """
     std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
     return self.alpha(t) / self.alpha(s), std
 
-  def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """(ratio, std) of the tabulated forward chain, x_start = ratio x_stop + std z: as the papers discretize the SDE.
+  def chain(self, t: Numbers, start: Numbers, stop: Numbers) -> tuple[Numbers, Numbers]:
+    """Returns (ratio, std) of the tabulated forward chain of the papers, x_start = ratio x_stop + std z.
 
-    The default is Euler-Maruyama at t with step start - stop; `transition(stop, start)` is the exact counterpart.
+    The default is Euler-Maruyama at t with step start - stop. `transition(stop, start)` is the exact version.
     """
     h = start - stop
     return 1 + self.dlog_alpha(t) * h, self.sigma(t) * jnp.sqrt(-self.dlog_snr(t) * h)
 
-  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
+  def discretize(self, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Array, Array]:
     ratio, std = self.chain(t, start, stop)
     return expand(ratio - 1, x) * x, std
 
   def levels(self, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha, sigma) of the `num_scales` noise levels of the discrete model, float64, in the order of its labels."""
+    """Returns (alpha, sigma) of the `num_scales` noise levels of a discrete model, float64, in order of its labels."""
     raise InvalidArgument(f"{type(self).__name__} has no discrete noise levels: train it as a continuous model.")
 
-  def level(self, t: Array, num_scales: int) -> tuple[Array, Array]:
-    """(label, index into `levels`) that a discrete model is shown at time t."""
+  def level(self, t: Numbers, num_scales: int) -> tuple[Numbers, Numbers]:
+    """Returns (label, index into `levels`) of time t. The label is the input of a discrete model."""
     raise InvalidArgument(f"{type(self).__name__} has no discrete noise levels: train it as a continuous model.")
 
-  def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+  def prior_sample(self, keys: Keys, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Batch:
     return self.prior_std * normal(keys, jax.ShapeDtypeStruct(shape, dtype))
 
-  def prior_logp(self, z: Array) -> Array:
+  def prior_logp(self, z: Batch) -> PerExample:
     dims = math.prod(z.shape[1:])
     return -dims / 2 * math.log(2 * math.pi * self.prior_std**2) - sum_over_dims(z**2) / (2 * self.prior_std**2)
 
@@ -123,11 +123,10 @@ class VE(LinearSDE):
 
       dx = sqrt(d sigma(t)² / dt) dw,    sigma(t) = sigma_min (sigma_max / sigma_min)^t,    t in (0, 1]
 
-  At t = 0 itself x is data: sigma jumps from sigma_min at t -> 0 to zero, which `transition` and `chain` honour for
-  s = 0.
+  At exactly t = 0, x is data: sigma drops from sigma_min to zero. `transition` and `chain` account for this.
 
   Attributes:
-    sigma_min: noise at t -> 0, in units of the data; small against the closest pair of data points.
+    sigma_min: noise at t -> 0, in units of the data; small against the distance of the closest two data points.
     sigma_max: noise at t = 1; the largest distance between two data points is a good choice (NCSNv2, Technique 1).
 
   Raises:
@@ -156,52 +155,52 @@ class VE(LinearSDE):
   def prior_std(self) -> float:
     return self.sigma_max
 
-  def alpha(self, t: Array) -> Array:
+  def alpha(self, t: Numbers) -> Numbers:
     return jnp.ones_like(t)
 
-  def sigma(self, t: Array) -> Array:
+  def sigma(self, t: Numbers) -> Numbers:
     return self.sigma_min * jnp.exp(t * self._log_ratio)
 
-  def log_snr(self, t: Array) -> Array:
+  def log_snr(self, t: Numbers) -> Numbers:
     return -2 * (math.log(self.sigma_min) + t * self._log_ratio)
 
-  def time_of_log_snr(self, log_snr: Array) -> Array:
+  def time_of_log_snr(self, log_snr: Numbers) -> Numbers:
     return (-log_snr / 2 - math.log(self.sigma_min)) / self._log_ratio
 
-  def drift(self, x: Array, t: Array) -> Array:
+  def drift(self, x: Batch, t: Time) -> Batch:
     return jnp.zeros_like(x)
 
-  def dlog_alpha(self, t: Array) -> Array:
+  def dlog_alpha(self, t: Numbers) -> Numbers:
     return jnp.zeros_like(t)
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return self.sigma(t) * math.sqrt(2 * self._log_ratio)
 
-  def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
+  def transition(self, s: Numbers, t: Numbers) -> tuple[Numbers, Numbers]:
     kept = jnp.where(s > 0, -jnp.expm1(2 * self._log_ratio * (s - t)), 1.0)
     return jnp.ones_like(t), self.sigma(t) * jnp.sqrt(kept)
 
   def levels(self, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
-    """Geometric from sigma_max (label 0) down to sigma_min (label num_scales - 1). Song & Ermon 2019."""
+    """Returns alpha = 1, and sigma geometric from sigma_max (label 0) to sigma_min (last label). Song & Ermon 2019."""
     return np.ones(num_scales), np.geomspace(self.sigma_max, self.sigma_min, num_scales)
 
-  def level(self, t: Array, num_scales: int) -> tuple[Array, Array]:
+  def level(self, t: Numbers, num_scales: int) -> tuple[Numbers, Numbers]:
     index = jnp.round((self.T - t) * (num_scales - 1)).astype(jnp.int32)
     return index, index
 
   def table_steps(self, index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """From each of N geometric sigmas to the next smaller one, and from the smallest to zero."""
+    """Returns steps from each of `n` geometric sigmas to the next smaller one, and from the smallest to zero."""
     table = np.concatenate([[0.0, AFTER_ZERO], np.arange(1, n) * self.T / (n - 1)])
     return table[index + 1], table[index]
 
-  def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """NCSN's, std² = sigma(start)² - sigma(stop)², which is exact. Song et al. 2021, eq. (20)."""
+  def chain(self, t: Numbers, start: Numbers, stop: Numbers) -> tuple[Numbers, Numbers]:
+    """Returns NCSN's chain, std² = sigma(start)² - sigma(stop)², which is exact. Song et al. 2021, eq. (20)."""
     return self.transition(stop, start)
 
 
 @dataclasses.dataclass(frozen=True)
 class _BetaSDE(LinearSDE):
-  """What VP and sub-VP share: drift -½ beta(t) x with beta linear in t, hence alpha(t) = exp(-½ ∫ beta)."""
+  """Base of VP and sub-VP: drift -½ beta(t) x with beta linear in t, hence alpha(t) = exp(-½ ∫ beta)."""
 
   beta_min: float = option(0.1, "VP and sub-VP: rate of forgetting at t = 0, per unit of time", "(0, inf)")
   beta_max: float = option(20.0, "VP and sub-VP: the rate at t = 1", "(0, inf)")
@@ -218,34 +217,34 @@ class _BetaSDE(LinearSDE):
   def prior_std(self) -> float:
     return 1.0
 
-  def beta(self, t: Array) -> Array:
-    """beta_min + t (beta_max - beta_min)."""
+  def beta(self, t: Numbers) -> Numbers:
+    """Returns beta_min + t (beta_max - beta_min)."""
     return self.beta_min + t * (self.beta_max - self.beta_min)
 
-  def integral(self, t: Array) -> Array:
-    """∫₀ᵗ beta."""
+  def integral(self, t: Numbers) -> Numbers:
+    """Returns ∫₀ᵗ beta."""
     return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
 
   def _time_of_integral(self, integral: Array) -> Array:
-    """Inverse of `integral`, in the form of the quadratic formula that does not cancel at t -> 0."""
+    """Inverts `integral`, with the form of the quadratic formula that does not cancel at t -> 0."""
     slope = self.beta_max - self.beta_min
     return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
 
   def _integral_between(self, s: Array, t: Array) -> Array:
-    """∫ₛᵗ beta, without the cancellation of integral(t) - integral(s)."""
+    """Returns ∫ₛᵗ beta, without the cancellation of integral(t) - integral(s)."""
     return (t - s) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (s + t))
 
-  def alpha(self, t: Array) -> Array:
+  def alpha(self, t: Numbers) -> Numbers:
     return jnp.exp(-0.5 * self.integral(t))
 
-  def dlog_alpha(self, t: Array) -> Array:
+  def dlog_alpha(self, t: Numbers) -> Numbers:
     return -0.5 * self.beta(t)
 
 
 def _ddpm_level(share: Array, num_scales: int) -> tuple[Array, Array]:
-  """(label, index) at a `share` of the way from data to noise, as the published models are sampled.
+  """Returns (label, index) at time t = `share` T, as the samplers of the published models compute them.
 
-  Their labels are fractional; 1e-6 keeps times of the grid from falling one index low.
+  Labels are fractional. The 1e-6 keeps rounding errors from lowering the index of a grid time by one.
   """
   label = share * (num_scales - 1)
   return label, jnp.floor(label + 1e-6).astype(jnp.int32)
@@ -258,38 +257,41 @@ class VP(_BetaSDE):
       dx = -½ beta(t) x dt + sqrt(beta(t)) dw,    sigma(t)² = 1 - exp(-∫₀ᵗ beta),    t in [0, 1]
 
   Attributes:
-    beta_min, beta_max: rates of forgetting at t = 0 and t = 1, per unit of time; for the prior N(0, I) to fit,
-      alpha(1) = exp(-(beta_min + beta_max) / 4) must be small.
+    beta_min, beta_max: rates at which the signal is lost at t = 0 and t = 1, per unit of time. The prior N(0, I) fits
+      only if alpha(1) = exp(-(beta_min + beta_max) / 4) is small.
 
   Raises:
     InvalidArgument: unless 0 < beta_min <= beta_max.
   """
 
-  posterior_variance: ClassVar[bool] = False  # beta, as published
+  posterior_variance: ClassVar[bool] = False  # the variance is beta, as published
   has_table: ClassVar[bool] = True
 
-  def sigma(self, t: Array) -> Array:
+  def sigma(self, t: Numbers) -> Numbers:
     return jnp.sqrt(-jnp.expm1(-self.integral(t)))
 
-  def log_snr(self, t: Array) -> Array:
+  def log_snr(self, t: Numbers) -> Numbers:
     integral = self.integral(t)
     return -integral - jnp.log(-jnp.expm1(-integral))
 
-  def dlog_snr(self, t: Array) -> Array:
+  def dlog_snr(self, t: Numbers) -> Numbers:
     return self.beta(t) / jnp.expm1(-self.integral(t))
 
-  def time_of_log_snr(self, log_snr: Array) -> Array:
+  def time_of_log_snr(self, log_snr: Numbers) -> Numbers:
     return self._time_of_integral(jax.nn.softplus(-log_snr))
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return jnp.sqrt(self.beta(t))
 
-  def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
+  def transition(self, s: Numbers, t: Numbers) -> tuple[Numbers, Numbers]:
     between = self._integral_between(s, t)
     return jnp.exp(-0.5 * between), jnp.sqrt(-jnp.expm1(-between))
 
   def levels(self, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
-    """DDPM's alpha-bar = prod(1 - b_i), b_i linear from beta_min / N to beta_max / N. Ho et al. 2020, eq. (4)."""
+    """Returns DDPM's levels, alpha² = alpha-bar = prod(1 - b_i). Ho et al. 2020, eq. (4).
+
+    b_i is linear from beta_min / N to beta_max / N.
+    """
     b = np.linspace(self.beta_min, self.beta_max, num_scales) / num_scales
     if b[-1] >= 1:
       raise InvalidArgument(
@@ -300,11 +302,11 @@ class VP(_BetaSDE):
     log_alpha_bar = np.cumsum(np.log1p(-b))
     return np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
 
-  def level(self, t: Array, num_scales: int) -> tuple[Array, Array]:
+  def level(self, t: Numbers, num_scales: int) -> tuple[Numbers, Numbers]:
     return _ddpm_level(t / self.T, num_scales)
 
-  def chain(self, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """DDPM's, ratio = sqrt(1 - b), std² = b with b = beta(start) (start - stop). Ho et al. 2020, eq. (2)."""
+  def chain(self, t: Numbers, start: Numbers, stop: Numbers) -> tuple[Numbers, Numbers]:
+    """Returns DDPM's ratio = sqrt(1 - b), std² = b with b = beta(start) (start - stop). Ho et al. 2020, eq. (2)."""
     b = self.beta(start) * (start - stop)
     return jnp.sqrt(1 - b), jnp.sqrt(b)
 
@@ -315,30 +317,30 @@ class SubVP(_BetaSDE):
 
       dx = -½ beta(t) x dt + sqrt(beta(t) (1 - exp(-2 ∫₀ᵗ beta))) dw,    sigma(t) = 1 - exp(-∫₀ᵗ beta),    t in [0, 1]
 
-  Attributes and errors as for `VP`.
+  Attributes and errors are those of `VP`.
   """
 
-  def sigma(self, t: Array) -> Array:
+  def sigma(self, t: Numbers) -> Numbers:
     return -jnp.expm1(-self.integral(t))
 
-  def log_snr(self, t: Array) -> Array:
+  def log_snr(self, t: Numbers) -> Numbers:
     integral = self.integral(t)
     return -integral - 2 * jnp.log(-jnp.expm1(-integral))
 
-  def dlog_snr(self, t: Array) -> Array:
+  def dlog_snr(self, t: Numbers) -> Numbers:
     integral = self.integral(t)
     return self.beta(t) * (1 + jnp.exp(-integral)) / jnp.expm1(-integral)
 
-  def time_of_log_snr(self, log_snr: Array) -> Array:
+  def time_of_log_snr(self, log_snr: Numbers) -> Numbers:
     # With y = exp(-∫beta), SNR = y / (1 - y)², so 1 / y - 1 solves u² = (u + 1) / SNR.
     inverse = jnp.exp(-log_snr)
     return self._time_of_integral(jnp.log1p((inverse + jnp.sqrt(inverse**2 + 4 * inverse)) / 2))
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return jnp.sqrt(self.beta(t) * -jnp.expm1(-2 * self.integral(t)))
 
-  def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
-    # std² = (1 - r u₁)² - r (1 - u₁)² with r = exp(-∫ₛᵗ beta), u₁ = exp(-∫₀ˢ beta), arranged as a sum of positives.
+  def transition(self, s: Numbers, t: Numbers) -> tuple[Numbers, Numbers]:
+    # std² = (1 - r u₁)² - r (1 - u₁)² with r = exp(-∫ₛᵗ beta), u₁ = exp(-∫₀ˢ beta), as a sum of positive terms.
     between = self._integral_between(s, t)
     r, lost, sigma_s = jnp.exp(-between), -jnp.expm1(-between), self.sigma(s)
     return jnp.exp(-0.5 * between), jnp.sqrt(lost * (lost + r * sigma_s * (2 - sigma_s)))
@@ -351,10 +353,10 @@ class CosineVP(LinearSDE):
       alpha(t) = cos φ(t) / cos φ(0),    φ(t) = π/2 (t + s) / (1 + s),    sigma² = 1 - alpha²,    t in [0, 1 - delta]
       dx = -½ beta(t) x dt + sqrt(beta(t)) dw,    beta = 2 φ' tan φ
 
-  alpha(1) = 0, where beta is infinite, so time ends before.
+  Time ends before t = 1, where alpha = 0 and beta is infinite.
 
   Attributes:
-    s: keeps beta(0) from vanishing.
+    s: an offset that keeps beta(0) from vanishing.
     delta: T = 1 - delta, where alpha is about π/2 delta.
 
   Raises:
@@ -374,58 +376,58 @@ class CosineVP(LinearSDE):
 
   @property
   def _rate(self) -> float:
-    """φ'."""
+    """Returns φ'."""
     return math.pi / 2 / (1 + self.s)
 
   @property
   def _phase(self) -> float:
-    """φ(0)."""
+    """Returns φ(0)."""
     return self._rate * self.s
 
-  def alpha(self, t: Array) -> Array:
-    return jnp.sin(self._rate * (1 - t)) / math.cos(self._phase)  # cos φ as a sine, which keeps its digits at t -> 1
+  def alpha(self, t: Numbers) -> Numbers:
+    return jnp.sin(self._rate * (1 - t)) / math.cos(self._phase)  # cos φ as a sine is accurate at t -> 1
 
-  def sigma(self, t: Array) -> Array:
-    # sin² φ(t) - sin² φ(0), as a product that keeps its digits at t -> 0.
+  def sigma(self, t: Numbers) -> Numbers:
+    # sin² φ(t) - sin² φ(0), as a product that is accurate at t -> 0.
     return jnp.sqrt(jnp.sin(self._rate * t) * jnp.sin(self._rate * t + 2 * self._phase)) / math.cos(self._phase)
 
-  def dlog_alpha(self, t: Array) -> Array:
+  def dlog_alpha(self, t: Numbers) -> Numbers:
     return -self._rate / jnp.tan(self._rate * (1 - t))
 
-  def dlog_snr(self, t: Array) -> Array:
+  def dlog_snr(self, t: Numbers) -> Numbers:
     return 2 * self.dlog_alpha(t) / self.sigma(t) ** 2
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return jnp.sqrt(-2 * self.dlog_alpha(t))
 
-  def time_of_log_snr(self, log_snr: Array) -> Array:
+  def time_of_log_snr(self, log_snr: Numbers) -> Numbers:
     sine, cosine = math.sin(self._phase), math.cos(self._phase)
     opposite = jnp.sqrt(sine**2 + cosine**2 * jax.nn.sigmoid(-log_snr))
     return jnp.arctan2(opposite, cosine * jnp.sqrt(jax.nn.sigmoid(log_snr))) / self._rate - self.s
 
-  def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
+  def transition(self, s: Numbers, t: Numbers) -> tuple[Numbers, Numbers]:
     ratio = jnp.sin(self._rate * (1 - t)) / jnp.sin(self._rate * (1 - s))
     lost = jnp.sin(self._rate * (t - s)) * jnp.sin(self._rate * (t + s) + 2 * self._phase)
     return ratio, jnp.sqrt(lost) / jnp.sin(self._rate * (1 - s))
 
   def levels(self, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the chain with b_i = 1 - alpha-bar((i + 1) / N) / alpha-bar(i / N), at most 0.999, as the paper has it."""
+    """Returns the paper's levels: b_i = 1 - alpha-bar((i + 1) / N) / alpha-bar(i / N), at most 0.999."""
     bar = np.cos(self._phase + self._rate * np.arange(num_scales + 1) / num_scales) ** 2
     log_alpha_bar = np.cumsum(np.log1p(-np.minimum(1 - bar[1:] / bar[:-1], 0.999)))
     return np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
 
-  def level(self, t: Array, num_scales: int) -> tuple[Array, Array]:
+  def level(self, t: Numbers, num_scales: int) -> tuple[Numbers, Numbers]:
     return _ddpm_level(t / self.T, num_scales)
 
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow(LinearSDE):
-  """Straight lines from data to noise, x_t = (1 - t) x_0 + t z, as a member of the family. Liu et al. 2023.
+  """Rectified flow, straight lines x_t = (1 - t) x_0 + t z from data to noise, as a linear SDE. Liu et al. 2023.
 
       dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw,    t in [0, 1 - delta]
 
-  The velocity of its probability-flow ODE is E[z - x_0 | x_t], which `parameterization` calls "flow"; uniform times
-  with the weighting of that name are the loss of flow matching. alpha(1) = 0, so time ends before.
+  The velocity of its probability-flow ODE is E[z - x_0 | x_t], which `parameterization` calls "flow". Uniform times
+  with the weighting "flow" give the loss of flow matching. Time ends before t = 1, where alpha = 0.
 
   Attributes:
     delta: T = 1 - delta, where alpha = delta.
@@ -440,33 +442,33 @@ class RectifiedFlow(LinearSDE):
   def T(self) -> float:
     return 1.0 - self.delta
 
-  def alpha(self, t: Array) -> Array:
+  def alpha(self, t: Numbers) -> Numbers:
     return 1 - t
 
-  def sigma(self, t: Array) -> Array:
+  def sigma(self, t: Numbers) -> Numbers:
     return t
 
-  def log_snr(self, t: Array) -> Array:
+  def log_snr(self, t: Numbers) -> Numbers:
     return 2 * (jnp.log1p(-t) - jnp.log(t))
 
-  def dlog_alpha(self, t: Array) -> Array:
+  def dlog_alpha(self, t: Numbers) -> Numbers:
     return -1 / (1 - t)
 
-  def dlog_snr(self, t: Array) -> Array:
+  def dlog_snr(self, t: Numbers) -> Numbers:
     return -2 / (t * (1 - t))
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return jnp.sqrt(2 * t / (1 - t))
 
-  def time_of_log_snr(self, log_snr: Array) -> Array:
+  def time_of_log_snr(self, log_snr: Numbers) -> Numbers:
     return jax.nn.sigmoid(-log_snr / 2)
 
 
 def linear(sde: SDE, what: str) -> LinearSDE:
-  """Returns `sde`, known to be linear: the one place that says what only a linear SDE can do.
+  """Checks that `sde` is linear and returns it. `what` names the feature that needs a linear SDE, for the message.
 
   Raises:
-    InvalidArgument: for an SDE that is not linear. `what` names what needs one.
+    InvalidArgument: for an SDE that is not linear.
   """
   if not isinstance(sde, LinearSDE):
     raise InvalidArgument(

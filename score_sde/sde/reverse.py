@@ -1,4 +1,4 @@
-"""Time reversed, from noise to data, once the score is known."""
+"""The reverse-time SDE, the probability-flow ODE and the denoiser, which follow from an SDE and a score."""
 
 import dataclasses
 import math
@@ -6,44 +6,44 @@ import math
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand
+from score_sde.batch import Array, Batch, Time, expand
 from score_sde.sde.base import SDE, Score, apply_covariance
 from score_sde.sde.linear import linear
 
 
 def denoiser(sde: SDE, score: Score) -> Score:
-  """Returns D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, by Tweedie's formula, of a linear SDE."""
+  """Returns D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, Tweedie's formula, for a linear SDE."""
   sde = linear(sde, "E[x_0 | x_t]")
   return lambda x, t: (x + expand(sde.sigma(t), x) ** 2 * score(x, t)) / expand(sde.alpha(t), x)
 
 
-def covariance_divergence(sde: SDE, x: Array, t: Array) -> Array | float:
-  """div(G Gᵀ), like `x`: its i-th entry is the sum over j of ∂(G Gᵀ)ᵢⱼ/∂xⱼ. Song et al. 2021, Appendix A.
+def covariance_divergence(sde: SDE, x: Batch, t: Time) -> Array | float:
+  """Returns div(G Gᵀ), like `x`: entry i is the sum over j of ∂(G Gᵀ)ᵢⱼ/∂xⱼ. Song et al. 2021, Appendix A.
 
-  Zero when the diffusion is one number an example; otherwise one forward derivative per dimension.
+  It is zero if the diffusion is one number per example. Otherwise it takes one forward derivative per dimension.
   """
   g = jax.eval_shape(sde.diffusion, x, t)
   if isinstance(g, jax.ShapeDtypeStruct) and g.ndim <= 1:
     return 0.0
   dims = math.prod(x.shape[1:])
 
-  def along(j):
+  def column(j):
     basis = jnp.broadcast_to(jax.nn.one_hot(j, dims, dtype=x.dtype).reshape(x.shape[1:]), x.shape)
     return jax.jvp(lambda x: apply_covariance(sde.diffusion(x, t), basis), (x,), (basis,))[1]
 
-  return jnp.sum(jax.lax.map(along, jnp.arange(dims)), axis=0)
+  return jnp.sum(jax.lax.map(column, jnp.arange(dims)), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reverse:
-  """The reverse-time SDE of `sde` under `score`, or its probability-flow ODE; time still counts forward.
+  """The reverse-time SDE of `sde` under `score`, or its probability-flow ODE, as functions of the forward time t.
 
   Song et al. 2021, eq. (6), (13) and Appendix A.
 
   Attributes:
     sde: the forward SDE.
     score: (x, t) -> grad log p_t(x), like `x`.
-    probability_flow: the deterministic ODE with the same marginals, instead of the SDE.
+    probability_flow: True gives the deterministic ODE with the same marginals, instead of the SDE.
   """
 
   sde: SDE
@@ -54,16 +54,16 @@ class Reverse:
   def _share(self) -> float:
     return 0.5 if self.probability_flow else 1.0
 
-  def drift(self, x: Array, t: Array) -> Array:
+  def drift(self, x: Batch, t: Time) -> Batch:
     g = self.sde.diffusion(x, t)
     pull = apply_covariance(g, self.score(x, t)) + covariance_divergence(self.sde, x, t)
     return self.sde.drift(x, t) - self._share * pull
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return jnp.zeros_like(t) if self.probability_flow else self.sde.diffusion(x, t)
 
-  def discretize(self, x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """(f, G) with x_stop = x_start - f + G z: the forward chain's step, reversed. Song et al. 2021, eq. (46)."""
+  def discretize(self, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Array, Array]:
+    """Returns (f, G) of the reversed chain, x_stop = x_start - f + G z. Song et al. 2021, eq. (46)."""
     f, g = self.sde.discretize(x, t, start, stop)
     f = f - self._share * apply_covariance(g, self.score(x, t))
     return f, jnp.zeros_like(g) if self.probability_flow else g

@@ -1,4 +1,4 @@
-"""Forward paths of SDEs whose kernels are not known, and domains with a boundary."""
+"""Simulated forward paths, for SDEs without a closed-form kernel, and SDEs reflected at a boundary."""
 
 import dataclasses
 import math
@@ -6,17 +6,18 @@ import math
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, expand, fold, normal, uniform
+from score_sde.batch import Array, Batch, Keys, PerExample, Time, expand, fold, normal, uniform
 from score_sde.errors import InvalidArgument
 from score_sde.sde.base import SDE, apply_diffusion
 
 
-def simulate(sde: SDE, keys: Array, x0: Array, t: Array, steps: int) -> Array:
-  """x_t (B, ...) at times `t` (B,), from `x0` at time 0 by `steps` Euler-Maruyama steps of length t / steps each.
+def simulate(sde: SDE, keys: Keys, x0: Batch, t: Time, steps: int) -> Batch:
+  """Simulates x_t (B, ...) at times `t` (B,), from `x0` at time 0, by `steps` Euler-Maruyama steps of length t / steps.
 
       x <- reflect(x + f(x, t') h + G(x, t') sqrt(h) z),    t' the middle of the step
 
-  which makes the variance of noise that depends on time alone right to second order. One key of `keys` (B,) an example.
+  With t' in the middle, the variance of noise that depends only on time is right to second order. `keys` (B,) has one
+  key per example.
   """
   h = t / steps
 
@@ -30,13 +31,13 @@ def simulate(sde: SDE, keys: Array, x0: Array, t: Array, steps: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Reflected(SDE):
-  """`sde`, reflected at the faces of the box [low, high]^D. Lou & Ermon 2023.
+  """SDE that follows `sde` and is reflected at the faces of the box [low, high]^D. Lou & Ermon 2023.
 
   Attributes:
-    sde: inside the box; its drift and diffusion alone are used.
-    low, high: the box that the data lies in.
-    uniform_prior: start sampling from the uniform law, to which noise without drift tends if it is large against the
-      box; otherwise from simulated end points.
+    sde: the SDE inside the box. Only its drift, diffusion, T and scale are used.
+    low, high: the box that contains the data.
+    uniform_prior: True starts sampling from the uniform distribution. Without drift, x_T tends to it if the noise is
+      large compared with the box. False starts from simulated end points.
 
   Raises:
     InvalidArgument: unless low < high.
@@ -47,7 +48,8 @@ class Reflected(SDE):
   high: float = 1.0
   uniform_prior: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
+    super().__post_init__()
     if not -math.inf < self.low < self.high < math.inf:
       raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy low < high.", "low", "high")
 
@@ -59,31 +61,31 @@ class Reflected(SDE):
   def has_prior(self) -> bool:
     return self.uniform_prior
 
-  def drift(self, x: Array, t: Array) -> Array:
+  def drift(self, x: Batch, t: Time) -> Batch:
     return self.sde.drift(x, t)
 
-  def diffusion(self, x: Array, t: Array) -> Array:
+  def diffusion(self, x: Batch, t: Time) -> Array:
     return self.sde.diffusion(x, t)
 
-  def scale(self, x: Array, t: Array) -> Array:
-    """That of `sde`, which never exceeds the standard deviation of the uniform law."""
+  def scale(self, x: Batch, t: Time) -> PerExample:
+    """Returns the scale of `sde`, kept below the standard deviation of the uniform distribution on the box."""
     free, most = self.sde.scale(x, t), (self.high - self.low) / math.sqrt(12)
     return free / jnp.sqrt(1 + (free / most) ** 2)
 
-  def reflect(self, x: Array) -> Array:
+  def reflect(self, x: Batch) -> Batch:
     width = self.high - self.low
     return self.low + width - jnp.abs((x - self.low) % (2 * width) - width)
 
-  def interior(self, x: Array) -> Array:
-    """1 - r⁴, r the distance from the middle in units of half the width: flat inside, zero at the faces."""
+  def interior(self, x: Batch) -> Array:
+    """Returns 1 - r⁴, r the distance from the middle in units of half the width: flat inside, zero at the faces."""
     r = (2 * x - self.low - self.high) / (self.high - self.low)
     return 1 - r**4
 
-  def prior_sample(self, keys: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+  def prior_sample(self, keys: Keys, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Batch:
     if not self.uniform_prior:
       return super().prior_sample(keys, shape, dtype)
     return self.low + (self.high - self.low) * uniform(keys, jax.ShapeDtypeStruct(shape, dtype))
 
   @property
   def why_no_likelihood(self) -> str:
-    return "the flow of a learned score may leave the box, and is not reflected."
+    return "the probability-flow ODE of a learned score may leave the box, because it is not reflected."

@@ -1,6 +1,6 @@
 """NCSN on CelebA, 64 px (Song & Ermon 2019).
 
-The official file has training.loss where training.sde belongs.
+The official file sets training.loss instead of training.sde.
 """
 
 from configs import papers

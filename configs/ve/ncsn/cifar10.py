@@ -1,6 +1,6 @@
 """NCSN on CIFAR-10: 10 noise levels, 100 Langevin steps each (Song & Ermon 2019).
 
-The official file cannot run: it lacks the number of classes of the conditional norms, here model.num_scales.
+The official file cannot run: it lacks the number of classes of the conditional norms. Here it is model.num_scales.
 """
 
 from configs import papers

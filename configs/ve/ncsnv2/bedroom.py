@@ -1,6 +1,6 @@
 """NCSNv2 on LSUN bedrooms, 128 px (Song & Ermon 2020).
 
-The official file misspells training.continuous, which it means to be False, and sets a dropout that NCSNv2 has not.
+The official file misspells training.continuous, which should be False, and sets a dropout, which NCSNv2 does not have.
 """
 
 from configs import papers

@@ -1,4 +1,4 @@
-"""DDPM on CIFAR-10 with a network that does not see the noise level."""
+"""DDPM on CIFAR-10 with a network that does not get the noise level."""
 
 from configs.vp.ddpm import cifar10
 

@@ -1,7 +1,7 @@
-"""Checkpoints: orbax, asynchronous and atomic, each with a manifest that says what it belongs to and its checksums.
+"""Checkpoints: written by orbax, asynchronously and atomically, with checksums.
 
-A checkpoint holds `state` (all that training needs to go on), `ema_params` (all that sampling needs) and `manifest`
-(the config's signature, and shape, dtype and checksum of every array).
+A checkpoint holds `state` (all that training needs to resume, except for the EMA), `ema_params` (all that sampling
+needs) and `manifest` (the config's signature, and shape, dtype and checksum of every array).
 """
 
 import contextlib
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 
 Tree = Any
 
-# What an array takes on the disk besides its values: its description, and the rest of a block.
+# Bytes on disk per array besides its values: its description, and the unused rest of a block.
 BLOCK = 4096
 
 
 class DiskFull(ScoreSDEError, OSError):
-  """There is no room for a checkpoint."""
+  """Error: the disk has no room for a checkpoint."""
 
 
 def finds_no_room(error: BaseException | None) -> bool:
-  """Whether an error, or one that it came from, is of a full disk."""
+  """Returns whether an error, or one of its causes, is that of a full disk."""
   while error is not None:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
       return True
@@ -47,9 +47,9 @@ def finds_no_room(error: BaseException | None) -> bool:
 
 
 def _count_no_bytes() -> None:
-  """Keeps orbax from asking how many bytes a save wrote, which it only logs.
+  """Keeps orbax from asking tensorstore for the number of bytes written, which orbax only logs.
 
-  It asks several times a save, and tensorstore (0.1.86) never frees what it answers: 0.1 MiB a save.
+  It asks several times per save, and tensorstore (0.1.86) never frees its answers: 0.1 MiB per save.
   """
   with contextlib.suppress(ImportError):
     from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -59,12 +59,12 @@ def _count_no_bytes() -> None:
 
 @contextlib.contextmanager
 def manager(workdir: str, keep_every: int | None = None, create: bool = False) -> Iterator[ocp.CheckpointManager]:
-  """Opens `workdir`/checkpoints. Of the checkpoints written, the last two and the multiples of `keep_every` stay.
+  """Opens `workdir`/checkpoints. Keeps the last two of the written checkpoints and the multiples of `keep_every`.
 
-  Without `keep_every` it only reads; with `create` from a folder that a training may yet fill.
+  Without `keep_every` it only reads. With `create` it makes the folder, so that a reader can wait for a training run.
 
   Raises:
-    DiskFull: where a save, or any other file written within, finds no room.
+    DiskFull: if a save, or any other file written within the context, finds no room.
   """
   folder = (pathlib.Path(workdir) / "checkpoints").absolute()
   _count_no_bytes()
@@ -80,43 +80,44 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
     read_only=keep_every is None,
   )
   try:
-    with ocp.CheckpointManager(folder, options=options) as opened:
-      yield opened
-  except Exception as error:  # of a background save, whatever orbax raises; or of another file of the run
+    with ocp.CheckpointManager(folder, options=options) as checkpoint_manager:
+      yield checkpoint_manager
+  except Exception as error:  # orbax raises many kinds for a background save; or it comes from another file of the run
     if isinstance(error, DiskFull) or not finds_no_room(error):
       raise
     raise DiskFull(
-      f"The disk of {str(folder)!r} is full. The newest checkpoint there is whole: make room, and the same command "
-      "goes on from it."
+      f"The disk of {str(folder)!r} is full. The newest checkpoint there is whole: free some space and repeat the "
+      "command, which resumes from it."
     ) from error
 
 
 def _remove_unfinished(folder: pathlib.Path) -> None:
-  """Deletes what a killed save left. (orbax would in a thread, which trips over a run that ends at once.)"""
+  """Deletes the files of a killed save. (orbax would do so in a thread, which fails if the run ends at once.)"""
   for path in folder.glob("*.orbax-checkpoint-tmp*"):
     shutil.rmtree(path)
 
 
 def exists(workdir: str) -> bool:
-  """Whether `workdir` holds any checkpoint."""
+  """Returns whether `workdir` holds any checkpoint."""
   return any(p.name.isdigit() for p in (pathlib.Path(workdir) / "checkpoints").glob("*"))
 
 
 def _weighted_sum(x: Any, xp: Any = np) -> Any:
-  """Sum of an array's words, each times an odd number of its own, modulo 2³²: any single word that changes changes it.
+  """Returns a checksum: the sum modulo 2³² of an array's words, each times its own odd number.
 
-  The order of summation does not matter, so devices that hold a part each find the same sum.
+  A change of any single word changes the sum. The order of summation does not matter, so the sum does not depend on
+  how the array is split among devices.
   """
   bits = x.view(f"uint{8 * min(x.dtype.itemsize, 4)}") if x.ndim else x.reshape(1).view(f"uint{8 * x.dtype.itemsize}")
   place = xp.zeros((), xp.uint32)
   for n, axis in zip(bits.shape, range(bits.ndim), strict=True):
-    along = xp.arange(n, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(bits.ndim)])
-    place = place * xp.uint32(n % 2**32) + along
+    index = xp.arange(n, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(bits.ndim)])
+    place = place * xp.uint32(n % 2**32) + index
   return xp.sum(bits.astype(xp.uint32) * (2 * place + 1), dtype=xp.uint32)
 
 
 def _checksums(tree: Tree) -> list[int]:
-  """Of every array; what is spread over hosts is summed where it lies."""
+  """Returns the checksum of every array. Arrays that are spread over hosts are summed on their devices."""
   leaves = jax.tree.leaves(tree)
   if all(not isinstance(x, jax.Array) or x.is_fully_addressable for x in leaves):
     with np.errstate(over="ignore"):
@@ -125,7 +126,7 @@ def _checksums(tree: Tree) -> list[int]:
 
 
 def _describe(tree: Tree) -> dict[str, Any]:
-  """{path: [shape, dtype, checksum]} of every array."""
+  """Returns {path: [shape, dtype, checksum]} of every array."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   sums = _checksums(tree)
   return {
@@ -135,7 +136,7 @@ def _describe(tree: Tree) -> dict[str, Any]:
 
 
 def digest(tree: Tree) -> str:
-  """Eight hexadecimal digits that tell the values of one tree of arrays from another's."""
+  """Returns eight hexadecimal digits that identify the values of a tree of arrays."""
   found = hashlib.sha256()
   for x in jax.tree.leaves(jax.device_get(tree)):
     found.update(np.ascontiguousarray(x).data)
@@ -143,26 +144,26 @@ def digest(tree: Tree) -> str:
 
 
 def check_space(folder: pathlib.Path, *trees: Tree) -> None:
-  """Raises DiskFull where the disk of `folder` has no room for another checkpoint of the trees."""
+  """Raises DiskFull if the disk of `folder` has no room for another checkpoint of the trees."""
   leaves = jax.tree.leaves(trees)
   needed = sum(1.1 * x.size * x.dtype.itemsize + BLOCK for x in leaves)
   free = shutil.disk_usage(folder).free
   if free < needed:
     raise DiskFull(
-      f"The disk of {str(folder)!r} has {free / 2**20:.1f} MiB left, and a checkpoint takes {needed / 2**20:.1f}. The "
-      "newest one there is whole: make room, and the same command goes on from it."
+      f"The disk of {str(folder)!r} has {free / 2**20:.1f} MiB left, and a checkpoint takes {needed / 2**20:.1f} MiB. "
+      "The newest one there is whole: free some space and repeat the command, which resumes from it."
     )
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tree, signature: dict[str, Any]) -> None:
-  """Writes a checkpoint in the background; a step that is there already is left as it is.
+  """Writes a checkpoint in the background. Does nothing if the checkpoint of `step` exists.
 
   Raises:
-    DiskFull: where there is no room for it.
+    DiskFull: if there is no room for it.
   """
   if step in manager.all_steps():
     return
-  manager.wait_until_finished()  # saving would wait, too; what the save before takes is then counted
+  manager.wait_until_finished()  # saving would wait, too; then check_space counts the previous save
   check_space(pathlib.Path(manager.directory), state, ema_params)
   manifest = {"signature": signature, "checksum": "weighted sum"}
   manifest |= {"state": _describe(state), "ema_params": _describe(ema_params)}
@@ -175,9 +176,12 @@ def save(manager: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tre
 
 
 def _damage(tree: Tree, manifest: dict[str, Any], item: str) -> str | None:
-  """The first array of `tree`, the `item` of a checkpoint, that is not as its manifest says."""
+  """Returns a message about the first array of `tree` that differs from its entry in the manifest; None if all agree.
+
+  `tree` is the `item` of a checkpoint.
+  """
   found, expected = _describe(tree), manifest[item]
-  if "checksum" not in manifest:  # of before there were several hosts: CRC-32 of the whole
+  if "checksum" not in manifest:  # an older format: CRC-32 of the whole array
     whole = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
     found = {
       k: [*v[:2], zlib.crc32(np.ascontiguousarray(x).data)] for (k, v), (_, x) in zip(found.items(), whole, strict=True)
@@ -186,7 +190,7 @@ def _damage(tree: Tree, manifest: dict[str, Any], item: str) -> str | None:
 
 
 def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: str) -> None:
-  """Raises BadInput where a checkpoint was written by another model, SDE or scaling of data, with what differs."""
+  """Raises BadInput, with the differences, if a checkpoint has another model, SDE or scaling of data."""
   differ = [k for k in signature if k in saved and saved[k] != signature[k]]
   if differ:
     changes = "; ".join(f"{k} was {saved[k]!r}, is {signature[k]!r}" for k in differ)
@@ -202,7 +206,7 @@ def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 
 
 def check(manager: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
-  """`check_signature` of the newest readable checkpoint, before any long work."""
+  """Runs `check_signature` on the newest readable checkpoint. Called before any long work."""
   for step in sorted(manager.all_steps(), reverse=True):
     with contextlib.suppress(Exception):
       manifest = _manifest(manager, step)
@@ -220,17 +224,21 @@ def restore(
   step: int | None = None,
   mesh: devices.Mesh | None = None,
 ) -> tuple[int, dict[str, Tree]] | None:
-  """The newest sound checkpoint, or that of `step`: (step, {item: tree}).
+  """Reads the newest undamaged checkpoint, or that of `step`. Logs a warning for each damaged one.
 
   Args:
-    targets: abstract trees (shapes and dtypes) of the items to read, "state" or "ema_params".
-    mesh: split what is read over it, see `devices.placed`.
+    manager: see `manager`.
+    targets: {item: abstract tree (shapes and dtypes)} of the items to read, "state" or "ema_params".
+    signature: the `config.signature` that the checkpoint must have.
+    workdir: the folder of the run, for error messages.
+    step: the step to read; None for the newest.
+    mesh: the mesh to split the arrays over, see `devices.placed`.
 
   Returns:
-    None where there is no checkpoint. A damaged one is named, and the one before is taken.
+    (step, {item: tree}); None if there is no checkpoint.
 
   Raises:
-    BadInput: where the checkpoint belongs to another model, `step` is not there, or all are damaged.
+    BadInput: if the checkpoint belongs to another model, `step` is not there, or all checkpoints are damaged.
   """
   steps = sorted(manager.all_steps(), reverse=True)
   if step is not None:
@@ -265,6 +273,6 @@ def restore(
 
 
 def remove_newer(manager: ocp.CheckpointManager, step: int) -> None:
-  """Deletes checkpoints after `step`: damaged ones, which a resumed run writes again."""
+  """Deletes the checkpoints after `step`. They are damaged ones, which a resumed run writes again."""
   for newer in [s for s in manager.all_steps() if s > step]:
     manager.delete(newer)

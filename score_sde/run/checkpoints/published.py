@@ -1,7 +1,7 @@
-"""Published weights, by the names of our networks: the official JAX and PyTorch code, NCSN, NCSNv2, diffusers.
+"""Published weights, translated for our networks: the official JAX and PyTorch code, NCSN, NCSNv2, diffusers.
 
-Everything is flat: {path: array} with paths such as "ResnetBlockDDPM_0/Conv_0/kernel". The official JAX code's paths
-are ours; each other source has a function that translates its names and lays out its arrays as ours are.
+Weights are flat: {path: array} with paths such as "ResnetBlockDDPM_0/Conv_0/kernel". The official JAX code has the same
+paths as ours. Every other source has a function that translates its names and the layout of its arrays.
 """
 
 import collections
@@ -26,14 +26,14 @@ Flat = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class Weights:
-  """What a source holds.
+  """Weights: the content of a source.
 
   Attributes:
-    params: the parameters of training.
-    ema: their moving average; of sources without one, the parameters.
-    moments: Adam's first and second moments like `params`, where the source has them.
-    step: steps trained, 0 where the source does not say.
-    origin: what the source was recognised as.
+    params: the parameters.
+    ema: their moving average; the parameters if the source has none.
+    moments: Adam's first and second moments, in the form of `params`; None if the source has none.
+    step: number of training steps; 0 if the source does not give it.
+    origin: the kind of source, in words.
   """
 
   params: Flat
@@ -47,12 +47,12 @@ class Weights:
 
 
 def _conv(w: np.ndarray) -> np.ndarray:
-  """PyTorch's (out, in, height, width) to (height, width, in, out)."""
+  """Transposes PyTorch's (out, in, height, width) to (height, width, in, out)."""
   return w.transpose(2, 3, 1, 0)
 
 
 def _leaf(name: str, w: np.ndarray) -> tuple[str, np.ndarray]:
-  """A layer's own parameter, by PyTorch's name and shape: (our name, our layout)."""
+  """Returns (our name, array in our layout) of a layer's parameter, from PyTorch's name and shape."""
   if name == "bias" or name in ("W", "b"):
     return name, w
   if w.ndim == 4:
@@ -61,7 +61,7 @@ def _leaf(name: str, w: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 class _Counter:
-  """Numbers modules of a class in the order in which they are met, as Flax does: Conv_0, Conv_1, ..."""
+  """Counter: numbers the modules of each class in the order of calls, as Flax does: Conv_0, Conv_1, ..."""
 
   def __init__(self):
     self._counts = collections.Counter()
@@ -75,14 +75,17 @@ class _Counter:
 
 
 def _kinds(target: Iterable[str]) -> dict[str, str]:
-  """The names that the target network's blocks go by: {"Resnet": "ResnetBlockDDPM", "Attn": "AttnBlock", ...}."""
+  """Returns the class names of the target network's blocks: {"ResnetBlock": "ResnetBlockDDPM", "AttnBlock": ...}."""
   heads = {path.split("/")[0].rpartition("_")[0] for path in target}
   find = lambda part: next((h for h in heads if h.startswith(part)), part)
   return {part: find(part) for part in ("ResnetBlock", "AttnBlock")}
 
 
 def from_score_sde_pytorch(state: Flat, target: Iterable[str]) -> Flat:
-  """`all_modules.N.*` in their order; `target` has the paths of our network, whose classes are numbered alike."""
+  """Translates the weights `all_modules.N.*` of the official PyTorch code.
+
+  They have the order of our network, whose paths are `target`, so modules of a class get the same numbers.
+  """
   target = list(target)
   kinds, number = _kinds(target), _Counter()
   downsamplers = len({p.split("/")[0] for p in target if p.startswith("Downsample_")})
@@ -120,7 +123,7 @@ def from_score_sde_pytorch(state: Flat, target: Iterable[str]) -> Flat:
 
 
 def from_ncsn_pytorch(state: Flat) -> Flat:
-  """The original repositories' NCSN (conditional norms) and NCSNv2."""
+  """Translates the weights of the original repositories' NCSN (conditional norms) and NCSNv2."""
   conditional = any(".embed." in name for name in state)
   norm = "ConditionalInstanceNorm2dPlus" if conditional else "InstanceNorm2dPlus"
   stages = sorted({n.split(".")[0] for n in state if n.startswith("res")})
@@ -128,7 +131,7 @@ def from_ncsn_pytorch(state: Flat) -> Flat:
   refine = sorted({n.split(".")[0] for n in state if n.startswith("refine")}, key=lambda n: n.replace("31", "2z"))
 
   def within_refine(parts):
-    """E.g. adapt_convs.0.2_1_norm -> RCUBlock_0/norm_2."""
+    """Translates names within a refine block, e.g. adapt_convs.0.2_1_norm -> RCUBlock_0/norm_2."""
     if parts[0] in ("msf", "crp"):
       kind = {"convs": "Conv", "norms": norm}[parts[1]]
       return [f"{parts[0].upper()}Block_0", f"{kind}_{parts[2]}"]
@@ -182,7 +185,7 @@ _ATTENTION = {
   "to_k": "NIN_1",
   "to_v": "NIN_2",
   "to_out.0": "NIN_3",
-  "query": "NIN_0",  # as in files written before 2023
+  "query": "NIN_0",  # the names in files from before 2023
   "key": "NIN_1",
   "value": "NIN_2",
   "proj_attn": "NIN_3",
@@ -190,16 +193,16 @@ _ATTENTION = {
 
 
 def from_diffusers(state: Flat, target: Iterable[str]) -> Flat:
-  """A UNet2DModel of the kinds `google/ddpm-*` and `google/ncsnpp-*`."""
+  """Translates the weights of a diffusers UNet2DModel of the kinds `google/ddpm-*` and `google/ncsnpp-*`."""
   kinds, number = _kinds(target), _Counter()
   plusplus = kinds["ResnetBlock"] != "ResnetBlockDDPM"
   out: Flat = {}
 
   def take(prefix: str, path: str) -> None:
-    """The parameters of one layer."""
+    """Copies the parameters of one layer."""
     for name in [n for n in state if n.rpartition(".")[0] == prefix]:
       leaf, value = _leaf(name.rpartition(".")[2], state[name])
-      if "NIN_" in path:  # a dense layer, or a convolution of one pixel
+      if "NIN_" in path:  # a dense layer, or a 1 x 1 convolution
         leaf, value = ("b", value) if leaf == "bias" else ("W", value.reshape(value.shape[-2:]))
       out[f"{path}/{leaf}"] = value
 
@@ -218,7 +221,7 @@ def from_diffusers(state: Flat, target: Iterable[str]) -> Flat:
     return any(n.startswith(f"{prefix}.") for n in state)
 
   def block(prefix: str) -> None:
-    """Residual blocks and their attentions, in the order of computation."""
+    """Translates residual blocks and their attentions, in the order of computation."""
     i = 0
     while has(f"{prefix}.resnets.{i}"):
       resnet(f"{prefix}.resnets.{i}")
@@ -262,12 +265,12 @@ def from_diffusers(state: Flat, target: Iterable[str]) -> Flat:
 
 
 def _strip(state: dict[str, Any]) -> Flat:
-  """A state_dict's arrays, without DataParallel's prefix."""
+  """Returns the arrays of a state_dict, without DataParallel's prefix in their names."""
   return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, np.ndarray)}
 
 
 def _trained(names: Iterable[str]) -> list[str]:
-  """Names of a state_dict that are trained, in the order of `parameters()`: no buffers, no fixed frequencies."""
+  """Returns the names of trained parameters, in the order of `parameters()`: no buffers, no fixed frequencies."""
   return [n for n in names if (n != "sigmas" and not n.endswith(".W")) or ".NIN_" in n]
 
 
@@ -286,7 +289,10 @@ def _read_flax(path: pathlib.Path) -> Weights:
 
 
 def _torch_moments(optimizer: dict[str, Any], model: Flat, trained: list[str]) -> tuple[Flat, Flat] | None:
-  """Adam's moments by the names of `model`; the optimizer numbers all parameters, and has none for fixed ones."""
+  """Returns Adam's moments by the names of `model`; None if some are missing.
+
+  The optimizer refers to parameters by number, and has no moments for fixed ones.
+  """
   names = [n for n in model if n != "sigmas"]
   numbers = {
     name: i for i, name in enumerate(names if len(optimizer["param_groups"][0]["params"]) == len(names) else trained)
@@ -331,7 +337,7 @@ def _read_torch(path: pathlib.Path, target: Iterable[str]) -> Weights:
 
 
 def _diffusers_folder(path: pathlib.Path) -> pathlib.Path | None:
-  """The folder at or below `path` that holds a UNet2DModel."""
+  """Returns the folder that holds a UNet2DModel, `path` or its subfolder unet; None if neither does."""
   for folder in (path, path / "unet"):
     config = folder / "config.json"
     if config.is_file() and "block_out_channels" in config.read_text():
@@ -351,13 +357,13 @@ def _read_diffusers(folder: pathlib.Path, target: Iterable[str]) -> Weights:
 
 
 def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
-  """The keys of our config that a diffusers folder fixes, with their values; None for another source.
+  """Returns {dotted key: value} of our config that a diffusers folder requires; None if `source` is no such folder.
 
-  Weights fit by their shapes whether a model has one head of attention or many, or centers its input or not: what
-  config.json says has to agree.
+  The shapes of the weights do not depend on the number of attention heads or on centered input. So the config must
+  agree with the folder's config.json.
 
   Raises:
-    BadInput: for a kind of UNet2DModel that our networks do not cover.
+    BadInput: if our networks do not cover this kind of UNet2DModel.
   """
   folder = _diffusers_folder(source) if source.is_dir() else None
   if folder is None:
@@ -388,9 +394,9 @@ def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
 
 
 def export_safetensors(path: pathlib.Path, params: Flat, ema: Flat, metadata: dict[str, str]) -> None:
-  """Writes both sets of weights to one safetensors file, as params/... and ema_params/..., atomically.
+  """Writes both sets of weights atomically to one safetensors file, as params/... and ema_params/...
 
-  Without `params` ({}) the file has the half that sampling needs.
+  With params={} the file only holds the EMA parameters, which is enough for sampling.
   """
   arrays = {
     f"{item}/{k}": np.ascontiguousarray(v)
@@ -414,10 +420,10 @@ def _read_safetensors(path: pathlib.Path) -> Weights:
 
 
 def read(source: pathlib.Path, target: Iterable[str]) -> Weights:
-  """The weights in `source`, by the names of the network whose parameters have the paths `target`.
+  """Reads the weights in `source` and translates their names for the network with the parameter paths `target`.
 
   Raises:
-    BadInput: where it is no checkpoint that is known, damaged, or asks to run code.
+    BadInput: if `source` is no known kind of checkpoint, is damaged, or asks to run code.
   """
   if source.is_dir():
     folder = _diffusers_folder(source)
@@ -441,7 +447,10 @@ def read(source: pathlib.Path, target: Iterable[str]) -> Weights:
 
 
 def check(found: Flat, expected: dict[str, tuple[int, ...]], source: str, limit: int = 20) -> None:
-  """Raises BadInput, with the names and shapes that differ, unless `found` has just the `expected` arrays."""
+  """Raises BadInput, with names and shapes that differ, unless `found` has exactly the `expected` arrays.
+
+  The message comes from `source` and shows at most `limit` differences.
+  """
   lines = []
   for path in sorted(found.keys() | expected.keys()):
     have, want = (tuple(found[path].shape) if path in found else None), expected.get(path)
@@ -451,20 +460,20 @@ def check(found: Flat, expected: dict[str, tuple[int, ...]], source: str, limit:
     shown = "; ".join(lines[:limit]) + (f"; and {len(lines) - limit} more" if len(lines) > limit else "")
     raise BadInput(
       f"{source!r} does not fit the network of the config: {len(lines)} of {len(expected)} arrays differ. {shown}. "
-      "Give the config that it was trained with."
+      "Give the config with which it was trained."
     )
 
 
 def is_hub_name(source: str) -> bool:
-  """Whether `source` looks like "owner/name" and is no path here."""
+  """Returns whether `source` looks like "owner/name" and is no existing path."""
   return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not pathlib.Path(source).exists()
 
 
 def download(name: str) -> pathlib.Path:
-  """The folder of the diffusers model `name` of the Hugging Face hub, downloaded or from its cache.
+  """Returns the folder of the diffusers model `name` of the Hugging Face hub, downloaded or from the hub's cache.
 
   Raises:
-    BadInput: where that cannot be.
+    BadInput: if huggingface_hub is not installed, or the model cannot be downloaded.
   """
   try:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]  # optional

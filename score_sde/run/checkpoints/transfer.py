@@ -1,4 +1,4 @@
-"""Published weights made ours, and ours made files: `python -m score_sde import` and `export`.
+"""Transfer of weights between files and workdirs: `python -m score_sde import` and `export`.
 
 SOURCE is a `checkpoint_N` of the official JAX code, a `.pth` of the official PyTorch code, of NCSN or of NCSNv2, a
 folder of a diffusers model (google/ddpm-*, google/ncsnpp-*) or its name on the Hugging Face hub, or a `.safetensors`
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
-  """Writes the weights in `source` to `workdir` as a checkpoint of ours.
+  """Writes the weights in `source` to `workdir` as a checkpoint.
 
   Raises:
-    BadInput: where `source` cannot be read, is of another architecture, or `workdir` holds checkpoints already.
+    BadInput: if `source` cannot be read or has another architecture, or `workdir` already holds checkpoints.
   """
   experiment = build(config)
   config = experiment.config
@@ -50,13 +50,13 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
     published.check(found, expected, source)
   tree = lambda flat: unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in flat.items()})
   params, ema_params = tree(weights.params), tree(weights.ema)
-  opt_state, moments = training.make_optimizer(config).init(params), "none, they start anew"
+  opt_state, moments = training.make_optimizer(config).init(params), "none, it starts anew"
   if weights.moments is not None:
     first, second = weights.moments
     count = jnp.asarray(weights.step, jnp.int32)
     opt_state, moments = optax.tree.set(opt_state, mu=tree(first), nu=tree(second), count=count), "Adam's moments"
   key = jax.random.fold_in(jax.random.key(config.seed), training.TRAIN)
-  # The run goes on at a step where blocks of jitted steps begin.
+  # The run must resume at the beginning of a block of jitted steps.
   step = weights.step // config.training.n_jitted_steps * config.training.n_jitted_steps
   state = training.TrainState(jnp.asarray(step, jnp.int32), params, ema_params, opt_state, key)
 
@@ -77,10 +77,12 @@ def _check_settings(config: ConfigDict, settings: dict, source: str) -> None:
 
 
 def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool = False) -> None:
-  """Writes parameters and EMA (or it alone) of the newest checkpoint in `workdir` to the safetensors file `output`.
+  """Writes the parameters and their EMA of the newest checkpoint in `workdir` to the safetensors file `output`.
+
+  With `ema_only` it only writes the EMA.
 
   Raises:
-    BadInput: where there is no checkpoint, or one of another model, or `output` is no .safetensors file.
+    BadInput: if there is no checkpoint, or one of another model, or `output` does not end in .safetensors.
   """
   experiment = build(config)
   if not output.endswith(".safetensors"):
@@ -98,5 +100,5 @@ def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool
   params = {} if ema_only else flat(state.params)
   published.export_safetensors(path, params, flat(state.ema_params), metadata)
   log.info(
-    "Wrote %s: parameters%s at step %d.", output, "' average" if ema_only else " and their average", int(state.step)
+    "Wrote %s: %s at step %d.", output, "EMA parameters" if ema_only else "parameters and their EMA", int(state.step)
   )

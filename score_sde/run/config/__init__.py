@@ -1,9 +1,9 @@
-"""Every setting of a run: the keys there are, what follows from what, and what cannot work.
+"""Config of a run: its keys, defaults that depend on other keys, and checks.
 
-A config file returns `default_config()` with what differs. Section and key names are those of the official code, so its
-configs and overrides mean the same here. Keys that follow from others (from the SDE, mostly) are placeholders until
-`resolve` fills those that were not set. The keys themselves follow from the fields of the objects that read them
-(`readers`): an option of a solver, a loss, an SDE or a network is a key of the config because it is a field.
+A config file returns `default_config()` with some values changed. Sections and keys have the names of the official
+code, so its configs and overrides mean the same here. Some defaults depend on other keys (mostly on the SDE): these
+keys are placeholders, and `resolve` fills those that were not set. The keys are derived from the fields of the objects
+that read them (`readers`): each option field of a solver, a loss, an SDE or a network is a key of the config.
 """
 
 from score_sde.run.config.errors import BadInput, as_bad_input, choose, get, unknown_key

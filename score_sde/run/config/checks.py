@@ -1,4 +1,4 @@
-"""Which values of a config go together. The range of each alone is its field's, see `readers`."""
+"""Checks that the values of a config go together. The range of each single value is in its field, see `readers`."""
 
 import re
 
@@ -14,13 +14,13 @@ NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceN
 
 
 def family_of(config: ConfigDict) -> tuple[str, str]:
-  """The family of the network, such as "ncsnv2", and the norm that its layers have."""
+  """Returns the family of the network, such as "ncsnv2", and the norm of its layers."""
   family = config.model.name.split("_")[0]
   return family, NORMALIZATIONS.get(family, "LayerNorm")
 
 
 def check(config: ConfigDict, sde: SDE) -> None:
-  """Raises BadInput for a value of a complete config that is not accepted, or a combination that cannot work."""
+  """Raises BadInput if a complete config has a value out of range or values that do not go together."""
   t = config.training
   if t.likelihood_weighting and t.weighting != "likelihood":
     raise BadInput(f"training.likelihood_weighting=True, but training.weighting={t.weighting!r}. Set one of them.")
@@ -39,9 +39,9 @@ def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
   if not re.fullmatch(r"report\w*", e.report):
     raise BadInput(f"eval.report={e.report!r} must be 'report' with letters and digits after, e.g. report_ode.")
   if e.likelihood == "chain" and continuous:
-    raise BadInput("eval.likelihood='chain' is of a model trained with training.continuous=False: use 'ode' or 'elbo'.")
+    raise BadInput("eval.likelihood='chain' needs a model with training.continuous=False: use 'ode' or 'elbo'.")
   if e.likelihood == "elbo" and not continuous:
-    raise BadInput("eval.likelihood='elbo' needs training.continuous=True; a discrete model has 'chain', or 'ode'.")
+    raise BadInput("eval.likelihood='elbo' needs training.continuous=True: use 'chain' or 'ode' for a discrete model.")
   if e.likelihood == "elbo":
     with as_bad_input():
       linear(sde, "eval.likelihood='elbo'")
@@ -57,7 +57,10 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
   if g.task == "none":
     return
   if config.training.task != "score":
-    raise BadInput("guidance.task is of sampling, and training.task='classifier' draws no samples. Leave it at 'none'.")
+    raise BadInput(
+      f"guidance.task={g.task!r} is for sampling, and training.task='classifier' draws no samples. Leave guidance.task "
+      "at 'none'."
+    )
   with as_bad_input():
     linear(sde, f"guidance.task={g.task!r}")
   if g.task == "class":
@@ -104,7 +107,7 @@ def _check_model(config: ConfigDict) -> None:
     raise BadInput("training.task='classifier' needs model.num_classes, the number of classes of the data.")
   if classifier and config.eval.enable_bpd:
     raise BadInput("training.task='classifier' has no likelihood: set --config.eval.enable_bpd=False.")
-  if is_plugin(config.model.name):  # which reads of config.model what it likes
+  if is_plugin(config.model.name):  # it may read any key of config.model
     return
   model, continuous = config.model, config.training.continuous
   family, normalization = family_of(config)
@@ -114,13 +117,18 @@ def _check_model(config: ConfigDict) -> None:
     )
   if family in ("ncsn", "ncsnv2") and (continuous or config.training.sde != "vesde"):
     raise BadInput(
-      f"model.name={model.name!r} knows noise levels by their index in a discrete VE model: it needs "
+      f"model.name={model.name!r} takes the index of a noise level of a discrete VE model: it needs "
       "--config.training.continuous=False and --config.training.sde=vesde."
     )
   if family == "ddpm" and model.embedding_type == "fourier":
-    raise BadInput("model.name='ddpm' has model.embedding_type='positional' alone. Leave it unset, or use ncsnpp.")
+    raise BadInput(
+      "model.name='ddpm' only has model.embedding_type='positional'. Leave it unset, or use --config.model.name=ncsnpp."
+    )
   if model.scale_by_sigma and continuous and family == "ddpm":
-    raise BadInput("model.scale_by_sigma=True of ddpm divides by the sigma of an index: set training.continuous=False.")
+    raise BadInput(
+      "model.scale_by_sigma=True of model.name='ddpm' divides by the sigma of a discrete noise level: it needs "
+      "--config.training.continuous=False."
+    )
   if config.training.sde == "subvpsde" and not continuous:
     raise BadInput(
       "training.continuous=False has no discrete model for subvpsde. Use vesde (NCSN) or vpsde (DDPM), "
@@ -133,10 +141,12 @@ def _check_model(config: ConfigDict) -> None:
       "--config.model.embedding_type=fourier, or --config.training.continuous=False."
     )
   if continuous and model.embedding_type == "fourier" and model.conditioning == "log_sigma":
-    raise BadInput("model.embedding_type='fourier' takes the log itself: use --config.model.conditioning=sigma.")
+    raise BadInput(
+      "model.embedding_type='fourier' already takes the log of its input: use --config.model.conditioning=sigma."
+    )
   if not continuous and model.embedding_type == "fourier":
     raise BadInput(
-      "model.embedding_type='fourier' takes the log of a noise level, and a discrete model sees its index, which "
+      "model.embedding_type='fourier' takes the log of a noise level, but a discrete model gets its index, which "
       "starts at 0. Use --config.model.embedding_type=positional, or --config.training.continuous=True."
     )
   if model.scale_by_sigma and model.parameterization != "score":

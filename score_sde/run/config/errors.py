@@ -1,4 +1,4 @@
-"""What a user gave that cannot work, in the names of config keys."""
+"""Errors about wrong input, with the names of config keys."""
 
 import contextlib
 import difflib
@@ -11,12 +11,12 @@ from score_sde.errors import InvalidArgument, ScoreSDEError
 
 
 class BadInput(ScoreSDEError, ValueError):
-  """Something the user gave cannot work. The message names it, says what is accepted and what to do."""
+  """Error: the user's input is wrong. The message names the value, says what is accepted and what to do."""
 
 
 @contextlib.contextmanager
 def as_bad_input(names: Mapping[str, str] | None = None) -> Iterator[None]:
-  """Turns an InvalidArgument of the core into BadInput, its arguments renamed to the config keys in `names`."""
+  """Converts an InvalidArgument of the core to BadInput and renames arguments to config keys by `names`."""
   try:
     yield
   except InvalidArgument as error:
@@ -24,7 +24,7 @@ def as_bad_input(names: Mapping[str, str] | None = None) -> Iterator[None]:
 
 
 def choose(key: str, value: Any, accepted: tuple) -> None:
-  """Raises BadInput unless `value`, given for `key`, is among `accepted`."""
+  """Raises BadInput unless `value`, the value of `key`, is one of `accepted`."""
   if value not in accepted:
     near = difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -32,7 +32,7 @@ def choose(key: str, value: Any, accepted: tuple) -> None:
 
 
 def unknown_key(config: ConfigDict, key: str) -> str:
-  """Returns one line about a dotted `key` that no config has: the ones there are, the closest first."""
+  """Returns an error message about a dotted `key` that does not exist, with the closest and all existing keys."""
   section, _, name = key.rpartition(".")
   try:
     known = sorted(get(config, section) if section else config)

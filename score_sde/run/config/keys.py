@@ -1,4 +1,4 @@
-"""Every key of a config, and its default: they follow from the objects that read them, see `readers`."""
+"""Keys of a config and their defaults, derived from the objects that read them, see `readers`."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from score_sde.run.config.resolve import FOLLOWS
 
 
 def default_config() -> ConfigDict:
-  """Returns the base of every config: all keys there are, locked.
+  """Returns the base of every config: all keys with their defaults, locked.
 
-  Keys that follow from others are placeholders, which `resolve` fills unless they were set.
+  Keys whose defaults depend on other keys are placeholders. `resolve` fills those that are not set.
   """
   config = ConfigDict()
   config.seed = 42
@@ -27,5 +27,5 @@ def default_config() -> ConfigDict:
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:
-  """Returns a plain nested dict, for JSON."""
+  """Returns a config as a plain nested dict, for JSON."""
   return {k: as_dict(v) if isinstance(v, ConfigDict) else v for k, v in config.items()}

@@ -1,4 +1,4 @@
-"""The networks that a config can name, a user's own among them."""
+"""Networks that a config can name, including a user's own."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
   """Returns the network of `config.model` for examples of `shape`.
 
   Raises:
-    BadInput: for an unknown name, a network that does not fit the data, or a setting that it would not read.
+    BadInput: if the name is unknown, the network does not fit the data, or a changed setting is not read by it.
   """
   name = config.model.name
   if is_plugin(name):
@@ -39,15 +39,15 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
   values["dtype"] = jnp.dtype(config.model.dtype)
   if module is WideResnet:
     return module(**values)
-  # Data that is scaled to unit variance on its way in no longer lies in [0, 1].
+  # The EDM parameterization scales its input to unit variance, so the input does not lie in [0, 1].
   values["centered"] = len(shape) == 1 or config.data.centered or config.model.parameterization == "edm"
   return module(**values)
 
 
 def apply_of(network: nn.Module) -> Callable[..., Any]:
-  """Returns (params, x, labels, keys[, y]) -> the network's output; keys drive dropout, None turns it off.
+  """Returns (params, x, labels, keys[, y]) -> the network's output. `keys` drive dropout; None turns it off.
 
-  A user's network that has no argument `keys` gets none.
+  A user's network without an argument `keys` is called without it.
   """
   with_keys = "keys" in inspect.signature(type(network).__call__).parameters
 
@@ -59,7 +59,7 @@ def apply_of(network: nn.Module) -> Callable[..., Any]:
 
 
 def _check_read(config: ConfigDict) -> None:
-  """Raises BadInput for a setting that only another network would read. (Those of another SDE may stay in a file.)"""
+  """Raises BadInput if a changed setting is only read by other networks. (Settings of other SDEs are allowed.)"""
   default = default_config().model
   for key, readers in keys().items():
     section, name = key.split(".")
@@ -96,7 +96,7 @@ def _check_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
     what = f"model.ch_mult={tuple(model.ch_mult)}" if unet else f"model.name={model.name!r}"
     raise BadInput(
       f"{what} halves the image {halvings} times, but data.image_size={shape[0]} is no multiple of {2**halvings}. Use "
-      "another size" + (", or fewer entries." if unet else ".")
+      "another size" + (", or fewer entries of model.ch_mult." if unet else ".")
     )
   if not unet:
     return

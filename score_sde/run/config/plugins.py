@@ -1,4 +1,4 @@
-"""A user's own things: FILE.py:FUNCTION in the place of a name in a config."""
+"""Plugins: a config may give FILE.py:FUNCTION, a user's own function, in place of a name."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ from score_sde.run.config.errors import BadInput
 
 
 def is_plugin(name: Any) -> bool:
-  """Whether a config's value names a function in a file."""
+  """Returns whether a config's value names a function in a file."""
   return isinstance(name, str) and ".py:" in name
 
 
@@ -21,16 +21,21 @@ def _run(path: str, changed: float) -> dict[str, Any]:
 
 
 def load(key: str, name: str, what: str) -> Callable[..., Any]:
-  """Returns the function that `name`, FILE.py:FUNCTION, stands for; `key` is the config's, `what` says what it must be.
+  """Returns the function that `name`, FILE.py:FUNCTION, refers to.
+
+  Args:
+    key: the config key, for error messages.
+    name: FILE.py:FUNCTION.
+    what: signature that the function must have, in words, for error messages.
 
   Raises:
-    BadInput: where there is no such file, it cannot be run, or has no such function.
+    BadInput: if the file does not exist, cannot be run, or has no such function.
   """
   path, _, function = name.rpartition(":")
   given = f"{key}={name!r}"
   file = pathlib.Path(path).expanduser()
   if not file.is_file():
-    raise BadInput(f"{given}: there is no file {path!r}. Give FILE.py:FUNCTION, seen from {os.getcwd()}.")
+    raise BadInput(f"{given}: there is no file {path!r}. Give FILE.py:FUNCTION, with FILE relative to {os.getcwd()}.")
   try:
     found = _run(str(file), file.stat().st_mtime)
   except Exception as error:  # a user's file may raise anything

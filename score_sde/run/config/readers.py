@@ -1,7 +1,7 @@
-"""Which object reads which section of a config, and when. The keys follow from the fields of these objects.
+"""Readers: a table of the objects that read a section of a config, and when.
 
-A reader is a dataclass whose fields are options. From this table follow the keys that a config has, their defaults and
-ranges, the objects that a section becomes, and the error for a key that nothing reads.
+A reader is a dataclass whose fields are options. The table gives the keys of a config, their defaults and ranges, the
+objects that are made from a section, and the error for a key that nothing reads.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ from score_sde.sampling import METHODS, AdaptiveODE
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """An object that reads keys of a section.
+  """Reader: an object that reads keys of a section.
 
   Attributes:
     section: the section of the config.
     options: the dataclass.
-    when: under which values of other keys (dotted) it is made at all, as `Option.needs`.
-    only: the fields that it reads here; () for all.
+    when: values of other keys (dotted) for which the object is made, in the form of `Option.needs`.
+    only: the fields that it reads from the config; () for all.
   """
 
   section: str
@@ -44,7 +44,7 @@ class Reader:
   only: tuple[str, ...] = ()
 
   def fields(self) -> Iterator[tuple[str, dataclasses.Field, Option]]:
-    """Yields (key, field, option) of all keys that it reads."""
+    """Yields (key, field, option) of all keys that the object reads."""
     for field, known in options_of(self.options):
       if not self.only or field.name in self.only:
         yield f"{self.section}.{known.key or field.name}", field, known
@@ -58,12 +58,12 @@ READERS = (
   *(Reader("model", network, {"model.name": (name,)}) for name, network in MODELS.items()),
   Reader("model", ScoreModel, _SCORE),
   *(Reader("model", sde, {"training.sde": (name,)}) for name, sde in SDES.items()),
-  Reader("model", SDES["vesde"], {"model.scale_by_sigma": ()}),  # the noise levels that the output is divided by
+  Reader("model", SDES["vesde"], {"model.scale_by_sigma": ()}),  # the output is divided by its noise levels
   Reader("optim", sections.Optim),
   Reader("training", sections.Training),
   Reader("training", ScoreMatching, _SCORE),
   Reader("training", guidance.Classifier, {"training.task": ("classifier",)}),
-  # A classifier draws its times at one level, too.
+  # A classifier can be trained at a single noise level, too.
   Reader("training", ScoreMatching, {"training.task": ("classifier",)}, only=("time_sampling",)),
   Reader("sampling", sections.Sampling),
   *(Reader("sampling", solver, {"sampling.method": (name,)}) for name, solver in METHODS.items()),
@@ -82,13 +82,13 @@ READERS = (
   Reader("guidance", guidance.DDRM, {"guidance.method": ("ddrm",)}, only=("eta", "eta_b")),
 )
 
-# Where a name may stand for a user's file, which may read any key of the section.
+# Keys that may name a user's function, which may read any key of its section.
 _PLUGIN_KEYS = ("training.sde", "model.name", "sampling.method")
 
 
 @functools.cache
 def keys() -> dict[str, list[tuple[Reader, dataclasses.Field, Option]]]:
-  """Returns every key of a config, dotted, with all that reads it."""
+  """Returns {dotted key: its readers as (reader, field, option)} of every key of a config."""
   found: dict[str, list[tuple[Reader, dataclasses.Field, Option]]] = {}
   for reader in READERS:
     for key, field, known in reader.fields():
@@ -102,7 +102,7 @@ def _types(cls: Any) -> dict[str, Any]:
 
 
 def type_of(reader: Reader, field: dataclasses.Field) -> type:
-  """Returns the type that a key's values have, None aside."""
+  """Returns the type of a key's values, apart from None."""
   hint = _types(reader.options)[field.name]
   if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
     hint = next(part for part in typing.get_args(hint) if part is not type(None))
@@ -110,7 +110,7 @@ def type_of(reader: Reader, field: dataclasses.Field) -> type:
 
 
 def describe(key: str) -> str:
-  """Returns what a key means, with its default and the values it takes, on one line."""
+  """Returns one line about a key: its default, its meaning and the accepted values."""
   _, field, known = keys()[key][0]
   accepted = f"; one of {', '.join(map(str, known.choices))}" if known.choices else ""
   span = f"; in {known.span}" if known.span else ""
@@ -153,12 +153,12 @@ def _in_words(section: str, needs: Needs) -> str:
 
 
 def reads(config: ConfigDict, reader: Reader, known: Option) -> bool:
-  """Whether `reader`, under a complete config, is made and reads an option of its."""
+  """Returns whether, with a complete config, `reader` is made and reads the option `known`."""
   return _holds(config, reader.section, reader.when) and any(_holds(config, reader.section, n) for n in known.needs)
 
 
 def why_unread(config: ConfigDict, key: str) -> str | None:
-  """Returns what would read the dotted `key`, or None where something in the complete `config` reads it."""
+  """Returns in words what would read the dotted `key`; None if something reads it with the complete `config`."""
   readers = keys().get(key, [])
   if not readers or any(reads(config, reader, known) for reader, _, known in readers):
     return None
@@ -174,7 +174,7 @@ def why_unread(config: ConfigDict, key: str) -> str | None:
 
 
 def names_of(section: str, *others: str) -> dict[str, str]:
-  """Returns {argument: dotted key} for messages about objects made of `section`, then of `others`."""
+  """Returns {argument: dotted key} for messages about objects made from `section`. `others` are more sections."""
   names: dict[str, str] = {}
   for part in reversed((section, *others)):
     for reader in READERS:
@@ -184,22 +184,22 @@ def names_of(section: str, *others: str) -> dict[str, str]:
 
 
 def values_for(cls: Any, section: ConfigDict, but: Collection[str] = ()) -> dict[str, Any]:
-  """Returns the values that `section` has for the options of the dataclass `cls`, by field, `but` some fields."""
+  """Returns {field: value in `section`} for the options of the dataclass `cls`, without the fields in `but`."""
   return {field.name: section[known.key or field.name] for field, known in options_of(cls) if field.name not in but}
 
 
 def make(cls: Any, config: ConfigDict, section: str, **others: Any) -> Any:
-  """Returns the dataclass `cls` with its options from `config`'s `section`, and its other fields as given.
+  """Makes the dataclass `cls` with its options from the `section` of `config`. `others` gives the other fields.
 
   Raises:
-    BadInput: for a value outside its range, and values that cannot work together.
+    BadInput: if a value is outside its range, or if values do not go together.
   """
   with as_bad_input(names_of(section)):
     return cls(**values_for(cls, config[section], others), **others)
 
 
 def check_ranges(config: ConfigDict) -> None:
-  """Raises BadInput for the first value of a complete config that is outside the range of all that reads it."""
+  """Raises BadInput for the first value of a complete config that is outside the range of an object that reads it."""
   for key, readers in keys().items():
     value = get(config, key)
     active = [known for reader, _, known in readers if reads(config, reader, known)]

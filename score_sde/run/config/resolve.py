@@ -1,4 +1,4 @@
-"""What follows from what: from a config as it was written to one in which every key has its value."""
+"""Resolving of configs: fills the defaults that depend on other keys, and checks all values."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from score_sde.run.config.sections import LINEAR_TASKS, NONLINEAR_TASKS
 from score_sde.sampling import METHODS, FewStep
 from score_sde.sde import SDE
 
-# What follows from the SDE where the config leaves it open. Song et al. 2021, Appendices C, D and G.
+# Defaults that depend on the SDE. Song et al. 2021, Appendices C, D and G.
 _VE = {
   "data.centered": False,
   "model.parameterization": "score",
@@ -38,7 +38,7 @@ _FOLLOWS = {
   "cosine": _VP,
   "rectified_flow": _VP | {"model.parameterization": "flow", "training.weighting": "flow"},
 }
-# The two kinds of a user's own SDE: with a closed-form kernel and without.
+# Defaults for a user's own SDE, with a closed-form kernel (linear) and without (simulated).
 _LINEAR = _VP | {"model.conditioning": "log_sigma"}
 _SIMULATED = _VP | {
   "model.conditioning": "sigma",
@@ -46,7 +46,7 @@ _SIMULATED = _VP | {
   "training.objective": "ssm_vr",
 }
 
-# Keys that follow from others although their fields have a default.
+# Keys whose defaults depend on other keys although their fields have a default.
 FOLLOWS = frozenset(_SIMULATED) | {
   "training.weighting",
   "training.time_sampling",
@@ -68,16 +68,16 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
 
 
 class Resolved(ConfigDict):
-  """A config in which every key has its value, as `resolve` returns it. Its sections are plain ConfigDicts."""
+  """Resolved config: every key has its value. Returned by `resolve`. Its sections are plain ConfigDicts."""
 
 
 def resolve(config: ConfigDict) -> Resolved:
   """Returns a locked copy of `config` with every placeholder filled and every value checked.
 
-  A config that is resolved already is returned as it is; its copies are not.
+  A Resolved config is returned unchanged. (Copies of one are plain ConfigDicts, so they are resolved again.)
 
   Raises:
-    BadInput: for a value that is not accepted, or a combination that cannot work.
+    BadInput: if a value is out of range, or if values do not go together.
   """
   if isinstance(config, Resolved):
     return config
@@ -87,7 +87,7 @@ def resolve(config: ConfigDict) -> Resolved:
     _fill(config, "training.weighting", "likelihood")
   for key, value in _follows(config, sde).items():
     if key == "model.embedding_type" and (not config.training.continuous or config.model.name == "ddpm"):
-      value = "positional"  # discrete models see the index of the noise level
+      value = "positional"  # discrete models get the index of the noise level
     _fill(config, key, value)
   family, normalization = family_of(config)
   scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
@@ -114,12 +114,12 @@ def resolve(config: ConfigDict) -> Resolved:
   return resolved
 
 
-# Keys of the model that may change from one run of a workdir to the next.
+# Keys of config.model that may differ between the config of a checkpoint and that of a later run in its workdir.
 _FREE = ("dropout", "label_dropout", "ema_rate", "ema_warmup", "dtype", "init_scale", "remat")
 
 
 def signature(config: ConfigDict) -> dict[str, Any]:
-  """Returns what a checkpoint belongs to: the model, the SDE, and how the data is scaled, as flat {key: value}."""
+  """Returns the settings that a checkpoint depends on, as flat {key: value}: the model, the SDE, the data's scaling."""
   of_sdes = {known.key or field.name for sde in SDES.values() for field, known in options_of(sde)}
   keys = [f"model.{k}" for k in config.model if k not in of_sdes and k not in _FREE]
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]

@@ -1,4 +1,4 @@
-"""The SDEs that a config can name, a user's own among them."""
+"""SDEs that a config can name, including a user's own."""
 
 from ml_collections import ConfigDict
 
@@ -28,7 +28,7 @@ def make_sde(config: ConfigDict) -> SDE:
   """Returns the SDE of `config.training.sde`.
 
   Raises:
-    BadInput: for an unknown name, parameters that the SDE refuses, or a user's function that does not give an SDE.
+    BadInput: if the name is unknown, the SDE refuses its parameters, or a user's function does not return an SDE.
   """
   name = config.training.sde
   if is_plugin(name):
@@ -43,5 +43,5 @@ def make_sde(config: ConfigDict) -> SDE:
 
 
 def sde_name(name: str) -> str:
-  """Returns how pictures and reports name the SDE of a config: a user's own by its function."""
+  """Returns the SDE's name for pictures and reports. A user's own SDE is named by its function."""
   return _NAMES.get(name, name.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""What a run can be told beside the options of the core's own objects: the rest of the keys of a config."""
+"""Sections of a config: the keys that are not options of the core's own objects."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ LINEAR_TASKS = ("inpaint", "colorize", "super_resolution", "deblur", "motion_deb
 NONLINEAR_TASKS = ("phase_retrieval", "jpeg")
 EDITING_TASKS = ("edit", "interpolate")
 CLASS_METHODS = ("classifier", "classifier_free")
-SCORE_METHODS = ("pigdm", "tmpd", "dps")  # their scores hold derivatives of the network
+SCORE_METHODS = ("pigdm", "tmpd", "dps")  # their scores contain derivatives of the network
 CONSTRAINTS = ("replacement", "projection", "ddrm")
 
-# Values of sampling.method whose steps sampling.grid and sampling.num_steps place.
+# Values of sampling.method that read sampling.grid and sampling.num_steps.
 STEPPING = Other(("ode", "adaptive_sde", "ncsn", "ddpm"))
 
 _IMAGES = {"dataset": Other(tuple(TOYS))}
@@ -25,53 +25,57 @@ _INPUTS = {"task": Other(("none", "class"))}
 
 @dataclasses.dataclass(frozen=True)
 class Data(Options):
-  """config.data: which examples, and how they are shown to the model."""
+  """config.data: the data set, and the scaling of its examples for the model."""
 
   dataset: str = option(
     "digits",
     "digits, a toy, idx, folder, tfrecords, FILE.py:FUNCTION, or a name of tensorflow-datasets or the official code",
   )
   path: str = option(
-    "", "of images, IDX files or TFRecords; for tensorflow-datasets its data_dir, unset its default",
+    "", "path of images, IDX files or TFRecords; for tensorflow-datasets its data_dir (unset: its default)",
     needs={"dataset": Other(("digits", *TOYS))},
   )  # fmt: skip
-  category: str = option("", "of LSUN: bedroom, church_outdoor, ...", needs={"dataset": ("LSUN",)})
+  category: str = option("", "category of LSUN: bedroom, church_outdoor, ...", needs={"dataset": ("LSUN",)})
   image_size: int = option(32, "pixels per side", "[1, inf)", needs=_IMAGES)
   num_channels: int = option(3, "channels of an image", "[1, inf)", needs=_IMAGES)
   levels: int | None = option(None, "gray levels; follows dataset: 17 for digits, else 256", "[2, inf)", needs=_IMAGES)
-  random_flip: bool = option(True, "mirror images at random in training", needs=_IMAGES)
-  centered: bool | None = option(None, "show [-1, 1], not [0, 1]; follows the SDE: False for VE")
+  random_flip: bool = option(True, "flip images left to right at random in training", needs=_IMAGES)
+  centered: bool | None = option(None, "scale data to [-1, 1], not [0, 1]; follows the SDE: False for VE")
   uniform_dequantization: bool = option(False, "fill the gaps between gray levels with noise", needs=_IMAGES)
-  on_corrupt: str = option("error", "for an unreadable image in a folder", choices=("error", "skip"), needs=_FOLDERS)
+  on_corrupt: str = option(
+    "error", "action for an unreadable image of a folder", choices=("error", "skip"), needs=_FOLDERS
+  )
   cache_gib: float = option(
-    4.0, "image folders up to this size are decoded once into memory", "[0, inf)", needs=_FOLDERS
+    4.0, "image folders up to this size (GiB) are decoded once into memory", "[0, inf)", needs=_FOLDERS
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Model(Options):
-  """config.model: which network, and what of it no network's own field says."""
+  """config.model: the network, and the settings that are no fields of a network."""
 
   name: str = option("ncsnpp", "the network, or FILE.py:FUNCTION(config.model) -> a Flax module (x, t, y)")
   num_scales: int = option(1000, "noise levels of a discrete model; steps of the published samplers", "[1, inf)")
-  ema_rate: float = option(0.999, "of the average of the parameters", "[0, 1)")
-  ema_warmup: bool = option(False, "rate min(ema_rate, (1 + step) / (10 + step)): a short run forgets where it began")
+  ema_rate: float = option(0.999, "decay rate of the moving average of the parameters", "[0, 1)")
+  ema_warmup: bool = option(
+    False, "use rate min(ema_rate, (1 + step) / (10 + step)), so that short runs forget the initial parameters"
+  )
   energy: str = option(
-    "none", "the score as gradient of an energy, by a scalar head", choices=("none", "inner", "norm", "sum"),
+    "none", "scalar head of an energy, whose gradient is the score", choices=("none", "inner", "norm", "sum"),
     needs={"training.task": ("score",)},
   )  # fmt: skip
-  dtype: str = option("float32", "of convolutions and products", choices=("float32", "bfloat16"))
+  dtype: str = option("float32", "type of convolutions and matrix products", choices=("float32", "bfloat16"))
   embedding_type: str | None = option(
-    None, "how the noise level is embedded; follows the SDE", choices=("fourier", "positional")
+    None, "embedding of the noise level; follows the SDE", choices=("fourier", "positional")
   )
   scale_by_sigma: bool | None = option(
-    None, "divide the output by the noise level; ncsnpp, ncsnv2: True where they predict the score, else False"
+    None, "divide the output by the noise level; follows model: True for ncsnpp and ncsnv2 that predict the score"
   )
   normalization: str | None = option(
-    None, "the network's own; follows model.name", choices=("GroupNorm", "InstanceNorm++", "LayerNorm")
+    None, "norm of the network's layers; follows model.name", choices=("GroupNorm", "InstanceNorm++", "LayerNorm")
   )
-  attention_type: str = option("ddpm", "the only one", choices=("ddpm",))
-  conv_size: int = option(3, "the only one", choices=(3,))
+  attention_type: str = option("ddpm", "type of attention", choices=("ddpm",))
+  conv_size: int = option(3, "size of convolution kernels", choices=(3,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,94 +84,104 @@ class Optim(Options):
 
   optimizer: str = option("Adam", "the optimizer", choices=("Adam",))
   lr: float = option(2e-4, "learning rate after warm-up", "(0, inf)")
-  beta1: float = option(0.9, "decay of the mean of gradients", "[0, 1)")
-  beta2: float = option(0.999, "decay of the mean of their squares", "[0, 1)")
-  eps: float = option(1e-8, "added to the root of that mean", "(0, inf)")
-  amsgrad: bool = option(False, "divide by the largest mean so far")
+  beta1: float = option(0.9, "decay of the running mean of gradients", "[0, 1)")
+  beta2: float = option(0.999, "decay of the running mean of squared gradients", "[0, 1)")
+  eps: float = option(1e-8, "added to the square root of the mean of squared gradients", "(0, inf)")
+  amsgrad: bool = option(False, "use the largest mean of squared gradients so far")
   weight_decay: float = option(
     0.0, "decoupled decay of the parameters, per step in units of the learning rate", "[0, inf)"
   )
   warmup: int = option(5000, "steps over which the learning rate rises from 0", "[0, inf)")
   grad_clip: float = option(1.0, "largest global norm of the gradient; 0 or less: no limit", "(-inf, inf)")
-  decay: str = option("none", "of the learning rate after warm-up", choices=("none", "cosine"))
+  decay: str = option("none", "decay of the learning rate after warm-up", choices=("none", "cosine"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Training(Options):
-  """config.training: the run itself. The loss has its own keys here, see `losses.ScoreMatching`."""
+  """config.training: the run. The section also has the keys of the loss, see `losses.ScoreMatching`."""
 
   task: str = option(
-    "score", "what is trained; a classifier is of noisy data, for guidance", choices=("score", "classifier")
+    "score", "train a score model, or a classifier of noisy data for guidance", choices=("score", "classifier")
   )
   sde: str = option("vesde", "vesde, vpsde, subvpsde, cosine, rectified_flow, or FILE.py:FUNCTION(config.model) -> SDE")
-  continuous: bool = option(True, "a model of all times, not of a table of noise levels")
+  continuous: bool = option(True, "train a model of all times, not of discrete noise levels")
   batch_size: int = option(128, "examples per step, over all devices and hosts", "[1, inf)")
-  n_iters: int = option(1300001, "steps", "[1, inf)")
+  n_iters: int = option(1300001, "number of training steps", "[1, inf)")
   n_jitted_steps: int = option(5, "steps per dispatch", "[1, inf)")
-  accumulation: int = option(1, "parts that a device's share of the batch is split into, to save memory", "[1, inf)")
-  parallelism: str = option(
-    "pmap", "a copy of the state on each device, or the state split among them", choices=("pmap", "fsdp")
+  accumulation: int = option(
+    1, "split each device's share of the batch into this many parts, to save memory", "[1, inf)"
   )
-  fsdp_devices: int = option(0, "that share one copy under fsdp; 0: all", "[0, inf)", needs={"parallelism": ("fsdp",)})
-  data_timeout: float = option(600.0, "seconds without a batch after which the run ends", "(0, inf)")
+  parallelism: str = option(
+    "pmap", "pmap: each device has a copy of the state; fsdp: the state is split", choices=("pmap", "fsdp")
+  )
+  fsdp_devices: int = option(
+    0, "number of devices that share one copy of the state; 0: all", "[0, inf)", needs={"parallelism": ("fsdp",)}
+  )
+  data_timeout: float = option(600.0, "seconds without a batch after which the run stops", "(0, inf)")
   log_freq: int = option(50, "steps between rows of the curves", "[1, inf)")
-  eval_freq: int = option(100, "steps between losses of test examples", "[1, inf)")
+  eval_freq: int = option(100, "steps between evaluations of the test loss", "[1, inf)")
   snapshot_freq: int = option(50000, "steps between checkpoints that are kept", "[1, inf)")
   snapshot_freq_for_preemption: int = option(
-    10000, "steps between checkpoints of which the last two are kept", "[1, inf)"
+    10000, "steps between checkpoints for resuming, of which the last two are kept", "[1, inf)"
   )
   snapshot_sampling: bool = option(True, "draw samples at each snapshot")
   likelihood_weighting: bool = option(False, "the same as weighting='likelihood'")
-  importance_sampling: bool = option(False, "of t, for likelihood weighting", needs={"weighting": ("likelihood",)})
-  fid_samples: int = option(0, "drawn at each snapshot for its FID in eval.features; 0: none", "[0, inf)")
-  fid_steps: int = option(50, "of DPM-Solver++, for these", "[1, inf)", needs={"fid_samples": ()})
+  importance_sampling: bool = option(
+    False, "sample t by importance, for likelihood weighting", needs={"weighting": ("likelihood",)}
+  )
+  fid_samples: int = option(
+    0, "number of samples for the FID of each snapshot, with eval.features; 0: none", "[0, inf)"
+  )
+  fid_steps: int = option(
+    50, "steps of DPM-Solver++ for the samples of fid_samples", "[1, inf)", needs={"fid_samples": ()}
+  )
   final_report: bool = option(False, "evaluate and draw samples when training ends")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Options):
-  """config.sampling: which solver, on which steps. A solver has its own keys here, see `sampling`."""
+  """config.sampling: the solver and its steps. The section also has the keys of the solvers, see `sampling`."""
 
   method: str = option(
     "pc",
-    "pc (predictor and corrector); ncsn and ddpm, whole samplers of these papers; ode, adaptive_sde; for few steps "
+    "pc (predictor and corrector); ncsn, ddpm (the samplers of these papers); ode, adaptive_sde; for few steps "
     "ddim, dpm_solver, dpm_solver_sde, unipc, heun; or FILE.py:FUNCTION(config.sampling) -> Solver",
   )
   grid: str | None = option(
-    None, "where the steps are; follows method: log_snr for few steps, else uniform", choices=GRIDS,
+    None, "placement of the steps; follows method: log_snr for few steps, else uniform", choices=GRIDS,
     needs=({"method": STEPPING}, {"guidance.method": ("ddrm",)}),
   )  # fmt: skip
   num_steps: int | None = option(
-    None, "steps, the last one to sigma = 0 included; follows method: 20 for few steps, else model.num_scales",
+    None, "steps, including the last one to sigma = 0; follows method: 20 for few steps, else model.num_scales",
     "[1, inf)",
     needs=({"method": STEPPING}, {"guidance.method": ("ddrm",)}),
   )  # fmt: skip
   eps: float | None = option(None, "time at which sampling ends; follows the SDE", "(0, inf)")
-  num_samples: int = option(64, "drawn for a picture", "[1, inf)")
+  num_samples: int = option(64, "number of samples in a picture", "[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(Options):
-  """config.eval: what is measured of a checkpoint. Likelihoods have their own keys here."""
+  """config.eval: measurements of a checkpoint. The section also has the keys of the likelihoods."""
 
-  batch_size: int = option(1024, "examples or samples at once", "[1, inf)")
-  checkpoint: str = option("latest", "latest, best (by the FID while training), or a step; of --mode=sample, too")
-  begin_ckpt: int | None = option(None, "first snapshot, in place of that one checkpoint", "[0, inf)")
-  end_ckpt: int | None = option(None, "last snapshot", "[0, inf)")
-  wait_minutes: float = option(0.0, "for each snapshot that a training has yet to write", "[0, inf)")
-  report: str = option("report", "name of the reports; another evaluation of the run keeps another")
+  batch_size: int = option(1024, "examples or samples per batch", "[1, inf)")
+  checkpoint: str = option("latest", "latest, best (by the FID while training), or a step; also for --mode=sample")
+  begin_ckpt: int | None = option(None, "first of several snapshots, used instead of eval.checkpoint", "[0, inf)")
+  end_ckpt: int | None = option(None, "last of several snapshots", "[0, inf)")
+  wait_minutes: float = option(0.0, "minutes to wait for each snapshot that training has not written yet", "[0, inf)")
+  report: str = option("report", "name of the report files; use different names for different evaluations of a run")
   enable_loss: bool = option(True, "measure the loss")
   enable_bpd: bool = option(False, "measure bits/dim")
-  enable_sampling: bool = option(False, "draw samples, and measure them")
-  num_samples: int = option(50000, "samples", "[1, inf)", needs={"enable_sampling": ()})
+  enable_sampling: bool = option(False, "draw and measure samples")
+  num_samples: int = option(50000, "number of samples", "[1, inf)", needs={"enable_sampling": ()})
   quantization: str = option(
-    "truncate", "of samples to 256 gray levels; truncate is the official code's", choices=("truncate", "round")
+    "truncate", "rounding of samples to 256 gray levels; the official code truncates", choices=("truncate", "round")
   )
   save_samples: str = option(
-    "npz", "how samples are kept", choices=("npz", "png", "array_record", "none"), needs={"enable_sampling": ()}
+    "npz", "file format of samples", choices=("npz", "png", "array_record", "none"), needs={"enable_sampling": ()}
   )
   features: str = option(
-    "", "of samples' metrics: inception, or the workdir of a classifier; unset: none", needs=_SAMPLED
+    "", "network for metrics of samples: inception, or the workdir of a classifier; unset: none", needs=_SAMPLED
   )
   inception_path: str = option("", "weights of inception; unset: downloaded once", needs={"features": ("inception",)})
   reference: str = option(
@@ -177,27 +191,28 @@ class Evaluation(Options):
     "", "more metrics: FILE.py:FUNCTION(samples, test examples) -> {name: number}", needs={"enable_sampling": ()}
   )
   fidelity_engine: str = option(
-    "own", "what measures samples (torch-fidelity: pip install -e '.[fidelity]')", choices=("own", "torch-fidelity"),
+    "own", "code that measures samples (torch-fidelity: pip install -e '.[fidelity]')",
+    choices=("own", "torch-fidelity"),
     needs={"enable_sampling": ()},
   )  # fmt: skip
   num_features: int = option(
-    10000, "kept of each set, for KID, precision and recall", "[2, inf)", needs={"features": ()}
+    10000, "features to keep per set, for KID, precision and recall", "[2, inf)", needs={"features": ()}
   )
   bpd_dataset: str = option("test", "split of losses and likelihoods", choices=("train", "test"))
-  num_examples: int | None = option(None, "score this many examples; unset: all", "[1, inf)")
+  num_examples: int | None = option(None, "number of examples for losses and likelihoods; unset: all", "[1, inf)")
   num_repeats: int = option(1, "dequantizations per example", "[1, inf)", needs=_LIKELIHOOD)
   likelihood: str = option(
-    "ode", "exact, of the probability-flow ODE; a bound of the reverse-time SDE; a bound of a discrete model (DDPM)",
+    "ode", "ode: exact, by the probability-flow ODE; elbo: a bound, by the SDE; chain: a bound, by the discrete chain",
     choices=("ode", "elbo", "chain"), needs=_LIKELIHOOD,
   )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance(Options):
-  """config.guidance: what samples are conditioned on. Methods have their own keys here, see `guidance`."""
+  """config.guidance: conditioning of samples. The section also has the keys of the methods, see `guidance`."""
 
   task: str = option(
-    "none", "what samples are conditioned on",
+    "none", "condition of the samples",
     choices=("none", "class", *LINEAR_TASKS, *NONLINEAR_TASKS, *EDITING_TASKS),
   )  # fmt: skip
   method: str | None = option(
@@ -206,30 +221,30 @@ class Guidance(Options):
     needs={"task": Other(("none",))},
   )  # fmt: skip
   label: int | None = option(
-    None, "the class; unset: all in turn", "[0, inf)",
+    None, "class of the samples; unset: all classes in turn", "[0, inf)",
     needs=({"task": ("class",)}, {"model.num_classes": (), "training.task": ("score",)}),
   )  # fmt: skip
   classifier: str = option("", "workdir of the classifier", needs={"method": ("classifier",)})
   input: str = option("", "folder of images, or one image; unset: the first test examples", needs=_INPUTS)
-  num_inputs: int = option(4, "images", "[1, inf)", needs=_INPUTS)
-  samples_per_input: int = option(4, "samples for each", "[1, inf)", needs=_INPUTS)
+  num_inputs: int = option(4, "number of input images", "[1, inf)", needs=_INPUTS)
+  samples_per_input: int = option(4, "number of samples per input", "[1, inf)", needs=_INPUTS)
   noise: float = option(
-    0.0, "standard deviation of the measurement's noise, for images in [0, 1]", "[0, inf)",
+    0.0, "standard deviation of the measurement noise, for images in [0, 1]", "[0, inf)",
     needs={"task": (*LINEAR_TASKS, *NONLINEAR_TASKS)},
   )  # fmt: skip
   mask: str = option(
-    "right", "what inpaint lacks: left, right, top, bottom, center, random, or a black and white PNG",
+    "right", "part to inpaint: left, right, top, bottom, center, random, or a PNG (black: missing, white: known)",
     needs={"task": ("inpaint",)},
   )  # fmt: skip
   fraction: float = option(
-    0.3, "share that is measured", "(0, 1]",
+    0.3, "share of pixels, lines or projections that is measured", "(0, 1]",
     needs=({"task": ("fourier", "projections")}, {"task": ("inpaint",), "mask": ("random",)}),
   )  # fmt: skip
-  factor: int = option(4, "how many times smaller", "[2, inf)", needs={"task": ("super_resolution",)})
+  factor: int = option(4, "downsampling factor per side", "[2, inf)", needs={"task": ("super_resolution",)})
   kernel: str = option(
-    "average", "of super_resolution", choices=("average", "bicubic"), needs={"task": ("super_resolution",)}
+    "average", "kernel of super_resolution", choices=("average", "bicubic"), needs={"task": ("super_resolution",)}
   )
-  blur: float = option(2.0, "standard deviation in pixels", "(0, inf)", needs={"task": ("deblur",)})
-  length: int = option(9, "pixels of motion", "[2, inf)", needs={"task": ("motion_deblur",)})
-  quality: int = option(10, "of JPEG", "[1, 100]", needs={"task": ("jpeg",)})
+  blur: float = option(2.0, "standard deviation of the blur in pixels", "(0, inf)", needs={"task": ("deblur",)})
+  length: int = option(9, "length of the motion in pixels", "[2, inf)", needs={"task": ("motion_deblur",)})
+  quality: int = option(10, "JPEG quality", "[1, 100]", needs={"task": ("jpeg",)})
   t0: float = option(0.5, "time up to which noise is added", "(0, inf)", needs={"task": ("edit",)})

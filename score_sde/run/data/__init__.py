@@ -1,8 +1,8 @@
 """Data sets: from a config to batches, each a pure function of the global step.
 
-A source answers `source[i]` with {"image", "label"}: uint8 images (H, W, C), or float32 vectors for the 2-D toys. A
-batch is the next `batch_size` entries of an endless, seeded sequence of permutations, one an epoch, of which every host
-takes its own part; nothing but the step is needed to resume. Flips, dequantization and scaling happen on the device.
+`source.gather(indices)` returns {"image", "label"}: uint8 images (B, H, W, C), or float32 vectors (B, D). A batch is
+the next `batch_size` entries of an endless, seeded sequence of permutations, one per epoch, and each host takes its own
+part of it. So a run resumes from the step alone. Flips, dequantization and scaling happen on the device.
 """
 
 import pathlib
@@ -43,10 +43,10 @@ READERS = {"digits": digits, "idx": idx, "folder": folder, "tfrecords": tfrecord
 
 
 def load(config: ConfigDict, split: str) -> Source:
-  """The `split` ("train" or "test") of the data set that the config names.
+  """Returns the `split` ("train" or "test") of the data set that the config names.
 
   Raises:
-    BadInput: for a data set that is missing, empty, unreadable, or of another shape than the config says.
+    BadInput: if the data set is missing, empty or unreadable, or does not have the shape or classes of the config.
   """
   choose("split", split, ("train", "test"))
   kind = config.data.dataset
@@ -73,14 +73,14 @@ def load(config: ConfigDict, split: str) -> Source:
     )
   if config.model.num_classes and source.classes == 1:
     raise BadInput(
-      f"model.num_classes={config.model.num_classes}, but data.dataset={config.data.dataset!r} has no labels (of a "
-      "folder they are its subfolders). Use --config.model.num_classes=0."
+      f"model.num_classes={config.model.num_classes}, but data.dataset={config.data.dataset!r} has no labels (for a "
+      "folder, its subfolders are the labels). Use --config.model.num_classes=0."
     )
   return source
 
 
 def name(config: ConfigDict) -> str:
-  """How pictures and reports call the data: files by their folder."""
+  """Returns the data set's name for pictures and reports. Data in files is named by its folder."""
   if is_plugin(config.data.dataset):
     return config.data.dataset.rpartition(":")[2]
   in_files = config.data.dataset in ("idx", "folder") and pathlib.Path(config.data.path).name

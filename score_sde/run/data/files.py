@@ -1,4 +1,4 @@
-"""Images in files of their own, or in the few files of a small set."""
+"""Image files and small data sets: folders of images, IDX files, scikit-learn's digits, toys."""
 
 import gzip
 import logging
@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def digits(config: ConfigDict, split: str) -> Arrays:
-  """scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 gray levels; a fixed fifth (360) is held out."""
+  """Reads scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 gray levels. A fixed fifth (360) is the test split."""
   from sklearn.datasets import load_digits
 
   digits: Any = load_digits()
@@ -32,14 +32,14 @@ def digits(config: ConfigDict, split: str) -> Arrays:
 
 
 def toy(config: ConfigDict, split: str) -> Arrays:
-  """100,000 points to train on, 2,000 others to test on."""
+  """Draws the points of a toy: 100,000 for "train", 2,000 others for "test"."""
   size = 100_000 if split == "train" else 2_000
   points = TOYS[config.data.dataset](np.random.default_rng([config.seed, split == "train"]), size)
   return Arrays(points.astype(np.float32), np.zeros(size, np.int32))
 
 
 def _read_idx(path: pathlib.Path) -> np.ndarray:
-  """An array from an IDX file, gzipped or not (the format of MNIST and its relatives)."""
+  """Reads an array from an IDX file, gzipped or not (the format of MNIST and similar data sets)."""
   with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
     content = file.read()
   if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
@@ -47,12 +47,12 @@ def _read_idx(path: pathlib.Path) -> np.ndarray:
   shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
   values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
   if values.size != np.prod(shape):
-    raise BadInput(f"{path} holds {values.size} values where its header says {shape}. Download it again.")
+    raise BadInput(f"{path} holds {values.size} values, but its header gives shape {shape}. Download it again.")
   return values.reshape(shape)
 
 
 def idx(config: ConfigDict, split: str) -> Arrays:
-  """Images and labels from the four IDX files of MNIST, Fashion-MNIST and others in their format."""
+  """Reads images and labels from the four IDX files of MNIST, Fashion-MNIST and others in their format."""
   folder, prefix = pathlib.Path(config.data.path), "train" if split == "train" else "t10k"
   arrays = []
   for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
@@ -69,7 +69,7 @@ def idx(config: ConfigDict, split: str) -> Arrays:
 
 
 def fit(image: Image.Image, config: ConfigDict) -> np.ndarray:
-  """Center-cropped to a square and resized to (image_size, image_size, num_channels), uint8."""
+  """Crops the central square of an image and resizes it to (image_size, image_size, num_channels), uint8."""
   image = image.convert("L" if config.data.num_channels == 1 else "RGB")
   side = min(image.size)
   left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -79,7 +79,7 @@ def fit(image: Image.Image, config: ConfigDict) -> np.ndarray:
 
 
 def _open(path: pathlib.Path, config: ConfigDict) -> np.ndarray | None:
-  """The fitted image of a file, None where it cannot be read."""
+  """Returns the image of a file after `fit`, or None if it cannot be read."""
   try:
     with Image.open(path) as image:
       return fit(image, config)
@@ -88,9 +88,10 @@ def _open(path: pathlib.Path, config: ConfigDict) -> np.ndarray | None:
 
 
 def folder(config: ConfigDict, split: str) -> Source:
-  """Images of a folder, nested; the first level of subfolders are the classes. A fixed tenth, 1,000 at most, is test.
+  """Reads the images of a folder and its subfolders. The first level of subfolders gives the classes.
 
-  Every file is decoded once before training starts, so that an unreadable one is found then.
+  A fixed tenth, at most 1,000 images, is the test split. Every file is decoded once before training starts, so that an
+  unreadable one is found early.
   """
   root = pathlib.Path(config.data.path)
   if not config.data.path or not root.is_dir():
@@ -143,10 +144,10 @@ def folder(config: ConfigDict, split: str) -> Source:
 
 
 def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
-  """(name, fitted image) of guidance.input, an image file or a folder of them, sorted.
+  """Returns (name, image after `fit`) of each file of guidance.input, an image file or a folder of them, sorted.
 
   Raises:
-    BadInput: where there is none, or one cannot be read.
+    BadInput: if there is no image, or one cannot be read.
   """
   root = pathlib.Path(config.guidance.input)
   found = sorted(root.rglob("*")) if root.is_dir() else [root]

@@ -1,4 +1,4 @@
-"""A user's own data set: data.dataset=FILE.py:FUNCTION."""
+"""Data sets of a user: data.dataset=FILE.py:FUNCTION."""
 
 import functools
 from typing import Any
@@ -12,13 +12,14 @@ from score_sde.run.data.sources import Arrays, Source
 
 
 def own(config: ConfigDict, split: str) -> Source:
-  """Returns what the user's FUNCTION(config.data, split) gives as a source of examples.
+  """Calls the user's FUNCTION(config.data, split) and returns its result as a source of examples.
 
-  The function returns images (N, H, W, C) uint8 or points (N, D) float, or a pair of these and labels (N,); or an
-  object with a length, `classes` and `gather(indices) -> {"image", "label"}`, for data that does not fit into memory.
+  The function must return images (N, H, W, C) uint8 or points (N, D) float, or a pair of these and labels (N,). For
+  data that does not fit into memory it may return an object with a length, `classes` and
+  `gather(indices) -> {"image", "label"}`.
 
   Raises:
-    BadInput: for anything else.
+    BadInput: if the function returns anything else.
   """
   return _load(config.data.dataset, split, _Hashable(config.data))
 
@@ -29,7 +30,7 @@ def shape_of(config: ConfigDict) -> tuple[int, ...]:
 
 
 class _Hashable:
-  """config.data as an argument of a cached function: equal where all its values are."""
+  """Hashable config.data, for arguments of a cached function. Two are equal if all their values are equal."""
 
   def __init__(self, section: ConfigDict):
     self.section = section

@@ -1,4 +1,4 @@
-"""Files of many records, read without TensorFlow: those of tensorflow-datasets, and TFRecords of progressive GANs."""
+"""Record files, read without TensorFlow: ArrayRecords of tensorflow-datasets, and TFRecords of progressive GANs."""
 
 import os
 import pathlib
@@ -15,19 +15,19 @@ from score_sde.run.data.files import fit
 from score_sde.run.data.sources import Lazy, split_off
 from score_sde.run.toys import TOYS
 
-# The official code's names of data sets, as tensorflow-datasets calls them.
+# {name of a data set in the official code: name in tensorflow-datasets}.
 OFFICIAL_NAMES = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a", "LSUN": "lsun"}
 
 
 def _fitted(image: np.ndarray, config: ConfigDict) -> np.ndarray:
-  """An image (H, W, C) as the config wants it, itself where it is."""
+  """Returns an image (H, W, C) in the size and channels of the config. Does not copy it if it already fits."""
   if image.shape == (config.data.image_size, config.data.image_size, config.data.num_channels):
     return image
   return fit(Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image), config)
 
 
 def tfds(config: ConfigDict, split: str) -> Lazy:
-  """A prepared tensorflow-datasets data set in ArrayRecord form, read without TensorFlow."""
+  """Reads a tensorflow-datasets data set that was prepared as ArrayRecord files. Does not need TensorFlow."""
   import tensorflow_datasets
 
   name = str(OFFICIAL_NAMES.get(config.data.dataset, config.data.dataset))
@@ -39,7 +39,7 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
     f"t.builder('{name}', data_dir={data_dir!r}, file_format='array_record').download_and_prepare()\""
   )
   try:
-    make: Any = tensorflow_datasets.builder  # whose types know neither ArrayRecord nor data sources
+    make: Any = tensorflow_datasets.builder  # its type hints lack ArrayRecord and data sources
     builder = make(name, data_dir=data_dir, file_format="array_record")
   except tensorflow_datasets.core.DatasetNotFoundError as error:
     known = ", ".join(["digits", *TOYS, "idx", "folder", "tfrecords"])
@@ -67,7 +67,7 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
 
 
 def tfrecord_files(path: str) -> list[pathlib.Path]:
-  """The TFRecords that data.path names: itself, or those of a folder."""
+  """Returns the TFRecord files that data.path names: the file itself, or all in a folder."""
   root = pathlib.Path(path)
   if root.is_file():
     return [root] if ".tfrecord" in root.name else []
@@ -75,14 +75,14 @@ def tfrecord_files(path: str) -> list[pathlib.Path]:
 
 
 def tfrecords(config: ConfigDict, split: str) -> Lazy:
-  """Images in the TFRecords that the scripts of progressive GANs and StyleGAN write, as the official code reads them.
+  """Reads images from the TFRecords that the scripts of progressive GANs and StyleGAN write, as the official code does.
 
-  Each record is a tf.train.Example with `shape` (C, H, W) and `data`, the bytes of a uint8 array. Of a folder with one
-  file a resolution (NAME-r08.tfrecords has 2**8 pixels) that of data.image_size is taken. A fixed tenth, 1,000 at
-  most, is test.
+  Each record is a tf.train.Example with `shape` (C, H, W) and `data`, the bytes of a uint8 array. If a folder has one
+  file per resolution (NAME-r08.tfrecords has 2**8 pixels), the file of data.image_size is read. A fixed tenth, at most
+  1,000 images, is the test split.
 
   Raises:
-    BadInput: for files that are none of these, or cut short.
+    BadInput: if a file has another format or is cut short.
   """
   files = tfrecord_files(config.data.path)
   if not files:
@@ -108,7 +108,10 @@ def tfrecords(config: ConfigDict, split: str) -> Lazy:
 
 
 def _records(path: pathlib.Path, opened: int) -> list[tuple[int, int]]:
-  """(offset, length) of every record: a length in 8 bytes, its checksum in 4, the record, its checksum in 4."""
+  """Returns (offset, length) of every record.
+
+  The file format: a length in 8 bytes, its checksum in 4, the record, its checksum in 4.
+  """
   size, places, at = os.fstat(opened).st_size, [], 0
   while at < size:
     header = os.pread(opened, 12, at)
@@ -121,7 +124,7 @@ def _records(path: pathlib.Path, opened: int) -> list[tuple[int, int]]:
 
 
 def _example(path: pathlib.Path, record: bytes) -> np.ndarray:
-  """The image (H, W, C) of a record."""
+  """Returns the image (H, W, C) of a record."""
   from google.protobuf.message import DecodeError
   from tensorflow_datasets.proto import tf_example_pb2
 

@@ -1,4 +1,4 @@
-"""What the config says of the examples: their shape, whether they are images, and how a model sees them."""
+"""Shape and scaling of the examples that a config describes."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +9,7 @@ from score_sde.scaling import Scaling
 
 
 def example_shape(config: ConfigDict) -> tuple[int, ...]:
-  """Returns the shape of one example: (H, W, C), or (D,) of points."""
+  """Returns the shape of one example: (H, W, C) for images, (D,) for points."""
   if is_plugin(config.data.dataset):
     return shape_of(config)
   if config.data.dataset in TOYS:
@@ -23,7 +23,7 @@ def is_image(config: ConfigDict) -> bool:
 
 
 def scaling_of(config: ConfigDict) -> Scaling:
-  """Returns how a model sees the examples of a resolved config."""
+  """Returns the scaling, from raw examples of a resolved config to the model's inputs."""
   d = config.data
   if not is_image(config):
     return Scaling(levels=None, centered=bool(d.centered))

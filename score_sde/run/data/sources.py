@@ -1,4 +1,4 @@
-"""What a data set is once it is open: examples by their number."""
+"""Sources: open data sets that return examples by index."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-  """A data set in memory: images (N, H, W, C) uint8 or vectors (N, D) float32, and labels (N,)."""
+  """Arrays: a data set in memory, of images (N, H, W, C) uint8 or vectors (N, D) float32, and labels (N,)."""
 
   image: np.ndarray
   label: np.ndarray
@@ -18,7 +18,7 @@ class Arrays:
 
   @property
   def classes(self) -> int:
-    """Classes that labels 0, 1, ... name."""
+    """Number of classes, the largest label + 1."""
     return int(self.label.max()) + 1
 
   def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,7 +27,7 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-  """A data set read example by example; `read(i)` returns (image, label), one of `classes` labels."""
+  """Lazy: a data set that is read example by example. `read(i)` returns (image, label), a label of 0 to classes - 1."""
 
   size: int
   read: Callable[[int], tuple[np.ndarray, int]]
@@ -45,7 +45,7 @@ Source = Arrays | Lazy
 
 
 def split_off(n: int, split: str) -> np.ndarray:
-  """Which of `n` examples make up a `split` where the data has none: a fixed tenth, 1,000 at most, is test."""
+  """Returns the indices of a `split` of `n` examples, for data without splits. A fixed tenth, up to 1,000, is test."""
   order = np.random.default_rng(0).permutation(n)
   held_out = min(1000, n // 10)
   return order[:held_out] if split == "test" else order[held_out:]

@@ -1,4 +1,4 @@
-"""Batches as a function of the global step, and those that come in order."""
+"""Batches: shuffled ones for training, as a function of the global step, and ordered ones for evaluation."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ def _permutation(seed: int, n: int, epoch: int) -> np.ndarray:
 
 
 def shuffled(seed: int, n: int, place: np.ndarray) -> np.ndarray:
-  """The example at each `place` of an endless stream of `n`, which has all of them in a new order every epoch."""
+  """Returns the index of the example at each `place` of an endless stream. Each epoch has all `n` in a new order."""
   epoch, position = np.divmod(place, n)
   chosen = np.zeros(len(place), np.int64)
   for e in np.unique(epoch):
@@ -32,9 +32,9 @@ def shuffled(seed: int, n: int, place: np.ndarray) -> np.ndarray:
 
 
 def batches(config: ConfigDict, source: Source, start: int) -> Iterator[dict[str, np.ndarray]]:
-  """This host's share of the training batches from step `start` on, endless, read ahead in threads.
+  """Yields this host's share of the training batches from step `start` on, without end. Threads read ahead.
 
-  Each is {"image" (b, ...), "label" (b,), "index" (b,)} with b = batch_size / hosts and `index` the place of each
+  A batch is {"image" (b, ...), "label" (b,), "index" (b,)} with b = batch_size / hosts. `index` is the position of the
   example in the global batch.
   """
   n, size = len(source), config.training.batch_size
@@ -50,18 +50,18 @@ def batches(config: ConfigDict, source: Source, start: int) -> Iterator[dict[str
 
 
 class Stalled(ScoreSDEError):
-  """What reads the data hangs."""
+  """Error: reading of the data hangs."""
 
 
 def within(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
-  """The same batches. Raises Stalled where the next does not come within `seconds`."""
+  """Yields the given batches. Raises Stalled if the next one does not come within `seconds`."""
   ready: queue.Queue = queue.Queue(maxsize=1)
 
   def read() -> None:
     try:
       for batch in batches:
         ready.put((batch, None))
-    except BaseException as error:  # raised where the batch is asked for
+    except BaseException as error:  # raised later in the thread that uses the batches
       ready.put((None, error))
 
   threading.Thread(target=read, daemon=True).start()
@@ -70,8 +70,8 @@ def within(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
       batch, error = ready.get(timeout=seconds)
     except queue.Empty as nothing:
       raise Stalled(
-        f"No batch came within training.data_timeout={seconds:g} s: what reads the data hangs, as on a network disk "
-        "that is gone. Mend that, and the same command goes on from the newest checkpoint."
+        f"No batch came within training.data_timeout={seconds:g} s: reading of the data hangs, for example on a lost "
+        "network disk. Repair it and repeat the command: it resumes from the newest checkpoint."
       ) from nothing
     if error is not None:
       raise error
@@ -81,7 +81,7 @@ def within(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
 def in_order(
   source: Source, batch_size: int, limit: int | None = None
 ) -> Sequence[Callable[[], dict[str, np.ndarray]]]:
-  """The first `limit` examples (all where None), as functions that each read a batch; the last may be short."""
+  """Returns functions that each read a batch of the first `limit` examples (None: all). The last batch may be short."""
   n = min(len(source), limit or len(source))
   return [
     functools.partial(lambda low: source.gather(np.arange(low, min(low + batch_size, n))), low)

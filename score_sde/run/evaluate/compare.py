@@ -1,4 +1,4 @@
-"""Several evaluations as one table, beside the published numbers of their data set."""
+"""Comparison of evaluations: one table of all, and a table of published numbers on CIFAR-10."""
 
 import json
 import math
@@ -9,8 +9,8 @@ from score_sde.run.config import BadInput, sde_name
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.reports import table
 
-# Of CIFAR-10: config, FID (best of a training's snapshots), inception score, FID of the probability-flow ODE, bits/dim.
-# Song et al. 2021, Tables 2 and 3, as the README of yang-song/score_sde_pytorch lists them by config.
+# CIFAR-10: {config: (FID (best snapshot of a training), inception score, FID of the probability-flow ODE, bits/dim)}.
+# Song et al. 2021, Tables 2 and 3, as listed by config in the README of yang-song/score_sde_pytorch.
 PUBLISHED_SOURCE = "Song et al. 2021, Tables 2 and 3; README of github.com/yang-song/score_sde_pytorch"
 PUBLISHED = {
   "ve/cifar10_ncsnpp": (2.45, 9.73, None, None),
@@ -28,10 +28,12 @@ PUBLISHED = {
 
 
 def read(run: str) -> list[dict[str, Any]]:
-  """The reports of a run, a workdir or a report itself, as rows: each is a checkpoint with what holds for all.
+  """Reads the reports of a run as rows, one per checkpoint. A row includes the settings of its report.
+
+  `run` is a workdir or a single report.
 
   Raises:
-    BadInput: where there is no report, or one that this cannot read.
+    BadInput: if there is no report, or a report cannot be read.
   """
   path = pathlib.Path(run)
   files = [path] if path.is_file() else sorted(path.glob("report*.json"))
@@ -52,7 +54,7 @@ def read(run: str) -> list[dict[str, Any]]:
 
 
 def _cells(r: dict[str, Any]) -> dict[str, str]:
-  """The columns of one row, by their titles."""
+  """Returns {column title: cell} of a row."""
   described = {"run": r["run"], "data": r["dataset"], "SDE": sde_name(r["sde"]), "step": f"{r['step']:,}"}
   described["sampler"] = r.get("sampler", "") if "samples" in r else ""
   measured = {m.short: m.brief(r) for m in MEASURES if m.short}
@@ -60,10 +62,10 @@ def _cells(r: dict[str, Any]) -> dict[str, str]:
 
 
 def compare(*runs: str) -> str:
-  """A Markdown table of all reports of `runs`, and below it the papers' numbers on CIFAR-10.
+  """Returns a Markdown table of all reports of `runs`, and below it the published numbers on CIFAR-10.
 
   Raises:
-    BadInput: where a run has no report.
+    BadInput: if a run has no report.
   """
   rows = [row for run in runs for row in read(run)]
   filled = [_cells(row) for row in rows]
@@ -76,5 +78,5 @@ def compare(*runs: str) -> str:
   )
   note = "50,000 samples, Inception features, statistics of the training images"
   if not any(str(row["dataset"]).lower() == "cifar10" for row in rows):
-    note += "; of other data, and in other features, numbers do not compare with these"
+    note += "; numbers on other data or with other features cannot be compared with these"
   return f"{ours}\n\nPublished, CIFAR-10 ({note}): {PUBLISHED_SOURCE}\n\n{papers}"

@@ -1,4 +1,4 @@
-"""A cheap measure of sample quality, for snapshots while training."""
+"""Judge: a cheap measurement of sample quality, for snapshots during training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from score_sde.sampling import DPMSolver
 
 
 def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] | None:
-  """params -> {"fid", "precision", "recall", ...} of training.fid_samples samples; None where that is 0.
+  """Returns params -> {"fid", "precision", "recall", ...} of training.fid_samples samples; None if that is 0.
 
-  They are drawn in training.fid_steps evaluations of DPM-Solver++ (of the config's own sampler, where the SDE is not
-  linear), from the same noise at every snapshot, so that what changes from one to the next is the network.
+  The samples take training.fid_steps steps of DPM-Solver++ (of the config's own sampler if the SDE is not linear). All
+  snapshots use the same noise, so that only the network changes between them.
 
   Raises:
-    BadInput: without eval.features, or as `quality.compared_with`.
+    BadInput: if eval.features is unset; also see `quality.compared_with`.
   """
   config, total = experiment.config, experiment.config.training.fid_samples
   if not total:
@@ -30,7 +30,7 @@ def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] |
       f"training.fid_samples={total} needs eval.features: 'inception', or the workdir of a classifier "
       "(configs/classifier/)."
     )
-  extractor, reference = quality.compared_with(config, total)
+  extractor, reference = quality.compared_with(config, total, "training.fid_samples")
   solver = DPMSolver() if experiment.sde.is_linear else None
   grid = "log_snr" if solver else config.sampling.grid
   sampler = make_sampler(config, experiment.sde, solver, steps=config.training.fid_steps, grid=grid)

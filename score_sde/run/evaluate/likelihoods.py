@@ -1,4 +1,4 @@
-"""Numbers of a trained model over a data set: its loss, a classifier's accuracy, bits/dim."""
+"""Averages over a data set: the loss of a trained model, a classifier's accuracy, bits/dim."""
 
 import dataclasses
 import functools
@@ -25,16 +25,19 @@ from score_sde.sde import bind, linear
 
 log = logging.getLogger(__name__)
 
-# Streams of an example's key.
+# Streams of the key per example.
 DATA, PROBE = range(2)
 
 
 def mean_loss(
   experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
 ) -> dict[str, float]:
-  """The training loss on all of `source`, one noise and time an example, with its standard error.
+  """Returns the training loss on `source` and its standard error, with one noise and one time per example.
 
-  The folder `cache` keeps the batches that are done, and shares them among hosts.
+  The folder `cache` keeps the finished batches and shares them among hosts.
+
+  Returns:
+    {"loss", "loss_error"}.
   """
   config, loss, scaling = experiment.config, experiment.loss, experiment.scaling
   total = min(len(source), config.eval.num_examples or len(source))
@@ -59,12 +62,13 @@ def accuracy(
   step: int,
   cache: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-  """The share of `source` that a classifier names rightly at ten noise levels, from little noise to the most.
+  """Returns the accuracy of a classifier on `source` at ten noise levels, from the least noise to the most.
 
-  One that was trained at a single level is asked at that one.
+  A classifier trained at a single level is measured at that level. Writes the curve of accuracies to `picture`. The
+  folder `cache` keeps the finished batches and shares them among hosts.
 
   Returns:
-    "accuracy" at the least noise, and "accuracies" {sigma / alpha: share}; `picture` gets their curve.
+    "accuracy" at the least noise, and "accuracies" {sigma / alpha: accuracy}, as shares in [0, 1].
   """
   config, sde = experiment.config, linear(experiment.sde, "A classifier")
   last, first = (float(sde.log_snr(jnp.asarray(t))) for t in (config.training.eps, sde.T))
@@ -97,18 +101,19 @@ def accuracy(
 def mean_bits_per_dim(
   experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
 ) -> dict[str, Any]:
-  """Bits/dim of `source` (nats of points) over eval.num_repeats dequantizations, as eval.likelihood says.
+  """Returns bits/dim of `source` (nats for points), averaged over eval.num_repeats dequantizations.
 
-  "ode" is the likelihood of the probability-flow ODE; "elbo" and "chain" bound that of the reverse-time SDE and of the
-  discrete chain, from above. The folder `cache` keeps the batches that are done, and shares them among hosts.
+  eval.likelihood chooses the kind. "ode" is the likelihood of the probability-flow ODE. "elbo" and "chain" are upper
+  bounds of bits/dim of the reverse-time SDE and of the discrete chain. The folder `cache` keeps the finished batches
+  and shares them among hosts.
 
   Returns:
-    "bits_per_dim" and its standard error over examples, the mean number of evaluations, and how many solves failed.
+    "bits_per_dim" and its standard error over examples, the mean nfe, and the number of failed solves.
   """
   config, e = experiment.config, experiment.config.eval
   dims = math.prod(experiment.shape)
   log_p, score = _likelihood(experiment), experiment.score(params)
-  # Likelihoods are those of dequantized data, however the model was trained; the chain's is of the images themselves.
+  # The likelihood is that of dequantized data, however the model was trained. The chain's is that of discrete images.
   scaling = dataclasses.replace(experiment.scaling, uniform_dequantization=e.likelihood != "chain")
   prepare = jax.jit(lambda keys, image: scaling.prepare(fold(keys, DATA), image))
 
@@ -175,10 +180,10 @@ def _over_batches(
   cache: pathlib.Path | None,
   prefix: str = "",
 ) -> np.ndarray:
-  """Concatenated results of `run` on all batches of `source`, each filled up to the same size.
+  """Runs `run` on all batches of `source` and returns the concatenated results. Pads all batches to the same size.
 
-  With a folder `cache`, hosts take the batches in turn; each one's results are written there, and read where they are
-  there already. Without, this host does them all.
+  With a folder `cache`, hosts take the batches in turn. They write their results there, and read results that already
+  exist. Without `cache`, this host runs all batches.
   """
   readers = data.in_order(source, config.eval.batch_size, config.eval.num_examples)
   total = min(len(source), config.eval.num_examples or len(source))

@@ -1,4 +1,4 @@
-"""How good samples are: Fréchet and kernel distances, inception score, precision and recall against real images."""
+"""Quality of samples: Fréchet and kernel distances to real images, inception score, precision and recall."""
 
 import importlib.metadata
 import importlib.util
@@ -15,27 +15,32 @@ from score_sde.run.config import BadInput
 from score_sde.run.evaluate.samples import read_batch
 from score_sde.run.experiment import Experiment
 
-# (files of `samples.draw_batches`) -> the metrics of their samples.
+# A function (files of `samples.draw_batches`) -> metrics of their samples.
 Measure = Callable[[list[pathlib.Path]], dict[str, Any]]
 
 
-def compared_with(config: ConfigDict, total: int) -> tuple[features.Extractor, features.Reference]:
-  """What `total` samples are compared with: eval.reference, or the training images themselves.
+def compared_with(
+  config: ConfigDict, total: int, key: str = "eval.num_samples"
+) -> tuple[features.Extractor, features.Reference]:
+  """Returns the extractor and the reference for `total` samples, which `key` of the config asks for.
+
+  The reference is eval.reference, or the statistics of the training images.
 
   Raises:
-    BadInput: for vectors; too few samples; features and a reference that cannot be had or do not belong together.
+    BadInput: if the data are vectors, the samples are too few, the extractor or the reference cannot be read, or the
+      two do not belong together.
   """
   if not data.is_image(config):
-    raise BadInput(f"eval.features={config.eval.features!r} are of images, not of {config.data.dataset!r}.")
+    raise BadInput(f"eval.features={config.eval.features!r} needs images, not {config.data.dataset!r}.")
   extractor, shape = features.make(config), data.example_shape(config)
-  features.check_count(f"eval.num_samples={total}", total, extractor.dims(shape))
+  features.check_count(f"{key}={total}", total, extractor.dims(shape))
   if config.eval.reference:
     return extractor, features.read(config.eval.reference, extractor, shape)
   return extractor, features.of_data(config, extractor, "train")
 
 
 def describe(extractor: features.Extractor) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-  """What `samples.draw_batches` keeps of its images beside themselves."""
+  """Returns images -> {"features", "logits"}, which `samples.draw_batches` stores with its images."""
   return lambda images: dict(zip(("features", "logits"), extractor(images), strict=True))
 
 
@@ -45,9 +50,10 @@ def measure(
   extractor: features.Extractor,
   reference: features.Reference,
 ) -> dict[str, float | str]:
-  """FID, inception score, and, where the reference keeps features, KID, precision and recall, of a stream of samples.
+  """Returns the FID and inception score of a stream of samples. KID, precision and recall need reference.features.
 
-  `parts` are their (features, logits) in batches, of which FID needs one at a time.
+  `parts` are (features, logits) of batches of samples. Only one batch is in memory at a time, apart from
+  eval.num_features features and all logits.
   """
   found, logits = features.collect(extractor.name, parts, config.eval.num_features)
   a, b = found.moments, reference.moments
@@ -68,7 +74,7 @@ def measure(
 
 
 def of_files(config: ConfigDict, extractor: features.Extractor, reference: features.Reference) -> Measure:
-  """`measure` of what `samples.draw_batches` wrote with `describe`."""
+  """Returns `measure` as a function of the files that `samples.draw_batches` wrote with `describe`."""
 
   def run(files: list[pathlib.Path]) -> dict[str, Any]:
     parts = ((b["features"], b["logits"]) for b in map(read_batch, files))
@@ -80,10 +86,10 @@ def of_files(config: ConfigDict, extractor: features.Extractor, reference: featu
 def own_metrics(
   function: Callable[..., dict[str, float]], drawn: np.ndarray, experiment: Experiment, source: data.Source
 ) -> dict[str, float]:
-  """Returns what the user's `function`(samples, examples) measures, both uint8 images or points (N, ...).
+  """Calls the user's `function`(samples, examples) and returns its metrics. Both are uint8 images or points (N, ...).
 
   Raises:
-    BadInput: where it does not return numbers by their names.
+    BadInput: if the function does not return {name: number}.
   """
   real = source.gather(np.arange(min(len(drawn), len(source))))["image"]
   found = function(drawn, experiment.scaling.as_uint8(real) if experiment.scaling.is_image else real)
@@ -107,10 +113,10 @@ _NAMES = {
 
 
 def by_torch_fidelity(config: ConfigDict) -> Measure:
-  """The metrics of samples against the training images by the package torch-fidelity, on its own Inception network.
+  """Returns the measurement of samples by the package torch-fidelity: its own Inception against the training images.
 
   Raises:
-    BadInput: where torch or torch-fidelity is not installed, or other features or statistics are asked for.
+    BadInput: if torch or torch-fidelity is not installed, or the config asks for other features or a reference.
   """
   e = config.eval
   missing = [name for name in ("torch", "torch_fidelity") if importlib.util.find_spec(name) is None]
@@ -125,14 +131,14 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
       f"needs eval.features='inception' and no eval.reference, got {e.features!r} and {e.reference!r}."
     )
   if not data.is_image(config):
-    raise BadInput(f"eval.fidelity_engine='torch-fidelity' is of images, not of {config.data.dataset!r}.")
+    raise BadInput(f"eval.fidelity_engine='torch-fidelity' needs images, not {config.data.dataset!r}.")
 
   def run(files: list[pathlib.Path]) -> dict[str, Any]:
     import torch  # pyright: ignore[reportMissingImports]  # optional
     import torch_fidelity  # pyright: ignore[reportMissingImports]  # optional
 
     class Images(torch.utils.data.Dataset):
-      """uint8 (3, H, W) tensors, gray as gray in three colors."""
+      """Images: uint8 (3, H, W) tensors. A gray channel is repeated three times."""
 
       def __init__(self, size: int, get: Callable[[int], np.ndarray]):
         self._size, self._get = size, get
@@ -152,7 +158,7 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
       input2=Images(len(source), real),
       isc=True, fid=True, kid=True, prc=True, verbose=False, cuda=torch.cuda.is_available(),
       save_cpu_ram=True,  # reads in this process: JAX does not survive a fork
-      feature_extractor="inception-v3-compat",  # also for precision and recall, whose own default is another network
+      feature_extractor="inception-v3-compat",  # precision and recall have another network by default
       batch_size=features.AT_ONCE, kid_subset_size=min(1000, len(samples), len(source)),
       feature_extractor_weights_path=e.inception_path or str(features.downloaded()),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reports of an evaluation: JSON for programs, Markdown for people, a line for the terminal."""
+"""Reports of an evaluation: as JSON, as Markdown, and as a line for the terminal."""
 
 import hashlib
 import importlib.metadata
@@ -16,17 +16,17 @@ from score_sde.run.workdir import write_json
 
 
 def hash_of(settings: Any) -> str:
-  """Twelve hexadecimal digits that tell settings apart, whatever the order of their keys."""
+  """Returns twelve hexadecimal digits that identify settings, independent of the order of their keys."""
   return hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
 def config_hash(config: ConfigDict) -> str:
-  """Of the whole resolved config."""
+  """Returns the hash of a whole resolved config."""
   return hash_of(as_dict(config))
 
 
 def versions() -> dict[str, str]:
-  """Versions of Python and of the libraries that numbers depend on."""
+  """Returns the versions of Python and of the libraries that affect the numbers."""
   names = ("score_sde", "jax", "jaxlib", "flax", "optax", "diffrax", "numpy")
   return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
@@ -38,12 +38,12 @@ def write(path: pathlib.Path, name: str, report: dict[str, Any]) -> None:
 
 
 def line(row: dict[str, Any], report: dict[str, Any]) -> str:
-  """Returns what a row of the report says, on one line."""
+  """Returns a row of the report in words, on one line."""
   shown = {m.key: m.line.format(m.show(row)) for m in MEASURES if m.line and m.show(row)}
   parts = [shown[key] for key in ("loss",) if key in shown]
   if "accuracy" in row:
     levels = ", ".join(f"{share:.1%} at {ratio}" for ratio, share in row["accuracies"].items())
-    parts.append(f"{row['accuracy']:.1%} right without noise (by sigma / alpha: {levels})")
+    parts.append(f"{row['accuracy']:.1%} accuracy without noise (by sigma / alpha: {levels})")
   for measure in MEASURES:
     if measure.bound and measure.show(row):
       parts.append(
@@ -62,12 +62,12 @@ def line(row: dict[str, Any], report: dict[str, Any]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-  """A Markdown table."""
+  """Returns a Markdown table."""
   return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-  """The report for people: a column a checkpoint, then what was run, where."""
+  """Returns the report as Markdown: a table with one column per checkpoint, pictures, and a table of settings."""
   rows = report["checkpoints"]
   shown = [[m.title, *map(m.show, rows)] for m in MEASURES if any(map(m.show, rows))]
   shown += [["features", *(row.get("features", "") for row in rows)]] * any("features" in row for row in rows)
@@ -78,7 +78,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     "seed": str(report["seed"]),
     "model": f"{report['model']}, {report['parameters']:,} parameters",
     "sampler": report["sampler"],
-    "images made of samples by": report["quantization"],
+    "quantization of samples": report["quantization"],
     "split of losses and likelihoods": report["split"],
     "devices": report["devices"],
     "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),

@@ -1,4 +1,4 @@
-"""What `run.py --mode=sample` and `--mode=eval` do: checkpoints of a workdir drawn from, and measured."""
+"""Runs of `run.py --mode=sample` and `--mode=eval`: draw samples of checkpoints in a workdir, and measure them."""
 
 import dataclasses
 import json
@@ -28,22 +28,22 @@ from score_sde.run.workdir import make_workdir, write_json
 
 log = logging.getLogger(__name__)
 
-# Between two looks at whether a checkpoint is there.
+# Interval at which the workdir is checked for an awaited checkpoint.
 POLL_SECONDS = 5.0
 
-# Keys of config.eval that change nothing of what is computed for a checkpoint.
+# Keys of config.eval that do not change the numbers of a checkpoint.
 _BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples")
 
 
 def open_workdir(workdir: str) -> pathlib.Path:
-  """The folder of a run that has checkpoints. Raises BadInput where there are none."""
+  """Returns the folder of a run. Raises BadInput if it has no checkpoints."""
   if not checkpoints.exists(workdir):
     raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
   return make_workdir(workdir)
 
 
 def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
-  """(step, EMA parameters) of the newest sound checkpoint, or that of `step`."""
+  """Returns (step, EMA parameters) of the newest undamaged checkpoint, or of that of `step`."""
   targets = {"ema_params": experiment.abstract_params()}
   found = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
   assert found is not None
@@ -51,10 +51,10 @@ def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None
 
 
 def chosen_step(name: str, workdir: str) -> int | None:
-  """Returns the step that eval.checkpoint names; None for the latest.
+  """Returns the step for a value of eval.checkpoint; None for the latest.
 
   Raises:
-    BadInput: for a name that is none, and the best of a run that measured none.
+    BadInput: if `name` is not accepted, or is "best" but the run measured no FID.
   """
   if name == "latest":
     return None
@@ -72,19 +72,21 @@ def chosen_step(name: str, workdir: str) -> int | None:
 
 
 def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
-  """Draws sampling.num_samples samples of the checkpoint eval.checkpoint; `experiment` is `build(config)`, if made.
+  """Draws sampling.num_samples samples of the checkpoint eval.checkpoint.
 
   Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points) and denoising.png (one sample from
-  noise to data).
+  noise to data); for energy-based models of points also density.png. `experiment` replaces `build(config)`.
 
   Raises:
-    BadInput: where there is no checkpoint, or one of another model.
-    Interrupted: when asked to stop.
+    BadInput: if there is no checkpoint, or one of another model.
+    Interrupted: after a signal to stop.
   """
   experiment = experiment or build(config)
   config = experiment.config
   if config.training.task == "classifier":
-    raise BadInput("training.task='classifier' draws no samples. It guides those of another run: guidance.classifier.")
+    raise BadInput(
+      "training.task='classifier' draws no samples. Give its workdir as guidance.classifier to guide a score model."
+    )
   path = open_workdir(workdir)
   with checkpoints.manager(workdir) as manager:
     step, params = restore(manager, experiment, workdir, chosen_step(config.eval.checkpoint, workdir))
@@ -109,10 +111,10 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
 
 
 def _wanted(config: ConfigDict, workdir: str, manager: Any) -> list[int | None]:
-  """Steps of snapshots begin_ckpt to end_ckpt (snapshot k is step k * snapshot_freq), or that of eval.checkpoint.
+  """Returns the steps of snapshots begin_ckpt to end_ckpt (snapshot k is step k * snapshot_freq), or [eval.checkpoint].
 
   Raises:
-    BadInput: where one is missing and is not waited for.
+    BadInput: if a checkpoint is missing and eval.wait_minutes is 0.
   """
   begin, end, waits = config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.wait_minutes > 0
   if begin is None and end is None:
@@ -126,18 +128,18 @@ def _wanted(config: ConfigDict, workdir: str, manager: Any) -> list[int | None]:
   if not wanted or (missing and not waits):
     raise BadInput(
       f"eval.begin_ckpt={begin} to eval.end_ckpt={end} ask for steps {wanted}, and the workdir has {sorted(steps)} "
-      f"(snapshot k is step k * {frequency}). A training that still writes them is waited for with "
+      f"(snapshot k is step k * {frequency}). If a training run still writes them, wait for it with "
       "--config.eval.wait_minutes."
     )
   return wanted
 
 
 def _wait_for(config: ConfigDict, workdir: str, manager: Any, step: int | None) -> None:
-  """Returns once the checkpoint of `step` is there.
+  """Waits until the checkpoint of `step` exists.
 
   Raises:
-    BadInput: where eval.wait_minutes pass without it, or the training goes on beyond it and keeps none of it.
-    Interrupted: when asked to stop.
+    BadInput: if it does not come within eval.wait_minutes, or the training run is past `step` and has not kept it.
+    Interrupted: after a signal to stop.
   """
   minutes = config.eval.wait_minutes
   if step is None or not minutes or step in manager.all_steps():
@@ -165,7 +167,7 @@ def _wait_for(config: ConfigDict, workdir: str, manager: Any, step: int | None) 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """What is the same for every checkpoint that is evaluated."""
+  """Plan: the parts of an evaluation that are the same for all checkpoints."""
 
   experiment: Experiment
   source: data.Source
@@ -177,16 +179,16 @@ class _Plan:
 
 
 def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
-  """Checks everything that can be, before anything long begins."""
+  """Checks the config before long work begins, and returns the plan. Raises BadInput if the config is wrong."""
   config, e = experiment.config, experiment.config.eval
   if config.guidance.task not in ("none", "class"):
-    raise BadInput(f"guidance.task={config.guidance.task!r} is of --mode=sample; an evaluation knows 'class' alone.")
+    raise BadInput(f"guidance.task={config.guidance.task!r} needs --mode=sample; --mode=eval only accepts 'class'.")
   if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
     raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
   if e.enable_sampling and config.training.task == "classifier":
     raise BadInput("training.task='classifier' draws no samples: set --config.eval.enable_sampling=False.")
   if e.enable_sampling and e.save_samples in ("png", "array_record") and not data.is_image(config):
-    raise BadInput(f"eval.save_samples={e.save_samples!r} is of images, not of {config.data.dataset!r}. Use 'npz'.")
+    raise BadInput(f"eval.save_samples={e.save_samples!r} needs images, not {config.data.dataset!r}. Use 'npz'.")
   source = data.load(config, e.bpd_dataset)
   measure, extractor = None, None
   if e.enable_sampling and e.fidelity_engine == "torch-fidelity":
@@ -205,9 +207,10 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
 
 
 def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> dict[str, Any]:
-  """Everything that config.eval asks of one checkpoint; `unfinished` keeps what is done of it."""
+  """Returns the row of one checkpoint: all measurements of config.eval. `unfinished` keeps finished parts."""
   experiment, config, e = plan.experiment, plan.experiment.config, plan.experiment.config.eval
-  kept = unfinished / f"row_{e.report}_{e.save_samples}.json"  # it names the files that were written
+  # A row holds file names, which depend on the report and the format.
+  kept = unfinished / f"row_{e.report}_{e.save_samples}.json"
   if kept.exists():
     return json.loads(kept.read_text())
   key = jax.random.key(config.seed + 1)
@@ -231,7 +234,7 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> di
 
 
 def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> dict[str, Any]:
-  """Exactly eval.num_samples samples, drawn into `folder`, saved as eval.save_samples says, and their metrics."""
+  """Draws exactly eval.num_samples samples into `folder`, saves them by eval.save_samples and returns their metrics."""
   config, e = plan.experiment.config, plan.experiment.config.eval
   describe = quality.describe(plan.extractor) if plan.extractor else lambda images: {}
   files = samples.draw_batches(plan.experiment, params, e.num_samples, folder, describe)
@@ -267,14 +270,14 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> di
 
 
 def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
-  """Evaluates checkpoints in `workdir` as config.eval says; prints them and writes report.json and report.md.
+  """Evaluates checkpoints in `workdir` by config.eval. Prints the results and writes report.json and report.md.
 
-  `experiment` is `build(config)`, where that was made before. What is done of an evaluation that was killed is kept in
-  eval/unfinished_*, until the same one has ended.
+  `experiment` replaces `build(config)`. If an evaluation is killed, its finished parts stay in eval/unfinished_* until
+  the same evaluation runs to its end.
 
   Raises:
-    BadInput: where there is no checkpoint, or one of another model, or nothing to evaluate is enabled.
-    Interrupted: when asked to stop.
+    BadInput: if there is no checkpoint, or one of another model, or if no measurement is enabled.
+    Interrupted: after a signal to stop.
   """
   experiment = experiment or build(config)
   config = experiment.config
@@ -296,7 +299,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
 
 
 def _each(plan: _Plan, manager: Any, workdir: str) -> Iterator[tuple[int, Params]]:
-  """(step, parameters) of the checkpoints that are asked for, each as soon as it is there."""
+  """Yields (step, parameters) of the wanted checkpoints, each as soon as it exists."""
   config = plan.experiment.config
   for step in _wanted(config, workdir, manager):
     _wait_for(config, workdir, manager, step)

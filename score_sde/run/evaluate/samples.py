@@ -1,4 +1,4 @@
-"""Samples of a trained model: a few at once for a picture, or any number in batches that a killed run keeps."""
+"""Samples of a trained model: a few for a picture, or any number in batches that are kept if the run is killed."""
 
 import io
 import logging
@@ -32,7 +32,7 @@ SHOWN = 100
 
 
 def title(experiment: Experiment, step: int, nfe: float) -> str:
-  """Two lines above a picture: the data, the SDE and the step; how it was sampled."""
+  """Returns the two title lines of a picture: the data, the SDE and the step; the sampler and its nfe."""
   name = sde_name(experiment.config.training.sde)
   return (
     f"{data.name(experiment.config)} · {name} · step {step:,}\n{sampler_name(experiment)}, {nfe:.0f} score evaluations"
@@ -40,7 +40,7 @@ def title(experiment: Experiment, step: int, nfe: float) -> str:
 
 
 def sampler_name(experiment: Experiment) -> str:
-  """E.g. 'reverse_diffusion + langevin, 1000 steps'."""
+  """Returns the sampler in words, e.g. 'reverse_diffusion + langevin, 1000 steps'."""
   s, g = experiment.config.sampling, experiment.config.guidance
   if s.method == "ode":
     how = f"probability-flow ODE ({s.solver})"
@@ -54,9 +54,9 @@ def sampler_name(experiment: Experiment) -> str:
 
 
 def _sample(experiment: Experiment, params: Params, first: int, size: int, **options: Any) -> tuple[Array, dict]:
-  """Samples `first` to first + size on the scale of the data, and the sampler's `info`.
+  """Draws samples `first` to first + size. Returns them on the scale of the data, and the sampler's `info`.
 
-  Where there are classes, samples take them in turn, or all guidance.label.
+  With classes, all samples have guidance.label; if that is unset, they have the classes in turn.
   """
   config = experiment.config
   key = jax.random.fold_in(jax.random.key(config.seed), SAMPLES)
@@ -68,7 +68,7 @@ def _sample(experiment: Experiment, params: Params, first: int, size: int, **opt
 
 
 def _warn_of_failures(first: int, info: dict, keep: int) -> np.ndarray:
-  """Which of the first `keep` samples are finite; a warning names the others, and the times they reached."""
+  """Returns which of the first `keep` samples are finite. Warns of the others, with the times they reached."""
   finite = np.asarray(info["finite"])[:keep]
   reached = np.asarray(info["t"])[:keep] if "t" in info else None
   failed = np.flatnonzero(~finite)
@@ -82,9 +82,12 @@ def _warn_of_failures(first: int, info: dict, keep: int) -> np.ndarray:
 def _batch(
   experiment: Experiment, params: Params, first: int, total: int, bar: Bar, **options: Any
 ) -> tuple[dict[str, np.ndarray], dict]:
-  """The batch of `total` samples that begins at `first`: {"samples", "finite" (n,), "nfe" (n,)}, the sampler's `info`.
+  """Draws the batch of `total` samples that begins at `first`.
 
-  The last batch is as long as others while it is drawn, so that nothing is compiled for it alone.
+  The last batch is drawn at full size, to avoid another compilation, and then cut.
+
+  Returns:
+    ({"samples", "finite" (n,), "nfe" (n,)}, the sampler's `info`).
   """
   size = min(experiment.config.eval.batch_size, total)
   keep = min(size, total - first)
@@ -96,10 +99,10 @@ def _batch(
 
 
 def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
-  """Exactly `total` samples, in batches of eval.batch_size, the i-th from the i-th key whatever the batches.
+  """Draws exactly `total` samples in batches of eval.batch_size. Sample i has the i-th key for any size of batches.
 
   Returns:
-    the samples on the scale of the data, the mean number of score evaluations, and `frames` frames of the first batch.
+    the samples on the scale of the data, the mean nfe, and `frames` frames of the first batch.
   """
   size = min(experiment.config.eval.batch_size, total)
   collected, nfe, trajectory = [], [], []
@@ -113,23 +116,23 @@ def draw_samples(experiment: Experiment, params: Params, total: int, frames: int
 
 
 def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> None:
-  """Writes the grid of sampling.num_samples samples to `path`."""
+  """Draws sampling.num_samples samples and writes a grid of at most SHOWN of them to `path`."""
   samples, nfe, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
   if devices.is_first_host():
     pictures.sample_grid(path, samples[:SHOWN], title(experiment, step, nfe))
 
 
 def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
-  """Images in [0, 1] as 256 gray levels: the nearest ("round"), or the one below ("truncate", as the official code).
+  """Quantizes images in [0, 1] to 256 gray levels: the nearest ("round"), or the one below ("truncate", official code).
 
-  What is not a number becomes black.
+  Values that are not finite become 0.
   """
   scaled = np.clip(np.nan_to_num(samples, posinf=0, neginf=0), 0, 1) * 255
   return (np.round(scaled) if quantization == "round" else scaled).astype(np.uint8)
 
 
 def draw_denoising(path: pathlib.Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
-  """One sample (all of them, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula below."""
+  """Draws a picture of one sample (all samples, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula."""
   config, model, scaling = experiment.config, experiment.score_model, experiment.scaling
   y: Any = experiment.labels(0, 1) if config.model.num_classes else None
   estimate = jax.jit(lambda params, x, t: model.data(params, x, t, y))
@@ -142,16 +145,16 @@ def draw_denoising(path: pathlib.Path, experiment: Experiment, params: Params, t
     inverse = lambda a: np.asarray(scaling.inverse(a))
     expected = inverse(estimate(params, jnp.asarray(x[:1]), time)[0]) if experiment.sde.is_linear else None
     frames.append((t, inverse(x[0]), expected))
-  below = "\nabove: x(t), scaled to its own range; below: what the model expects it to become"
+  below = "\nabove: x(t), scaled to its own range; below: the model's estimate of x(0)"
   pictures.denoising(path, frames, heading + (below if scaling.is_image else ""))
 
 
 def draw_density(
   path: pathlib.Path, experiment: Experiment, params: Params, reference: np.ndarray, heading: str
 ) -> None:
-  """The normalized density of an energy-based model of points, at three levels of noise.
+  """Draws the normalized density of an energy-based model of points, at three noise levels.
 
-  The less noise, the less scores tell of how much mass lies here and how much there, with nothing in between.
+  With less noise, scores determine less well how the mass is divided among separate modes.
   """
   model, largest = experiment.score_model, np.abs(reference).max()
   log_density = jax.jit(lambda params, x, t: model.log_density(params, x, jnp.full(len(x), t, x.dtype)))
@@ -183,14 +186,14 @@ def draw_batches(
   folder: pathlib.Path,
   describe: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda images: {},
 ) -> list[pathlib.Path]:
-  """Exactly `total` samples in files batch_NNNNNN.npz of `folder`; hosts take the batches in turn.
+  """Draws exactly `total` samples into files batch_NNNNNN.npz in `folder`. Hosts take the batches in turn.
 
-  A file is written whole or not at all, and one that is there is not drawn again: what a killed run has done stays.
-  Each holds "samples" (uint8 images as eval.quantization makes them, or points), "finite" (n,), "nfe" (n,), "seconds",
-  and what `describe` makes of the images, such as their features.
+  Files are written atomically, and batches with a file are not drawn again, so a killed run keeps its finished batches.
+  A file holds "samples" (uint8 images by eval.quantization, or points), "finite" (n,), "nfe" (n,), "seconds", and the
+  arrays of describe(images), such as features.
 
   Returns:
-    the files of all hosts, in the order of the samples, once all are there.
+    the files of all hosts, in the order of the samples, once all exist.
   """
   config = experiment.config
   size = min(config.eval.batch_size, total)
@@ -212,16 +215,18 @@ def draw_batches(
 
 
 def read_batch(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """What `draw_batches` wrote. Raises BadInput where the file is damaged."""
+  """Reads a file that `draw_batches` wrote. Raises BadInput if the file is damaged."""
   try:
     with np.load(file) as arrays:
       return dict(arrays)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise BadInput(f"{str(file)!r} is damaged ({error}). The same command draws it again, and no other.") from error
+    raise BadInput(
+      f"{str(file)!r} is damaged ({error}). Repeat the command: it draws only this batch again."
+    ) from error
 
 
 def _is_whole(file: pathlib.Path) -> bool:
-  """Whether a batch is there and can be read; a warning names one that cannot."""
+  """Returns whether the file of a batch exists and can be read. Logs a warning if it exists but is damaged."""
   try:
     return file.exists() and bool(read_batch(file))
   except BadInput as error:
@@ -230,9 +235,9 @@ def _is_whole(file: pathlib.Path) -> bool:
 
 
 def save_samples(images: Iterator[np.ndarray], total: int, path: pathlib.Path, kind: str) -> pathlib.Path:
-  """Writes `total` samples, given in batches: to path.npz, into path.array_record, or as PNG files into a folder.
+  """Writes `total` samples, given in batches, to path.npz, to path.array_record or as PNG files in the folder `path`.
 
-  Only a batch is in memory at a time. Returns what was written.
+  Only one batch is in memory at a time. Returns the path of the file or folder.
   """
   if kind == "npz":
     path = path.with_name(path.name + ".npz")
@@ -268,7 +273,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _write_npz(file: Any, batches: Iterator[np.ndarray], total: int) -> None:
-  """An NPZ of one array, "samples", written batch by batch."""
+  """Writes an NPZ of one array, "samples", batch by batch."""
   first = next(batches)
   header = {
     "descr": np.lib.format.dtype_to_descr(first.dtype),

@@ -1,4 +1,4 @@
-"""The curves of a run over its steps: metrics.csv and TensorBoard; and the best snapshot by them."""
+"""Curves of a run over its steps: metrics.csv and TensorBoard; and the best snapshot by FID."""
 
 import csv
 import io
@@ -14,10 +14,10 @@ FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss", "fid")
 
 
 class Curves:
-  """Writes the curves; a resumed run cuts them back to where it resumes. Of several hosts, one `writes`.
+  """Curves: writes the metrics of a run. If the run resumes at `step`, later rows are removed. One host `writes`.
 
   Attributes:
-    measured: steps of the snapshots whose FID is there already.
+    measured: steps of the snapshots whose FID is already in metrics.csv.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int, writes: bool = True):
@@ -35,7 +35,7 @@ class Curves:
     self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
   def write(self, step: int, **values: float) -> None:
-    """Adds a row; values that are no field of metrics.csv go to TensorBoard alone."""
+    """Adds a row. Values that are no field of metrics.csv only go to TensorBoard."""
     if not self._tensorboard:
       return
     with self._path.open("a", newline="") as file:
@@ -63,7 +63,7 @@ def _written(row: dict[str, float]) -> dict[Any, str]:
 
 
 def read(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-  """The rows of metrics.csv; a last line cut short by a kill is left out."""
+  """Reads the rows of metrics.csv. Leaves out a last line that was cut short by a kill."""
   path = pathlib.Path(workdir) / "metrics.csv"
   if not path.exists():
     return []
@@ -81,6 +81,6 @@ def _has_fid(row: dict[str, float]) -> bool:
 
 
 def best_step(workdir: str | pathlib.Path) -> int | None:
-  """The step of the snapshot with the least FID; None where none was measured."""
+  """Returns the step of the snapshot with the least FID; None if no FID was measured."""
   rows = [row for row in read(workdir) if _has_fid(row)]
   return int(min(rows, key=lambda row: row["fid"])["step"]) if rows else None

@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of samples, a sample on its way from noise to data, curves."""
+"""Pictures of a run: grids of samples, one sample from noise to data, densities, posteriors, curves."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 def save_atomically(path: str | pathlib.Path, write) -> None:
-  """Calls `write(file)` on a temporary file beside `path` and renames it, so that no half-written file is ever seen."""
+  """Calls `write(file)` on a temporary file and then renames it to `path`, so that `path` is never incomplete."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -29,7 +29,10 @@ def _save(figure: Figure, path: str | pathlib.Path) -> None:
 
 
 def _tile(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
-  """Images (N, H, W, C) in [0, 1] side by side on white, (rows (H + border), columns (W + border), C)."""
+  """Arranges images (N, H, W, C) in [0, 1] on white.
+
+  Returns (rows (H + border) + border, columns (W + border) + border, C).
+  """
   n, height, width, channels = images.shape
   rows = -(-n // columns)
   sheet = np.ones((rows * (height + border) + border, columns * (width + border) + border, channels))
@@ -78,8 +81,8 @@ def denoising(
 ) -> None:
   """Writes a PNG of one sample from noise to data.
 
-  `frames` are (t, x_t, E[x_0 | x_t]) in time order: each column shows the noisy image, scaled to its own range, and
-  under it what the model expects it to become. Points (N, 2) are drawn as a scatter plot a frame.
+  `frames` are (t, x_t, E[x_0 | x_t]) in time order. Each column shows the noisy image, scaled to its own range, and
+  below it the model's estimate of x_0. Points (N, 2) are drawn as one scatter plot per frame.
   """
   points = frames[0][1].ndim == 2
   rows = 1 if points else 2
@@ -124,7 +127,7 @@ def density(
 
 
 def posteriors(path: str | pathlib.Path, rows: Sequence[dict[str, np.ndarray]], title: str) -> None:
-  """Writes a PNG of images (H, W, C) in [0, 1] in named columns, one row an input."""
+  """Writes a PNG of images (H, W, C) in [0, 1] in named columns, with one row per input."""
   figure = Figure(figsize=(1.3 * len(rows[0]), 1.3 * len(rows) + 0.3))
   for i, row in enumerate(rows):
     for j, (name, image) in enumerate(row.items()):
@@ -143,7 +146,7 @@ def curves(
   xlabel: str = "step",
   log: bool = False,
 ) -> None:
-  """Writes a PNG of curves {name: (step, value)}, smoothed over fiftieths of the run where there are many points."""
+  """Writes a PNG of curves {name: (step, value)}. Smooths curves of 100 points or more over 1/50 of their points."""
   figure = Figure(figsize=(7, 4))
   axes = figure.add_subplot()
   for name, (step, value) in series.items():

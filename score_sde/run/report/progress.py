@@ -1,4 +1,4 @@
-"""Long work shows how far it is, and stops in order when asked to."""
+"""Progress bars, and orderly stops after a signal."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ from score_sde.errors import ScoreSDEError
 
 
 class Interrupted(ScoreSDEError):
-  """SIGTERM or SIGINT asked the run to stop; what was computed is saved."""
+  """Interruption: SIGTERM or SIGINT asked the run to stop. Finished work is saved."""
 
 
 _asked = threading.Event()
@@ -20,25 +20,25 @@ _silent = False
 
 
 def be_silent() -> None:
-  """No bars from here on: the first host's are enough."""
+  """Turns progress bars off. Called on all hosts but the first."""
   global _silent
   _silent = True
 
 
 def stop_asked() -> bool:
-  """Whether a signal asked to stop."""
+  """Returns whether a signal asked the run to stop."""
   return _asked.is_set()
 
 
 def wait(seconds: float) -> None:
-  """Sleeps. Raises Interrupted as soon as a signal asks to stop."""
+  """Sleeps for `seconds`. Raises Interrupted as soon as a signal asks the run to stop."""
   if _asked.wait(seconds):
     raise Interrupted
 
 
 @contextlib.contextmanager
 def stops_on_signal() -> Iterator[None]:
-  """Within, SIGTERM and Ctrl-C only set a flag that long work looks at; a second Ctrl-C interrupts at once."""
+  """Makes SIGTERM and Ctrl-C only set a flag, which long work checks. A second Ctrl-C interrupts at once."""
 
   def handler(number, frame):
     if number == signal.SIGINT and _asked.is_set():
@@ -55,7 +55,7 @@ def stops_on_signal() -> Iterator[None]:
 
 
 class Bar:
-  """A progress bar with rate and time left; a line every few seconds where the output is no terminal."""
+  """Progress bar with rate and time left. If the output is no terminal, it prints a line every few seconds."""
 
   def __init__(self, name: str, total: int, unit: str, done: int = 0):
     terminal = sys.stderr.isatty()
@@ -79,13 +79,13 @@ class Bar:
     self._bar.close()
 
   def show(self, done: int, **numbers: float) -> None:
-    """Sets how much is done, and numbers to show beside it."""
+    """Sets the amount of finished work, and numbers to show beside the bar."""
     if numbers:
       self._bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()}, refresh=False)
     self._bar.update(done - self._bar.n)
 
   def step(self, done: int, total: int) -> None:
-    """`show`, for work that can be given up at any time: raises Interrupted when asked to stop."""
+    """Does the same as `show` for work that may stop at any time. Raises Interrupted if a signal asked for a stop."""
     self._bar.total = total
     self.show(done)
     if stop_asked():
