@@ -296,7 +296,7 @@ GOOD = {"key": KEY, "sde": ss.VP(), "score": lambda x, t: -x, "shape": (4, 2)}
     ({"x_T": jnp.zeros((3, 2))}, r"must have the samples' shape \(4, 2\)"),
     ({"steps": 2.5}, "steps=2.5 must be an integer"),
     ({"grid": "log_snt"}, "Did you mean 'log_snr'"),
-    ({"grid": ss.TimeGrid.through([2.0, 0.5])}, "must run from at most T"),
+    ({"grid": ss.TimeGrid.through([2.0, 0.5])}, "must run from noise to data, within"),
     ({"dtype": jnp.float64}, "jax_enable_x64"),
     ({"dtype": jnp.int32}, "must be a floating-point type"),
     ({"solver": ss.UniPC(), "grid": "official"}, "needs steps that chain"),

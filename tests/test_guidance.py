@@ -469,7 +469,7 @@ def test_masks_are_checked_against_the_images(tmp_path):
     ("super_resolution", {"factor": 3}, "does not divide images of 8 x 8"),
     ("colorize", {}, "needs data.num_channels=3"),
     ("fourier", {"fraction": 0.0}, r"must lie in \(0, 1\]"),
-    ("motion_deblur", {"length": 30}, "between 2 and 8 pixels"),
+    ("motion_deblur", {"length": 30}, r"must lie in \[2, 8\] pixels"),
   ):
     with pytest.raises(BadInput, match=message):
       guide.make_operator(resolve(config_with(task=task, **options)), 2)

@@ -465,7 +465,7 @@ class RectifiedFlow(LinearSDE):
 
 
 def linear(sde: SDE, what: str) -> LinearSDE:
-  """Checks that `sde` is linear and returns it. `what` names the feature that needs a linear SDE, for the message.
+  """Checks that `sde` is linear and returns it. `what` names the feature that needs one, for the message.
 
   Raises:
     InvalidArgument: for an SDE that is not linear.
