@@ -227,7 +227,9 @@ def interpolate(a: Batch, b: Batch, weights: Weights) -> Stack:
   sin((1 - w) θ) / sin θ a + sin(w θ) / sin θ b, θ the angle between the two. This keeps the norm of latents. A straight
   line would pass too close to the origin. Song et al. 2021, Appendix D.5.
   """
-  cosine = sum_over_dims(a * b) / (norm(a) * norm(b))
-  angle = jnp.maximum(jnp.arccos(jnp.clip(cosine, -1, 1)), 1e-4)
-  share = lambda w: expand(jnp.sin(w * angle) / jnp.sin(angle), a)
+  cosine = sum_over_dims(a * b) / jnp.maximum(norm(a) * norm(b), jnp.finfo(a.dtype).tiny)
+  angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+  apart = (angle > 1e-4) & (angle < math.pi - 1e-4)
+  sine = jnp.where(apart, jnp.sin(angle), 1.0)
+  share = lambda w: expand(jnp.where(apart, jnp.sin(w * angle) / sine, w), a)
   return jnp.stack([share(1 - w) * a + share(w) * b for w in jnp.asarray(weights, a.dtype)])

@@ -89,12 +89,23 @@ def kid(
   return float(np.mean(values)), float(np.std(values))
 
 
-def inception_score(logits: np.ndarray, *, splits: int = 10) -> tuple[float, float]:
-  """Returns exp(E KL(p(y | x) ‖ p(y))): (mean, standard deviation) over `splits` consecutive parts of `logits` (N, K).
+def kid_subset_size(n: int, m: int) -> int:
+  """Returns the size of KID's subsets for sets of `n` and `m` features: 1,000, or half of the smaller set.
 
-  Salimans et al. 2016.
+  Subsets as large as a set would all be the same, with a standard deviation of 0 that says nothing.
+  """
+  return max(min(1000, n // 2, m // 2), 2)
+
+
+def inception_score(logits: np.ndarray, *, splits: int = 10, seed: int | None = None) -> tuple[float, float]:
+  """Returns exp(E KL(p(y | x) ‖ p(y))): (mean, standard deviation) over `splits` parts of `logits` (N, K).
+
+  Salimans et al. 2016. With a `seed` the logits are shuffled first: consecutive parts of samples that are ordered by
+  class would each hold few classes, and score too low. None keeps the order, as published scores do.
   """
   logits = np.asarray(logits, np.float64)
+  if seed is not None:
+    logits = logits[np.random.default_rng(seed).permutation(len(logits))]
   logits = logits - logits.max(axis=1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   scores = []

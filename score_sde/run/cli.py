@@ -154,7 +154,7 @@ def _call(action: Callable[[], None]) -> None:
         action()
     except BadInput as error:
       _fail(str(error))
-    except (training.Diverged, devices.HostsError, DiskFull) as error:
+    except (training.Diverged, devices.HostsError, DiskFull, evaluate.SolvesFailed) as error:
       print(f"{sys.argv[0]}: {error}", file=sys.stderr)
       _leave(1)
     except Stalled as error:

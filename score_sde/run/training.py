@@ -168,16 +168,16 @@ def _unrolls(experiment: Experiment) -> bool:
 
 
 def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """Returns `n_jitted_steps` steps as one dispatch: (state, this host's batches (steps, b, ...)) -> (state, metrics).
+  """Returns a block of steps as one dispatch: (state, this host's batches (steps, b, ...)) -> (state, metrics).
 
-  The state has the sharding of `start_state`. Its buffers are donated.
+  The state has the sharding of `start_state`. Its buffers are donated. Each number of steps compiles once.
   """
   mesh = make_mesh(experiment.config)
-  step, n = make_train_step(experiment, mesh), experiment.config.training.n_jitted_steps
+  step = make_train_step(experiment, mesh)
 
   def unrolled(state: TrainState, batches: dict) -> tuple[TrainState, dict]:
     metrics = []
-    for i in range(n):
+    for i in range(len(jax.tree.leaves(batches)[0])):
       state, values = step(state, jax.tree.map(lambda x: x[i], batches))
       metrics.append(values)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *metrics)
@@ -263,11 +263,18 @@ def _check_frequencies(config: ConfigDict) -> None:
       )
 
 
-def _blocks(config: ConfigDict, batches: Iterator[dict]) -> Iterator[dict]:
-  """Yields blocks: the batches of `n_jitted_steps` steps, stacked to (steps, b, ...)."""
+def _blocks(config: ConfigDict, batches: Iterator[dict], step: int) -> Iterator[dict]:
+  """Yields blocks of batches from `step` on, stacked to (steps, b, ...), each of `n_jitted_steps` steps.
+
+  Blocks end at multiples of n_jitted_steps, where a run logs and saves. If `step` is none, because the run was started
+  with another n_jitted_steps, the first block is shorter.
+  """
+  n = config.training.n_jitted_steps
+  size = n - step % n
   while True:
-    block = [next(batches) for _ in range(config.training.n_jitted_steps)]
+    block = [next(batches) for _ in range(size)]
     yield jax.tree.map(lambda *x: np.stack(x), *block)
+    size = n
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -376,17 +383,18 @@ class Run:
     config, t = self.config, self.options
     train_steps, eval_loss = make_train_steps(self.experiment), make_eval_loss(self.experiment)
     eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
-    blocks = _blocks(config, data.within(data.batches(config, self.source, self.step), t.data_timeout))
+    blocks = _blocks(config, data.within(data.batches(config, self.source, self.step), t.data_timeout), self.step)
     # Metrics of the newest block. They are read one block later, so the host runs at most one block ahead.
     pending = None
     shown: dict[str, float] = {}  # beside the bar
     with Bar("train", self.total, " steps", self.step) as bar:
       while self.step < self.total:
-        self.state, values = train_steps(self.state, next(blocks))
+        block = next(blocks)
+        self.state, values = train_steps(self.state, block)
         if pending is not None:
           shown = {"loss": self._received(*pending)["loss"]}
         pending = (self.step, values)
-        self.step += t.n_jitted_steps
+        self.step += len(block["index"])
         bar.show(self.step, **shown)
 
         due = {name: self.step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}

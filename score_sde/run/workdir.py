@@ -36,7 +36,8 @@ def make_workdir(workdir: str) -> pathlib.Path:
 def claimed(path: pathlib.Path) -> Iterator[None]:
   """Claims the workdir `path`: no other job can train there within the context.
 
-  The claim is a file lock, which the system releases when the process ends, even by a crash.
+  The claim is a lock on the file `.claimed`, which the system releases when the process ends, even by a crash. The file
+  stays: if it were removed, a second job could hold the lock of the removed file and a third that of a new one.
 
   Raises:
     BadInput: if another job holds the claim.
@@ -62,7 +63,7 @@ def claimed(path: pathlib.Path) -> Iterator[None]:
     try:
       yield
     finally:
-      file.unlink(missing_ok=True)
+      handle.truncate(0)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -1,10 +1,11 @@
 """Evaluation of trained models: losses, bits/dim, samples and their quality; pictures and reports."""
 
 from score_sde.run.evaluate.quality import compared_with, measure
-from score_sde.run.evaluate.runs import chosen_step, evaluate, open_workdir, restore, sample
+from score_sde.run.evaluate.runs import SolvesFailed, chosen_step, evaluate, open_workdir, restore, sample
 from score_sde.run.evaluate.samples import draw, draw_samples, to_uint8
 
 __all__ = [
+  "SolvesFailed",
   "chosen_step",
   "compared_with",
   "draw",

@@ -108,7 +108,8 @@ def mean_bits_per_dim(
   and shares them among hosts.
 
   Returns:
-    "bits_per_dim" and its standard error over examples, the mean nfe, and the number of failed solves.
+    "bits_per_dim" and its standard error over the examples whose solves finished, "examples" their number,
+    "likelihood_failed" the number of the others, and the mean nfe. Without "bits_per_dim" if all failed.
   """
   config, e = experiment.config, experiment.config.eval
   dims = math.prod(experiment.shape)
@@ -127,8 +128,20 @@ def mean_bits_per_dim(
     _over_batches(name, config, source, functools.partial(run, repeat), cache, f"repeat_{repeat}_")
     for repeat in range(e.num_repeats)
   ]
-  log_density = np.mean([r[:, 0] for r in repeats], axis=0)
-  nfe, reached = np.concatenate(repeats)[:, 1].mean(), np.concatenate(repeats)[:, 2]
+  log_density, nfe = np.mean([r[:, 0] for r in repeats], axis=0), np.mean([r[:, 1] for r in repeats])
+  reached = np.stack([r[:, 2] for r in repeats])  # the time at which each solve ended
+  finished = (reached >= experiment.sde.T).all(axis=0)
+  failed = np.flatnonzero(~finished)
+  if len(failed):
+    some = ", ".join(f"{i} (t = {reached[:, i].min():.3g})" for i in failed[:8])
+    log.warning(
+      "%d of %d examples are left out of the likelihood: their solves exceeded sampling.max_steps: %s.",
+      len(failed), len(finished), some,
+    )  # fmt: skip
+  counts = {"likelihood_nfe": float(nfe), "likelihood_failed": len(failed), "examples": int(finished.sum())}
+  if not finished.any():
+    return {"likelihood": e.likelihood} | counts
+  log_density = log_density[finished]
   if not scaling.is_image:
     result = _mean_and_error("nats", -log_density)
   elif e.likelihood == "chain":
@@ -136,11 +149,6 @@ def mean_bits_per_dim(
   else:
     bits = bits_per_dim(log_density, dims, config.data.levels, scaling.slope)
     result = _mean_and_error("bits_per_dim", np.asarray(bits))
-  failed = np.flatnonzero(~(reached >= experiment.sde.T))
-  if len(failed):
-    some = ", ".join(f"{i % len(log_density)} (t = {reached[i]:.3g})" for i in failed[:8])
-    log.warning("%d of %d likelihood solves exceeded sampling.max_steps: %s.", len(failed), len(reached), some)
-  counts = {"likelihood_nfe": float(nfe), "likelihood_failed": len(failed), "examples": len(log_density)}
   return {"likelihood": e.likelihood} | result | counts
 
 
@@ -210,5 +218,7 @@ def _over_batches(
 
 
 def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
+  """Returns the mean of `values` and its standard error, which a single value does not have."""
   values = np.asarray(values, np.float64)
-  return {name: float(values.mean()), f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
+  found = {name: float(values.mean())}
+  return found | ({f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values)))} if len(values) > 1 else {})

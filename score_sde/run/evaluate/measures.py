@@ -57,6 +57,7 @@ MEASURES = (
   Measure("bits_per_dim", "bits/dim", error="bits_per_dim_error", short="bits/dim", bound=True),
   Measure("nats", "nats", error="nats_error", short="nats", bound=True),
   Measure("examples", "examples of the likelihood", ","),
+  Measure("likelihood_failed", "likelihoods that failed", ",", line="{} likelihoods failed", zero=False),
   Measure("likelihood_nfe", "evaluations of the likelihood", ".0f"),
   Measure("samples", "samples", ",", short="samples"),
   Measure("samples_failed", "samples that failed", ",", zero=False),

@@ -57,7 +57,7 @@ def measure(
   """
   found, logits = features.collect(extractor.name, parts, config.eval.num_features)
   a, b = found.moments, reference.moments
-  score, spread = metrics.inception_score(logits)
+  score, spread = metrics.inception_score(logits, seed=0)  # samples may be ordered by class
   row = {
     "features": extractor.name,
     "reference_images": b.count,
@@ -67,7 +67,7 @@ def measure(
   }
   if reference.features is not None:
     assert found.features is not None
-    size = min(1000, len(found.features), len(reference.features))
+    size = metrics.kid_subset_size(len(found.features), len(reference.features))
     row["kid"], row["kid_std"] = metrics.kid(found.features, reference.features, subset_size=size)
     row["precision"], row["recall"] = metrics.precision_recall(found.features, reference.features)
   return row
@@ -159,7 +159,7 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
       isc=True, fid=True, kid=True, prc=True, verbose=False, cuda=torch.cuda.is_available(),
       save_cpu_ram=True,  # reads in this process: JAX does not survive a fork
       feature_extractor="inception-v3-compat",  # precision and recall have another network by default
-      batch_size=features.AT_ONCE, kid_subset_size=min(1000, len(samples), len(source)),
+      batch_size=features.AT_ONCE, kid_subset_size=metrics.kid_subset_size(len(samples), len(source)),
       feature_extractor_weights_path=e.inception_path or str(features.downloaded()),
     )  # fmt: skip
     version = importlib.metadata.version("torch-fidelity")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices
 from score_sde.run.config import BadInput, as_dict, signature
 from score_sde.run.config.plugins import load
@@ -269,6 +270,10 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> di
   return row
 
 
+class SolvesFailed(ScoreSDEError):
+  """No solve of a likelihood finished. The other results are in the report."""
+
+
 def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
   """Evaluates checkpoints in `workdir` by config.eval. Prints the results and writes report.json and report.md.
 
@@ -277,6 +282,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
 
   Raises:
     BadInput: if there is no checkpoint, or one of another model, or if no measurement is enabled.
+    SolvesFailed: if all likelihood solves of a checkpoint failed, after the reports are written.
     Interrupted: after a signal to stop.
   """
   experiment = experiment or build(config)
@@ -296,6 +302,12 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   devices.wait_for_all("evaluation")
   if devices.is_first_host():
     shutil.rmtree(unfinished, ignore_errors=True)
+  failed = [row["step"] for row in rows if row.get("likelihood_failed") and not row["examples"]]
+  if failed:
+    raise SolvesFailed(
+      f"All likelihood solves of step {', '.join(map(str, failed))} exceeded sampling.max_steps="
+      f"{config.sampling.max_steps}: there are no bits/dim. Raise it, or eval.rtol and eval.atol."
+    )
 
 
 def _each(plan: _Plan, manager: Any, workdir: str) -> Iterator[tuple[int, Params]]:
