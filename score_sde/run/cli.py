@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 import score_sde
 from score_sde.models import MODELS
-from score_sde.run import devices, guide, heap, training
+from score_sde.run import devices, evaluate, guide, heap, training
 from score_sde.run.checkpoints import DiskFull, finds_no_room
 from score_sde.run.config import SDES, BadInput, describe, keys, resolve, unknown_key, why_unread
 from score_sde.run.data import Stalled
@@ -173,7 +173,7 @@ def run() -> None:
   """Runs run.py and the commands train, sample and eval."""
 
   def action() -> None:
-    config, workdir = resolve(_CONFIG.value), str(_WORKDIR.value)
+    config, workdir = resolve(_CONFIG.value), os.path.expanduser(str(_WORKDIR.value))
     _check_effects(config, sys.argv)
     if _MODE.value == "train":
       training.train(config, workdir)
@@ -192,8 +192,8 @@ def _run_tool(action: Callable[..., Any], positional: Sequence[str] = (), *, nee
   """
 
   def main(arguments: Sequence[str]) -> None:
-    folder = (_WORKDIR.value,) if needs_workdir else ()
-    _call(lambda: action(_CONFIG.value, *folder, *arguments[1:]))
+    paths = ([_WORKDIR.value] if needs_workdir else []) + list(arguments[1:])
+    _call(lambda: action(_CONFIG.value, *map(os.path.expanduser, paths)))
 
   app.run(main, flags_parser=lambda argv: _parse(argv, positional, needs_workdir))
 
@@ -229,7 +229,7 @@ def _compare() -> None:
   def action(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
       _fail("Give one RUN or several: workdirs, or reports in them.")
-    _call(lambda: print(compare(*arguments[1:])))
+    _call(lambda: print(compare(*map(os.path.expanduser, arguments[1:]))))
 
   app.run(action)
 

@@ -41,7 +41,8 @@ class TimeGrid:
       InvalidArgument: for times that are negative or do not decrease.
     """
     times = np.asarray(times, np.float64)
-    if times.ndim != 1 or not len(times) or (np.diff(times) >= 0).any() or times[-1] < 0:
+    used = times.astype(jax.dtypes.canonicalize_dtype(np.float64))  # float32, unless x64 is enabled
+    if used.ndim != 1 or not len(used) or not (np.diff(used) < 0).all() or used[-1] < 0:
       raise InvalidArgument(
         f"times={times.tolist()} must decrease from noise to data and must not be negative.", "times"
       )

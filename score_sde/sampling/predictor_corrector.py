@@ -106,6 +106,15 @@ class PredictorCorrector(Solver):
           f"predictor='ancestral_sampling' has no grid='official' under {name}, because the published code has no "
           "table for it. Use grid='uniform'.", "predictor", "grid",
         )  # fmt: skip
+    if grid.official and sde.has_table and self.predictor in ("reverse_diffusion", "ancestral_sampling"):
+      with jax.ensure_compile_time_eval():
+        ratio, std = linear(sde, "A table").chain(*(jnp.asarray(column) for column in grid.rows.T))
+        sound = bool(((ratio > 0) & jnp.isfinite(std)).all())
+      if not sound:
+        raise InvalidArgument(
+          f"steps={len(grid)} is too small for grid='official' under {name}: the table's sqrt(1 - beta / steps) is not "
+          "a number. Use more steps (more than beta_max), or grid='uniform'.", "steps", "grid",
+        )  # fmt: skip
     return dataclasses.replace(self, tabulated=grid.official)
 
   def averaged(self, norms: Array) -> Array:

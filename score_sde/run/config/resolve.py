@@ -1,5 +1,6 @@
 """Resolving of configs: fills the defaults that depend on other keys, and checks all values."""
 
+import os
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -71,6 +72,14 @@ class Resolved(ConfigDict):
   """Resolved config: every key has its value. Returned by `resolve`. Its sections are plain ConfigDicts."""
 
 
+def _expand_home(config: ConfigDict) -> None:
+  """Replaces a `~` at the beginning of every path in `config` by the user's home folder."""
+  for section in config.values():
+    for key, value in section.items() if isinstance(section, ConfigDict) else ():
+      if isinstance(value, str) and value.startswith("~"):
+        section[key] = os.path.expanduser(value)
+
+
 def resolve(config: ConfigDict) -> Resolved:
   """Returns a locked copy of `config` with every placeholder filled and every value checked.
 
@@ -82,6 +91,7 @@ def resolve(config: ConfigDict) -> Resolved:
   if isinstance(config, Resolved):
     return config
   config = ConfigDict(config).copy_and_resolve_references()
+  _expand_home(config)
   sde = make_sde(config)
   if config.training.likelihood_weighting:
     _fill(config, "training.weighting", "likelihood")
