@@ -3,10 +3,12 @@
 import collections
 import json
 import pickle
+import re
 import struct
 import zipfile
 
 import golden_cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -309,6 +311,70 @@ def test_a_diffusers_folder_is_imported_and_its_settings_are_compared(tmp_path, 
   got = devices.run_once(experiment.network.apply, {"params": state.params}, x, labels)
   assert golden_cases.relative_error(got, case["y"]) < 1e-4
   assert signature(experiment.config)["model.attn_every_block"]
+
+
+def write_unet(folder, case, **changed):
+  """Writes a UNet2DModel of diffusers with the weights of a golden case, and other settings."""
+  folder.mkdir(parents=True)
+  (folder / "config.json").write_text(json.dumps(golden_cases.manifest(case)["config"] | changed))
+  weights = {k: np.ascontiguousarray(v) for k, v in golden_cases.weights(case).items()}
+  safetensors.numpy.save_file(weights, folder / "diffusion_pytorch_model.safetensors")
+  return folder
+
+
+def config_of_unet(folder):
+  """The config of a diffusers folder, as the flags that the importer asks for would set it."""
+  config = default_config()
+  config.training.sde, config.training.continuous, config.data.dataset = "vpsde", False, "digits"
+  for key, value in published.diffusers_settings(folder).items():
+    section, name = key.split(".")
+    config[section][name] = value
+  return config
+
+
+@pytest.mark.parametrize(
+  "name", ["default", "act", "classes", "eps", "flip", "groups", "heads", "padding", "shift"]
+)  # fmt: skip
+def test_every_setting_of_a_diffusers_network_is_honoured(tmp_path, name):
+  case = golden_cases.load(f"diffusers_variants/{name}")
+  folder = write_unet(tmp_path / "model", case)
+  experiment, state = imported(tmp_path, folder, config_of_unet(folder))
+  y = golden_cases.manifest(case).get("class_labels")
+  y = None if y is None else jnp.asarray(y)
+  x, t = jnp.asarray(case["x"]), jnp.asarray(case["t"])
+  got = devices.run_once(lambda p: experiment.network.apply({"params": p}, x, t, None, y), state.params)
+  assert golden_cases.relative_error(got, case["y"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'; our DDPM only has 'positional'"),
+    ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift='scale_shift'"),
+    ({"act_fn": "quick_gelu"}, "act_fn='quick_gelu'"),
+    ({"downsample_type": "resnet"}, "downsample_type='resnet'"),
+    ({"mid_block_type": None}, "mid_block_type=None"),
+    ({"class_embed_type": "timestep", "num_class_embeds": 10}, "class_embed_type='timestep'"),
+    ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "which do not mirror"),
+    ({"out_channels": 6}, "out_channels=6 for in_channels=3"),
+    ({"dual_cross_attention": True}, "keys that this importer does not know: dual_cross_attention"),
+  ],
+)
+def test_other_settings_of_a_diffusers_network_are_refused_by_name(tmp_path, changed, message):
+  folder = write_unet(tmp_path / "model", golden_cases.load("diffusers_ddpm"), **changed)
+  with pytest.raises(BadInput, match=re.escape(message)):
+    published.diffusers_settings(folder)
+
+
+def test_unet_ema_beside_unet_is_the_average(tmp_path):
+  case = golden_cases.load("diffusers_ddpm")
+  folder = write_unet(tmp_path / "model" / "unet", case)
+  average = write_unet(tmp_path / "model" / "unet_ema", case)
+  file = average / "diffusion_pytorch_model.safetensors"
+  doubled = {k: 2 * v for k, v in safetensors.numpy.load_file(file).items()}
+  safetensors.numpy.save_file(doubled, file)
+  _, state = imported(tmp_path, folder.parent, config_of_unet(folder.parent))
+  jax.tree.map(lambda p, e: np.testing.assert_array_equal(2 * p, e), state.params, state.ema_params)
 
 
 def test_a_hub_name_without_a_network_is_explained(tmp_path, monkeypatch):

@@ -20,19 +20,13 @@ from score_sde.models.layers import (
 )
 from score_sde.models.options import setting
 
-GROUPS = 32
-
 
 class ResnetBlockDDPM(ResnetBlockDDPMpp):
-  """Residual block with 32 groups in every norm."""
-
-  groups: int | None = GROUPS
+  """Residual block, under its name in the published parameters."""
 
 
 class AttnBlock(AttnBlockpp):
-  """Self-attention with 32 groups in its norm."""
-
-  groups: int | None = GROUPS
+  """Self-attention, under its name in the published parameters."""
 
 
 class DDPM(nn.Module):
@@ -47,6 +41,13 @@ class DDPM(nn.Module):
     resamp_with_conv: convolve when resampling.
     scale_by_sigma: divide the output by the noise level with index `label` (for score prediction).
     sigma_min, sigma_max, num_scales: the noise levels, indexed by the label, for scale_by_sigma.
+    nonlinearity, outer_nonlinearity: activation within blocks, and that of the embedding of the noise level and before
+      the last layer; None takes the same.
+    norm_groups, norm_eps: groups of each norm, and the number added to its variance.
+    downsample_padding: pixels on each side before a strided convolution; 0 is one below and one to the right, as
+      published.
+    freq_shift, flip_sin_to_cos: of the positional embedding, see `positional_embedding`.
+    mid_block_scale_factor: number that sums in the middle of the network are divided by.
     head_dim, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
   """
 
@@ -56,10 +57,17 @@ class DDPM(nn.Module):
   attn_resolutions: tuple[int, ...] = setting("attn_resolutions", (16,))
   attn_every_block: bool = setting("attn_every_block", False)
   nonlinearity: str = setting("nonlinearity", "swish")
+  outer_nonlinearity: str | None = setting("outer_nonlinearity", None)
   dropout: float = setting("dropout", 0.1)
   conditional: bool = setting("conditional", True)
   resamp_with_conv: bool = setting("resamp_with_conv", True)
   init_scale: float = setting("init_scale", 0.0)
+  norm_groups: int = setting("norm_groups", 32)
+  norm_eps: float = setting("norm_eps", 1e-6)
+  downsample_padding: int = setting("downsample_padding", 0)
+  freq_shift: float = setting("freq_shift", 1.0)
+  flip_sin_to_cos: bool = setting("flip_sin_to_cos", False)
+  mid_block_scale_factor: float = setting("mid_block_scale_factor", 1.0)
   scale_by_sigma: bool = setting("scale_by_sigma", False)
   sigma_min: float = 0.01
   sigma_max: float = 50.0
@@ -75,20 +83,23 @@ class DDPM(nn.Module):
   def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
     """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
     act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
-    common = {"init_scale": self.init_scale, "dtype": self.dtype}
+    outer = ACTIVATIONS[self.outer_nonlinearity or self.nonlinearity]
+    common = {
+      "init_scale": self.init_scale, "groups": self.norm_groups, "epsilon": self.norm_eps, "dtype": self.dtype
+    }  # fmt: skip
     block_type = rematerialized(ResnetBlockDDPM, self.remat)
     attention_type = rematerialized(AttnBlock, self.remat)
 
-    def attention(h):
-      return attention_type(head_dim=self.head_dim, **common)(h)
+    def attention(h, divisor=1.0):
+      return attention_type(head_dim=self.head_dim, divisor=divisor, **common)(h)
 
-    def block(h, features):
-      return block_type(features, dropout=self.dropout, act=act, **common)(h, temb, keys)
+    def block(h, features, divisor=1.0):
+      return block_type(features, dropout=self.dropout, act=act, divisor=divisor, **common)(h, temb, keys)
 
     def attention_where_wanted(h, wanted=True):
       return attention(h) if wanted and h.shape[1] in self.attn_resolutions else h
 
-    temb = self._embedding(labels, y, keys, act)
+    temb = self._embedding(labels, y, keys, outer)
     h = x if self.centered else 2 * x - 1
 
     # Down: every activation is kept for the way up.
@@ -97,11 +108,12 @@ class DDPM(nn.Module):
       for _ in range(self.num_res_blocks):
         skips.append(attention_where_wanted(block(skips[-1], self.nf * self.ch_mult[i])))
       if i < levels - 1:
-        skips.append(Downsample(with_conv=self.resamp_with_conv, dtype=self.dtype)(skips[-1]))
+        half = Downsample(with_conv=self.resamp_with_conv, padding=self.downsample_padding, dtype=self.dtype)
+        skips.append(half(skips[-1]))
 
-    h = block(skips[-1], None)
-    h = attention(h)
-    h = block(h, None)
+    h = block(skips[-1], None, self.mid_block_scale_factor)
+    h = attention(h, self.mid_block_scale_factor)
+    h = block(h, None, self.mid_block_scale_factor)
 
     # Up: each block also takes the matching activation of the way down.
     for i in reversed(range(levels)):
@@ -111,7 +123,7 @@ class DDPM(nn.Module):
       if i:
         h = Upsample(with_conv=self.resamp_with_conv, dtype=self.dtype)(h)
 
-    h = act(group_norm(h.shape[-1], GROUPS)(h))
+    h = outer(group_norm(h.shape[-1], self.norm_groups, self.norm_eps)(h))
     h = conv(channels, 3, self.dtype, init_scale=self.init_scale)(h).astype(jnp.float32)
     if not self.scale_by_sigma:
       return h
@@ -120,7 +132,8 @@ class DDPM(nn.Module):
   def _embedding(self, labels, y, keys, act):
     if not self.conditional:
       return None
-    temb = dense(4 * self.nf, self.dtype)(positional_embedding(labels, self.nf))
+    temb = positional_embedding(labels, self.nf, self.freq_shift, self.flip_sin_to_cos)
+    temb = dense(4 * self.nf, self.dtype)(temb)
     temb = dense(4 * self.nf, self.dtype)(act(temb))
     if self.num_classes:
       temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(y, len(labels), keys)

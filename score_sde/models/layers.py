@@ -35,6 +35,8 @@ ACTIVATIONS = {
   "relu": nn.relu,
   "lrelu": lambda x: nn.leaky_relu(x, negative_slope=0.2),
   "swish": swish,
+  "gelu": lambda x: nn.gelu(x, approximate=False),
+  "mish": jax.nn.mish,
 }
 
 
@@ -56,13 +58,15 @@ def _pointwise(x: Array, kernel: Array, *_, **__) -> Array:
   return over_channels(x, kernel[0, 0])
 
 
-def conv(features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, init_scale: float = 1.0) -> nn.Conv:
+def conv(
+  features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, padding: str | int = "SAME", init_scale: float = 1.0
+) -> nn.Conv:
   """Returns a size x size convolution with bias. It keeps the resolution, or divides it by `strides`."""
   return nn.Conv(
     features,
     (size, size),
     strides=(strides, strides),
-    padding="SAME",
+    padding=padding,
     dtype=dtype,
     kernel_init=default_init(init_scale),
     conv_general_dilated=_pointwise if size == strides == 1 else None,
@@ -113,9 +117,9 @@ class GroupNorm(nn.Module):
     return x * factor[:, None, None, :] + (bias - mean * factor)[:, None, None, :]
 
 
-def group_norm(channels: int, groups: int | None = None) -> GroupNorm:
+def group_norm(channels: int, groups: int | None = None, epsilon: float = 1e-6) -> GroupNorm:
   """Returns a GroupNorm with `groups` groups, by default min(channels / 4, 32)."""
-  return GroupNorm(groups or min(channels // 4, 32))
+  return GroupNorm(groups or min(channels // 4, 32), epsilon)
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
@@ -187,12 +191,16 @@ class GaussianFourierProjection(nn.Module):
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def positional_embedding(t: Array, dim: int) -> Array:
-  """Returns [sin(t w), cos(t w)] with w geometric from 1 to 1 / 10000: (B,) -> (B, dim). Vaswani et al. 2017."""
+def positional_embedding(t: Array, dim: int, shift: float = 1.0, cos_first: bool = False) -> Array:
+  """Returns [sin(t w), cos(t w)] with w geometric from 1 to 1 / 10000: (B,) -> (B, dim). Vaswani et al. 2017.
+
+  Both halves have n = dim / 2 frequencies w_k = 10000^(-k / (n - shift)). `cos_first` swaps the halves.
+  """
   half = dim // 2
-  w = np.exp(-math.log(10000) * np.arange(half) / (half - 1))
+  w = np.exp(-math.log(10000) * np.arange(half) / (half - shift))
   angle = t.astype(jnp.float32)[:, None] * jnp.asarray(w, jnp.float32)[None, :]
-  return jnp.pad(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1), ((0, 0), (0, dim % 2)))
+  parts = [jnp.sin(angle), jnp.cos(angle)]
+  return jnp.pad(jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1), ((0, 0), (0, dim % 2)))
 
 
 def sigma_of_index(index: Array, sigma_min: float, sigma_max: float, num_scales: int) -> Array:
@@ -243,17 +251,24 @@ class AttnBlockpp(nn.Module):
   init_scale: float = 0.0
   head_dim: int | None = None
   groups: int | None = None
+  epsilon: float = 1e-6
+  divisor: float = 1.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     b, height, width, channels = x.shape
     size = self.head_dim or channels
-    h = group_norm(channels, self.groups)(x)
+    h = group_norm(channels, self.groups, self.epsilon)(x)
     q, k, v = (NIN(channels, dtype=self.dtype)(h).reshape(b, height * width, -1, size) for _ in range(3))
     h = attend(q, k, v).reshape(x.shape)
     h = NIN(channels, init_scale=self.init_scale, dtype=self.dtype)(h)
-    return add(x, h, self.skip_rescale)
+    return divided(add(x, h, self.skip_rescale), self.divisor)
+
+
+def divided(x: Array, divisor: float) -> Array:
+  """Returns x / divisor."""
+  return x if divisor == 1 else x / divisor
 
 
 def add(x: Array, h: Array, rescale: bool) -> Array:
@@ -363,11 +378,15 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-  """Layer that halves the resolution, by FIR filter or mean, or by a strided 3 x 3 convolution if `with_conv`."""
+  """Layer that halves the resolution, by FIR filter or mean, or by a strided 3 x 3 convolution if `with_conv`.
+
+  The convolution pads one row below and one column to the right, or with `padding` that many on each side.
+  """
 
   features: int | None = None
   with_conv: bool = False
   kernel: tuple[int, ...] | None = None
+  padding: int = 0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -377,7 +396,7 @@ class Downsample(nn.Module):
       return downsample(x, self.kernel)
     if self.kernel is not None:
       return Conv2d(features, self.kernel, dtype=self.dtype)(x)
-    return conv(features, 3, self.dtype, strides=2)(x)
+    return conv(features, 3, self.dtype, strides=2, padding=self.padding or "SAME")(x)
 
 
 class Combine(nn.Module):
@@ -401,19 +420,21 @@ class ResnetBlockDDPMpp(nn.Module):
   init_scale: float = 0.0
   act: Callable = swish
   groups: int | None = None
+  epsilon: float = 1e-6
+  divisor: float = 1.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, temb: Array | None, keys: Array | None) -> Array:
     features = self.features or x.shape[-1]
-    h = conv(features, 3, self.dtype)(self.act(group_norm(x.shape[-1], self.groups)(x)))
+    h = conv(features, 3, self.dtype)(self.act(group_norm(x.shape[-1], self.groups, self.epsilon)(x)))
     if temb is not None:
       h = h + dense(features, self.dtype)(self.act(temb))[:, None, None, :]
-    h = Dropout(self.dropout)(self.act(group_norm(features, self.groups)(h)), keys)
+    h = Dropout(self.dropout)(self.act(group_norm(features, self.groups, self.epsilon)(h)), keys)
     h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
     if x.shape[-1] != features:
       x = NIN(features, dtype=self.dtype)(x)
-    return add(x, h, self.skip_rescale)
+    return divided(add(x, h, self.skip_rescale), self.divisor)
 
 
 class ResnetBlockBigGANpp(nn.Module):

@@ -234,6 +234,9 @@ def from_diffusers(state: Flat, target: Iterable[str]) -> Flat:
   take("conv_in", number("Conv"))
   take("time_embedding.linear_1", "Dense_0")
   take("time_embedding.linear_2", "Dense_1")
+  if "class_embedding.weight" in state:  # ours has a row more, for "no class"
+    table = state["class_embedding.weight"]
+    out["LabelEmbedding_0/embedding"] = np.concatenate([table, np.zeros_like(table[:1])])
   if "time_proj.weight" in state:
     out["GaussianFourierProjection_0/W"] = state["time_proj.weight"]
   levels = sum(has(f"down_blocks.{i}") for i in range(100))
@@ -346,14 +349,84 @@ def _diffusers_folder(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _read_diffusers(folder: pathlib.Path, target: Iterable[str]) -> Weights:
-  files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-  if not files:
-    raise BadInput(f"{str(folder)!r} has a config.json, but no *.safetensors or *.bin with the weights.")
-  state: Flat = {}
-  for file in files:
-    state |= safetensors.numpy.load_file(file) if file.suffix == ".safetensors" else torch_file.read(file)
-  params = from_diffusers({k: np.asarray(v, np.float32) for k, v in state.items()}, target)
-  return Weights(params, params, None, 0, "a diffusers UNet2DModel")
+  """Reads a diffusers folder. A folder `unet_ema` beside `unet` (as diffusers' training script writes) is the EMA."""
+  target = list(target)
+
+  def read_from(folder: pathlib.Path) -> Flat:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+      raise BadInput(f"{str(folder)!r} has a config.json, but no *.safetensors or *.bin with the weights.")
+    state: Flat = {}
+    for file in files:
+      state |= safetensors.numpy.load_file(file) if file.suffix == ".safetensors" else torch_file.read(file)
+    return from_diffusers({k: np.asarray(v, np.float32) for k, v in state.items()}, target)
+
+  params, beside = read_from(folder), folder.with_name("unet_ema")
+  ema = read_from(beside) if folder.name == "unet" and (beside / "config.json").is_file() else params
+  return Weights(params, ema, None, 0, "a diffusers UNet2DModel" + (" and its EMA" if ema is not params else ""))
+
+
+# Keys of a UNet2DModel's config.json that change its function, with the values that diffusers takes for missing ones.
+_DEFAULTS = {
+  "center_input_sample": False, "time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0,
+  "flip_sin_to_cos": True, "mid_block_type": "UNetMidBlock2D", "layers_per_block": 2, "mid_block_scale_factor": 1,
+  "downsample_padding": 1, "downsample_type": "conv", "upsample_type": "conv", "act_fn": "silu",
+  "attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None, "norm_eps": 1e-5,
+  "resnet_time_scale_shift": "default", "add_attention": True, "class_embed_type": None, "num_class_embeds": None,
+}  # fmt: skip
+
+# Keys that do not change the function of a trained model, or only name what the others say.
+_NEUTRAL = ("dropout", "sample_size", "in_channels", "out_channels", "block_out_channels", "num_train_timesteps")
+
+# {key: the values that both networks can have}.
+_SAME = {
+  "time_embedding_dim": (None,), "mid_block_type": ("UNetMidBlock2D",), "downsample_type": ("conv",),
+  "upsample_type": ("conv",), "resnet_time_scale_shift": ("default",), "add_attention": (True,),
+  "class_embed_type": (None,), "attn_norm_num_groups": (None,),
+}  # fmt: skip
+
+# The same for each kind of network. NCSN++ has fixed norms, and its Fourier embedding does not read the last two.
+_SAME_DDPM = {"time_embedding_type": ("positional",)}
+_SAME_NCSNPP = {
+  "time_embedding_type": ("fourier",), "act_fn": ("silu", "swish"), "norm_num_groups": (None,), "norm_eps": (1e-6,),
+  "num_class_embeds": (None,), "downsample_padding": (0, 1), "freq_shift": (0,), "flip_sin_to_cos": (True,),
+  "mid_block_scale_factor": (math.sqrt(2),),
+}  # fmt: skip
+
+_ACTIVATIONS = {"silu": "swish", "swish": "swish", "gelu": "gelu", "mish": "mish", "relu": "relu"}
+
+
+def _check_diffusers(given: dict[str, Any], plusplus: bool, folder: pathlib.Path) -> None:
+  """Raises BadInput, with the key, for a setting that our networks do not have."""
+  name = "NCSN++" if plusplus else "DDPM"
+  accepted = _SAME | (_SAME_NCSNPP if plusplus else _SAME_DDPM | {"act_fn": tuple(_ACTIVATIONS)})
+  for key, values in accepted.items():
+    close = lambda v, value=given[key]: (
+      v == value or (isinstance(v, float) and isinstance(value, (int, float)) and math.isclose(v, value, rel_tol=1e-6))
+    )
+    if not any(map(close, values)):
+      raise BadInput(
+        f"{str(folder / 'config.json')!r} has {key}={given[key]!r}; our {name} only has "
+        f"{' or '.join(map(repr, values))}. This model cannot be imported."
+      )
+  known = {*_DEFAULTS, *_NEUTRAL, "down_block_types", "up_block_types"}
+  unknown = sorted(k for k in given if k not in known and not k.startswith("_"))
+  if unknown:
+    raise BadInput(
+      f"{str(folder / 'config.json')!r} has keys that this importer does not know: {', '.join(unknown)}. They may "
+      "change what the network computes, so it is not imported."
+    )
+  ups = [kind.replace("Down", "Up") for kind in reversed(given["down_block_types"])]
+  if given.get("up_block_types", ups) != ups:
+    raise BadInput(
+      f"{str(folder / 'config.json')!r} has up_block_types={given['up_block_types']}, which do not mirror "
+      "down_block_types. No published score model has such blocks."
+    )
+  if given.get("out_channels", given["in_channels"]) != given["in_channels"]:
+    raise BadInput(
+      f"{str(folder / 'config.json')!r} has out_channels={given['out_channels']} for in_channels="
+      f"{given['in_channels']}: a score has as many channels as its input."
+    )
 
 
 def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
@@ -368,12 +441,13 @@ def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
   folder = _diffusers_folder(source) if source.is_dir() else None
   if folder is None:
     return None
-  given = {"attention_head_dim": 8, "center_input_sample": False, "add_attention": True}
-  given |= json.loads((folder / "config.json").read_text())
+  given = _DEFAULTS | json.loads((folder / "config.json").read_text())
   downs = given["down_block_types"]
-  kinds = {"DownBlock2D", "AttnDownBlock2D"} if "DownBlock2D" in downs else {"SkipDownBlock2D", "AttnSkipDownBlock2D"}
-  if not set(downs) <= kinds or not given["add_attention"]:
+  plusplus = any("Skip" in kind for kind in downs)
+  kinds = {"SkipDownBlock2D", "AttnSkipDownBlock2D"} if plusplus else {"DownBlock2D", "AttnDownBlock2D"}
+  if not set(downs) <= kinds:
     raise BadInput(f"{str(folder)!r} is a UNet2DModel of blocks {downs}, which no published score model has.")
+  _check_diffusers(given, plusplus, folder)
   widths = given["block_out_channels"]
   nf = math.gcd(*widths)
   with_attention = [given["sample_size"] >> i for i, kind in enumerate(downs) if "Attn" in kind]
@@ -381,7 +455,7 @@ def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
     "data.image_size": given["sample_size"],
     "data.num_channels": given["in_channels"],
     "data.centered": not given["center_input_sample"],
-    "model.name": "ddpm" if "DownBlock2D" in downs else "ncsnpp",
+    "model.name": "ncsnpp" if plusplus else "ddpm",
     "model.nf": nf,
     "model.ch_mult": tuple(w // nf for w in widths),
     "model.num_res_blocks": given["layers_per_block"],
@@ -389,7 +463,18 @@ def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
     "model.head_dim": given["attention_head_dim"],
   }
   if settings["model.name"] == "ddpm":
-    return settings | {"model.attn_every_block": True}
+    return settings | {
+      "model.attn_every_block": True,
+      "model.nonlinearity": _ACTIVATIONS[given["act_fn"]],
+      "model.outer_nonlinearity": None if _ACTIVATIONS[given["act_fn"]] == "swish" else "swish",
+      "model.norm_groups": given["norm_num_groups"],
+      "model.norm_eps": given["norm_eps"],
+      "model.downsample_padding": given["downsample_padding"],
+      "model.freq_shift": float(given["freq_shift"]),
+      "model.flip_sin_to_cos": given["flip_sin_to_cos"],
+      "model.mid_block_scale_factor": float(given["mid_block_scale_factor"]),
+      "model.num_classes": given["num_class_embeds"] or 0,
+    }
   return settings | {"model.progressive": "output_skip", "model.progressive_input": "input_skip"}
 
 

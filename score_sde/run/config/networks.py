@@ -102,11 +102,11 @@ def _check_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
     return
   for mult in model.ch_mult:
     channels = model.nf * mult
-    groups = 32 if model.name == "ddpm" else min(max(channels // 4, 1), 32)
+    groups = model.norm_groups if model.name == "ddpm" else min(max(channels // 4, 1), 32)
     if channels % groups:
       raise BadInput(
         f"model.nf={model.nf} gives {channels} channels, which GroupNorm cannot divide into {groups} groups. Use a "
-        + ("multiple of 32." if model.name == "ddpm" else "multiple of 4, and of 32 from 128 on.")
+        + (f"multiple of {groups}." if model.name == "ddpm" else "multiple of 4, and of 32 from 128 on.")
       )
     if model.head_dim and channels % model.head_dim:
       raise BadInput(f"model.head_dim={model.head_dim} does not divide {channels} channels.")
