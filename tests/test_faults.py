@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from PIL import Image
 from runs import tiny
 
 import score_sde as ss
 from score_sde import metrics
-from score_sde.run import evaluate, training
+from score_sde.run import data, evaluate, training
 from score_sde.run.config import BadInput, resolve
+from score_sde.run.data.files import as_shown
+from score_sde.run.data.records import as_bytes
 from score_sde.run.workdir import claimed
 
 FEW = {"training__batch_size": 8, "training__final_report": False, "training__snapshot_sampling": False}
@@ -113,6 +116,94 @@ def test_failed_likelihood_solves_are_left_out_and_counted(trained, tmp_path, ca
   assert "bits_per_dim" not in row()
   assert "8 likelihoods failed" in capsys.readouterr().out
   assert "NaN" not in (pathlib.Path(folder) / "report.json").read_text()
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+RAMP = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (16, 1))
+
+
+def read_folder(folder, channels=1, size=16, split="train"):
+  config = tiny(data__dataset="folder", data__path=str(folder), data__image_size=size, data__num_channels=channels)
+  return data.load(config, split)
+
+
+def shown(image, channels=1):
+  return np.asarray(as_shown(image, channels)).squeeze()
+
+
+def test_every_depth_of_gray_is_the_same_picture():
+  """A ramp from black to white, in 8 and 16 bits, as floats, as a palette and in CMYK."""
+  wide = RAMP.astype(np.uint16) * 257
+  images = {
+    "L": Image.fromarray(RAMP),
+    "I;16": Image.fromarray(wide),
+    "I": Image.fromarray(wide.astype(np.int32)),
+    "F": Image.fromarray((RAMP / 255).astype(np.float32)),
+    "F to 255": Image.fromarray(RAMP.astype(np.float32)),
+    "RGB": Image.fromarray(np.stack([RAMP] * 3, -1)),
+    "CMYK": Image.fromarray(np.stack([RAMP] * 3, -1)).convert("CMYK"),
+    "P": Image.fromarray(np.stack([RAMP] * 3, -1)).quantize(16),
+    "LA": Image.merge("LA", (Image.fromarray(RAMP), Image.new("L", (16, 16), 255))),
+  }
+  for name, image in images.items():
+    np.testing.assert_allclose(shown(image).astype(int), RAMP, atol=2, err_msg=name)
+
+
+def test_transparent_parts_are_white_whatever_colour_they_hide():
+  rng = np.random.default_rng(0)
+  rgba = rng.integers(0, 256, (16, 16, 4)).astype(np.uint8)
+  rgba[..., 3] = 0
+  rgba[4:12, 4:12] = (0, 0, 0, 255)  # a black square
+  expected = np.full((16, 16), 255)
+  expected[4:12, 4:12] = 0
+  np.testing.assert_array_equal(shown(Image.fromarray(rgba)), expected)
+  np.testing.assert_array_equal(shown(Image.fromarray(rgba[..., [0, 3]], "LA")), expected)
+  np.testing.assert_array_equal(shown(Image.fromarray(rgba), 4)[..., 3], rgba[..., 3])
+
+
+def test_pictures_are_turned_upright(tmp_path):
+  """A white left edge, stored in each of the eight orientations of EXIF."""
+  upright = np.zeros((16, 16), np.uint8)
+  upright[:, :4] = 255
+  upright[:4, 4:8] = 128  # no symmetry
+  stored = {
+    1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T, 6: np.rot90(upright),
+    7: np.rot90(upright.T, 2), 8: np.rot90(upright, -1),
+  }  # fmt: skip
+  for orientation, pixels in stored.items():
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{orientation}.png", exif=exif)
+    with Image.open(tmp_path / f"{orientation}.png") as image:
+      np.testing.assert_array_equal(shown(image), upright, err_msg=str(orientation))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_folders_are_read_with_any_number_of_channels(tmp_path, channels):
+  for i in range(12):
+    Image.fromarray(RAMP).convert("RGBA").save(tmp_path / f"{i}.png")
+  assert read_folder(tmp_path, channels).gather(np.array([0]))["image"].shape == (1, 16, 16, channels)
+
+
+def test_a_class_that_the_held_out_part_lacks_is_still_a_class(tmp_path):
+  """36 cats and 4 dogs, with what systems and notebooks leave beside them, and every suffix of an image."""
+  for name, count in (("cat", 36), ("dog", 4), (".ipynb_checkpoints", 1), ("__MACOSX", 1)):
+    (tmp_path / name).mkdir()
+    for i in range(count):
+      Image.fromarray(RAMP).save(tmp_path / name / f"{i}.{('png', 'bmp', 'tif', 'gif')[i % 4]}")
+  (tmp_path / "cat" / "._0.png").write_bytes(b"resource fork")
+  (tmp_path / "notes.txt").write_text("no image")
+  parts = [read_folder(tmp_path, split=split) for split in ("train", "test")]
+  assert [p.classes for p in parts] == [2, 2]
+  assert sum(len(p) for p in parts) == 40
+
+
+def test_arrays_of_every_type_become_bytes():
+  """As tensorflow-datasets gives them: floats are not divided by 255 twice, and two axes are an image."""
+  for values in (RAMP, RAMP.astype(np.uint16) * 257, (RAMP / 255).astype(np.float32), RAMP.astype(np.float64)):
+    np.testing.assert_array_equal(as_bytes(values)[..., 0], RAMP)
+  np.testing.assert_array_equal(as_bytes(RAMP > 127)[..., 0], np.where(RAMP > 127, 255, 0))
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):

@@ -32,6 +32,7 @@ from score_sde.run.config import (
   sde_name,
   signature,
 )
+from score_sde.run.data.files import as_shown
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
@@ -163,7 +164,7 @@ def _known(name: str, fraction: float, rng: np.random.Generator, shape: tuple[in
     return (rng.random(shape) < fraction).astype(np.float32)
   try:
     with Image.open(name) as image:
-      pixels = np.asarray(image.convert("L"))
+      pixels = np.asarray(as_shown(image, 1))
   except OSError as error:
     names = ", ".join((*missing, "random"))
     raise BadInput(f"guidance.mask={name!r} is none of {names}, and no image that can be read.") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from score_sde.run.config.errors import BadInput
 from score_sde.run.data.sources import Arrays, Lazy, Source, split_off
@@ -18,7 +18,10 @@ from score_sde.run.toys import TOYS
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+# Folders that systems and tools leave beside images; so are those that begin with a dot.
+_LITTER = ("__MACOSX", "@eaDir", "System Volume Information")
 
 
 def digits(config: ConfigDict, split: str) -> Arrays:
@@ -68,9 +71,32 @@ def idx(config: ConfigDict, split: str) -> Arrays:
   return Arrays(images[..., None], labels.astype(np.int32))
 
 
+# Pillow's mode for each number of channels.
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def as_shown(image: Image.Image, channels: int) -> Image.Image:
+  """Converts an image of any mode to 8 bits and `channels` channels, as a viewer shows it.
+
+  It is turned upright by its EXIF orientation. 16-bit gray (modes I and I;16) is divided by 257. Floating-point gray
+  (mode F) is taken as [0, 1] if no value is larger, else as [0, 255]. Transparent parts become white, unless
+  `channels` includes the transparency (2 and 4).
+  """
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I"):
+    image = Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) / 257).round().astype(np.uint8))
+  elif image.mode == "F":
+    values = np.nan_to_num(np.asarray(image))
+    image = Image.fromarray((np.clip(values * (255 if values.max() <= 1 else 1), 0, 255)).round().astype(np.uint8))
+  if channels in (1, 3) and image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  return image.convert(_MODES[channels])
+
+
 def fit(image: Image.Image, config: ConfigDict) -> np.ndarray:
   """Crops the central square of an image and resizes it to (image_size, image_size, num_channels), uint8."""
-  image = image.convert("L" if config.data.num_channels == 1 else "RGB")
+  image = as_shown(image, config.data.num_channels)
   side = min(image.size)
   left, top = (image.width - side) // 2, (image.height - side) // 2
   size = (config.data.image_size, config.data.image_size)
@@ -87,6 +113,11 @@ def _open(path: pathlib.Path, config: ConfigDict) -> np.ndarray | None:
     return None
 
 
+def _is_litter(path: pathlib.Path) -> bool:
+  """Returns True for a hidden file, or one in a hidden or system folder."""
+  return any(part.startswith(".") or part in _LITTER for part in path.parts)
+
+
 def folder(config: ConfigDict, split: str) -> Source:
   """Reads the images of a folder and its subfolders. The first level of subfolders gives the classes.
 
@@ -96,13 +127,16 @@ def folder(config: ConfigDict, split: str) -> Source:
   root = pathlib.Path(config.data.path)
   if not config.data.path or not root.is_dir():
     raise BadInput(f"data.dataset='folder' needs data.path, an existing folder of images; got {config.data.path!r}.")
-  files = sorted(p for p in root.rglob("*") if p.is_file())
+  files = sorted(p for p in root.rglob("*") if p.is_file() and not _is_litter(p.relative_to(root)))
   paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
   if not paths:
     raise BadInput(
       f"data.dataset='folder' found no images under {str(root)!r} (looked for {' '.join(IMAGE_SUFFIXES)}, 0 of "
       f"{len(files)} files match). Point --config.data.path at the folder that holds them."
     )
+  if len(paths) < len(files) and split == "train":
+    others = sorted({p.suffix.lower() or p.name for p in files} - set(IMAGE_SUFFIXES))
+    log.info("%d files of %s are no images: %s.", len(files) - len(paths), root, " ".join(others[:8]))
   size, channels = config.data.image_size, config.data.num_channels
   in_memory = len(paths) * size * size * channels <= config.data.cache_gib * 2**30
 
@@ -132,7 +166,7 @@ def folder(config: ConfigDict, split: str) -> Source:
   labels = np.array([classes[names[i]] for i in chosen], np.int32)
   if in_memory:
     images = np.stack([decoded[i] for i in chosen]) if chosen else np.zeros((0, size, size, channels), np.uint8)
-    return Arrays(images, labels)
+    return Arrays(images, labels, len(classes))
 
   def read(i):
     image = _open(paths[chosen[i]], config)

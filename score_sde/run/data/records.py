@@ -19,8 +19,25 @@ from score_sde.run.toys import TOYS
 OFFICIAL_NAMES = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a", "LSUN": "lsun"}
 
 
+def as_bytes(image: np.ndarray) -> np.ndarray:
+  """Returns an image (H, W[, C]) of any type as uint8, (H, W, C).
+
+  16-bit values are divided by 257. Floats are taken as [0, 1] if none is larger, else as [0, 255]; so are truth values.
+  """
+  image = image[..., None] if image.ndim == 2 else image
+  if image.dtype == np.uint8:
+    return image
+  values = np.nan_to_num(np.asarray(image, np.float64))
+  if image.dtype == np.uint16:
+    values = values / 257
+  elif image.dtype == bool or (np.issubdtype(image.dtype, np.floating) and values.max(initial=0) <= 1):
+    values = values * 255
+  return np.clip(values, 0, 255).round().astype(np.uint8)
+
+
 def _fitted(image: np.ndarray, config: ConfigDict) -> np.ndarray:
-  """Returns an image (H, W, C) in the size and channels of the config. Does not copy it if it already fits."""
+  """Returns an image in the size and channels of the config, uint8. Does not copy it if it already fits."""
+  image = as_bytes(image)
   if image.shape == (config.data.image_size, config.data.image_size, config.data.num_channels):
     return image
   return fit(Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image), config)
@@ -48,22 +65,26 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
     ) from error
   except ImportError as error:
     raise BadInput(f"data.dataset={config.data.dataset!r} is not prepared under {data_dir!r}. {prepare}") from error
-  split = next((s for s in ((split, "validation") if split == "test" else (split,)) if s in builder.info.splits), "")
-  if not split or not list(builder.data_path.glob("*array_record*")):
+  splits = builder.info.splits
+  held_out = next((s for s in ("test", "validation") if s in splits), "")
+  wanted = "train" if split == "train" or not held_out else held_out
+  if wanted not in splits or not list(builder.data_path.glob("*array_record*")):
     raise BadInput(f"data.dataset={config.data.dataset!r} is not prepared under {str(builder.data_path)!r}. {prepare}")
   if "image" not in builder.info.features:
     raise BadInput(
       f"data.dataset={config.data.dataset!r} has no 'image' feature, but {', '.join(builder.info.features)}."
     )
-  records = builder.as_data_source(split=split)
+  records = builder.as_data_source(split=wanted)
+  # A set without a test split gives a fixed tenth of its training split.
+  chosen = np.arange(len(records)) if held_out else split_off(len(records), split)
 
   def read(i):
-    record = records[i]
+    record = records[int(chosen[i])]
     return _fitted(record["image"], config), int(record["label"]) if "label" in record else 0
 
   features = builder.info.features
   classes = getattr(features["label"], "num_classes", None) if "label" in features else None
-  return Lazy(len(records), read, classes or 1)
+  return Lazy(len(chosen), read, classes or 1)
 
 
 def tfrecord_files(path: str) -> list[pathlib.Path]:

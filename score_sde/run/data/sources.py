@@ -8,18 +8,22 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-  """Arrays: a data set in memory, of images (N, H, W, C) uint8 or vectors (N, D) float32, and labels (N,)."""
+  """Arrays: a data set in memory, of images (N, H, W, C) uint8 or vectors (N, D) float32, and labels (N,).
+
+  `known_classes` is the number of classes, if this part of the data may not hold them all.
+  """
 
   image: np.ndarray
   label: np.ndarray
+  known_classes: int | None = None
 
   def __len__(self) -> int:
     return len(self.image)
 
   @property
   def classes(self) -> int:
-    """Number of classes, the largest label + 1."""
-    return int(self.label.max()) + 1
+    """Number of classes: `known_classes`, or the largest label + 1."""
+    return self.known_classes or int(self.label.max()) + 1
 
   def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     return {"image": self.image[indices], "label": self.label[indices].astype(np.int32)}

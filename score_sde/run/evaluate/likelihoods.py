@@ -130,7 +130,7 @@ def mean_bits_per_dim(
   ]
   log_density, nfe = np.mean([r[:, 0] for r in repeats], axis=0), np.mean([r[:, 1] for r in repeats])
   reached = np.stack([r[:, 2] for r in repeats])  # the time at which each solve ended
-  finished = (reached >= experiment.sde.T).all(axis=0)
+  finished: np.ndarray = np.asarray(np.all(reached >= experiment.sde.T, axis=0))
   failed = np.flatnonzero(~finished)
   if len(failed):
     some = ", ".join(f"{i} (t = {reached[:, i].min():.3g})" for i in failed[:8])
