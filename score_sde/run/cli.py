@@ -192,7 +192,7 @@ def _run_tool(action: Callable[..., Any], positional: Sequence[str] = (), *, nee
   """
 
   def main(arguments: Sequence[str]) -> None:
-    paths = ([_WORKDIR.value] if needs_workdir else []) + list(arguments[1:])
+    paths = ([str(_WORKDIR.value)] if needs_workdir else []) + list(arguments[1:])
     _call(lambda: action(_CONFIG.value, *(os.path.expanduser(path) for path in paths)))
 
   app.run(main, flags_parser=lambda argv: _parse(argv, positional, needs_workdir))
