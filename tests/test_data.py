@@ -12,6 +12,7 @@ from PIL import Image
 from score_sde.batch import example_keys
 from score_sde.run import data
 from score_sde.run.config import BadInput, default_config, resolve
+from score_sde.run.data import records
 
 
 def config_of(dataset, **values):
@@ -234,7 +235,12 @@ def tfrecord(image):
   example.features.feature["shape"].int64_list.value.extend(image.transpose(2, 0, 1).shape)
   example.features.feature["data"].bytes_list.value.append(image.transpose(2, 0, 1).tobytes())
   content = example.SerializeToString()
-  return struct.pack("<QI", len(content), 0) + content + struct.pack("<I", 0)
+  return framed(content)
+
+
+def framed(content):
+  length = struct.pack("<Q", len(content))
+  return length + records._checksum(length) + content + records._checksum(content)
 
 
 def test_tfrecords_are_read_as_the_official_code_reads_them(tmp_path):
@@ -259,12 +265,12 @@ def test_tfrecords_that_are_none_are_named(tmp_path):
   with pytest.raises(BadInput, match="'tfrecords' found no"):
     data.load(config_of("tfrecords", data__path=str(tmp_path)), "train")
   (tmp_path / "ffhq-r04.tfrecords").write_bytes(whole[:-5])
-  with pytest.raises(BadInput, match=r"r04.tfrecords is no file of TFRecords, or cut short after 19"):
+  with pytest.raises(BadInput, match=r"r04.tfrecords is no file of TFRecords, or damaged after 19"):
     data.load(config, "train")
   (tmp_path / "ffhq-r04.tfrecords").write_bytes(b"nothing of the kind, but longer than a header")
-  with pytest.raises(BadInput, match=r"cut short after 0"):
+  with pytest.raises(BadInput, match=r"damaged after 0"):
     data.load(config, "train")
-  (tmp_path / "ffhq-r04.tfrecords").write_bytes(struct.pack("<QI", 3, 0) + b"abc" + struct.pack("<I", 0))
+  (tmp_path / "ffhq-r04.tfrecords").write_bytes(framed(b"abc"))
   with pytest.raises(BadInput, match=r"no image of a progressive GAN's TFRecords"):
     data.load(config, "train")
   (tmp_path / "ffhq-r05.tfrecords").write_bytes(whole)

@@ -28,6 +28,7 @@ from score_sde.run import checkpoints, data, devices
 from score_sde.run.checkpoints import torch_file
 from score_sde.run.classifiers import load_classifier
 from score_sde.run.config import BadInput, resolve
+from score_sde.run.config.errors import foreign
 from score_sde.run.report.pictures import save_atomically
 from score_sde.run.report.progress import Bar
 from score_sde.run.workdir import make_workdir
@@ -209,6 +210,10 @@ def check_count(name: str, count: int, dims: int) -> None:
     )
 
 
+# The largest statistics that are read, uncompressed: 50,000 features of 2,048 numbers are 0.8 GiB.
+_MAX_REFERENCE = 8 << 30
+
+
 def write(path: pathlib.Path, reference: Reference) -> None:
   """Writes a reference as an NPZ that pytorch-fid can also read ("mu", "sigma")."""
   m = reference.moments
@@ -219,20 +224,8 @@ def write(path: pathlib.Path, reference: Reference) -> None:
   save_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
-def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Reference:
-  """Reads a reference: our files, pytorch-fid's and EDM's ("mu", "sigma"), or the official code's ("pool_3").
-
-  Raises:
-    BadInput: if the file cannot be read, or is of another extractor, or of images of another `shape`.
-  """
-  try:
-    with np.load(path) as file:
-      arrays = {key: file[key] for key in file}
-  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-    raise BadInput(
-      f"eval.reference={path!r} cannot be read as an NPZ ({error}). Make it: python -m score_sde stats "
-      "OUTPUT.npz --config=FILE."
-    ) from error
+def _reference(arrays: dict[str, np.ndarray], given: str) -> Reference:
+  """Returns the reference that the arrays of a file hold. `given` names the file in error messages."""
   if "pool_3" in arrays:
     features = arrays["pool_3"]
     found = Reference("inception-2015-12-05", Moments.of(features), features)
@@ -242,16 +235,35 @@ def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Refere
     its_shape = tuple(int(n) for n in arrays.get("shape", ()))
     found = Reference(str(arrays.get("extractor", "")), moments, arrays.get("features"), its_shape)
   else:
-    raise BadInput(f"eval.reference={path!r} holds {', '.join(arrays)}; expected mu and sigma, or pool_3.")
+    raise BadInput(f"{given} holds {', '.join(arrays)}; expected mu and sigma, or pool_3.")
   dims = len(found.moments.mean)
   if found.moments.mean.shape != (dims,) or found.moments.scatter.shape != (dims, dims):
     raise BadInput(
-      f"eval.reference={path!r} has a mean {found.moments.mean.shape} and a covariance {found.moments.scatter.shape}; "
+      f"{given} has a mean {found.moments.mean.shape} and a covariance {found.moments.scatter.shape}; "
       "expected (D,) and (D, D)."
     )
   if not (np.isfinite(found.moments.mean).all() and np.isfinite(found.moments.scatter).all()):
-    raise BadInput(f"eval.reference={path!r} holds numbers that are not finite. Compute it anew.")
-  check_count(f"eval.reference={path!r}", found.moments.count, dims)
+    raise BadInput(f"{given} holds numbers that are not finite. Compute it anew.")
+  return found
+
+
+def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Reference:
+  """Reads a reference: our files, pytorch-fid's and EDM's ("mu", "sigma"), or the official code's ("pool_3").
+
+  Raises:
+    BadInput: if the file cannot be read, or is of another extractor, or of images of another `shape`.
+  """
+  given, advice = f"eval.reference={path!r}", "Make it: python -m score_sde stats OUTPUT.npz --config=FILE."
+  with foreign(given, advice):
+    with zipfile.ZipFile(path) as archive:
+      size = sum(entry.file_size for entry in archive.infolist())
+    if size > _MAX_REFERENCE:
+      raise BadInput(f"{given} holds {size / 2**30:.1f} GiB, more than any statistics have. {advice}")
+    with np.load(path) as file:
+      arrays = {key: file[key] for key in file}
+    found = _reference(arrays, given)
+  dims = len(found.moments.mean)
+  check_count(given, found.moments.count, dims)
   name = found.extractor or ("inception-2015-12-05" if len(found.moments.mean) == 2048 else "another network")
   if name != extractor.name:
     raise BadInput(

@@ -35,7 +35,7 @@ def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()
     config = default_config()
     with config.unlocked():
       config.update(ConfigDict(values))
-  except (ValueError, TypeError, AttributeError, KeyError) as error:
+  except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
     raise BadInput(f"{origin} is no config of a run ({type(error).__name__}: {error}).") from error
   named = [v for v in config.values() if is_plugin(v)]
   named += [

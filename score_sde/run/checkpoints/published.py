@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from score_sde.run.checkpoints import torch_file
 from score_sde.run.config import BadInput
+from score_sde.run.config.errors import foreign
 
 Flat = dict[str, np.ndarray]
 
@@ -478,6 +479,10 @@ def diffusers_settings(source: pathlib.Path) -> dict[str, Any] | None:
   return settings | {"model.progressive": "output_skip", "model.progressive_input": "input_skip"}
 
 
+# Advice about a file that cannot be read.
+_DOWNLOAD = "Is the download complete?"
+
+
 def export_safetensors(path: pathlib.Path, params: Flat, ema: Flat, metadata: dict[str, str]) -> None:
   """Writes both sets of weights atomically to one safetensors file, as params/... and ema_params/...
 
@@ -514,21 +519,21 @@ def read(source: pathlib.Path, target: Iterable[str]) -> Weights:
     folder = _diffusers_folder(source)
     if folder is None:
       raise BadInput(f"{str(source)!r} is a folder without the config.json of a diffusers UNet2DModel.")
-    return _read_diffusers(folder, target)
-  start = source.open("rb").read(2)
+    with foreign(repr(str(folder)), _DOWNLOAD):
+      return _read_diffusers(folder, target)
+  with source.open("rb") as file:
+    start = file.read(200)
+  if start.startswith(b"version https://git-lfs"):
+    raise BadInput(f"{str(source)!r} is a pointer of Git LFS, not the file. Fetch it: git lfs pull.")
   if source.suffix == ".safetensors":
-    return _read_safetensors(source)
+    with foreign(repr(str(source)), _DOWNLOAD):
+      return _read_safetensors(source)
   if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04")):
-    return _read_torch(source, target)
-  try:
+    with foreign(repr(str(source)), _DOWNLOAD):
+      return _read_torch(source, target)
+  kinds = "It is no checkpoint of the official JAX code, no PyTorch file, no .safetensors and no diffusers folder."
+  with foreign(repr(str(source)), kinds):
     return _read_flax(source)
-  except BadInput:
-    raise
-  except Exception as error:  # msgpack raises many kinds
-    raise BadInput(
-      f"{str(source)!r} is no checkpoint of the official JAX code ({type(error).__name__}), no PyTorch file, no "
-      ".safetensors and no diffusers folder."
-    ) from error
 
 
 def check(found: Flat, expected: dict[str, tuple[int, ...]], source: str, limit: int = 20) -> None:

@@ -43,14 +43,14 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _Storage:
-  """Raw numbers; in the old format they follow the pickle that speaks of them."""
+  """Raw numbers of tensors. In the old format they come after the pickle that refers to them."""
 
   def __init__(self, dtype: np.dtype, values: np.ndarray | None = None):
     self.dtype, self.values = dtype, values
 
 
 class _Tensor:
-  """A view of a storage, made an array once everything is read."""
+  """View of a storage. It becomes an array once the whole file is read."""
 
   def __init__(self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
     self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides

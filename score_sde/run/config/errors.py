@@ -23,6 +23,22 @@ def as_bad_input(names: Mapping[str, str] | None = None) -> Iterator[None]:
     raise BadInput(str(error.renamed(dict(names or {})))) from error
 
 
+@contextlib.contextmanager
+def foreign(what: str, advice: str = "") -> Iterator[None]:
+  """Converts any error that reading somebody else's file raises to one line, `WHAT cannot be read (...). ADVICE`.
+
+  Parsers of damaged or hostile bytes raise errors of every kind. All readers of files from outside go through here.
+  """
+  try:
+    yield
+  except BadInput:
+    raise
+  except Exception as error:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    kind = type(error).__name__
+    raise BadInput(f"{what} cannot be read ({kind}{': ' if reason else ''}{reason}). {advice}".rstrip()) from error
+
+
 def choose(key: str, value: Any, accepted: tuple) -> None:
   """Raises BadInput unless `value`, the value of `key`, is one of `accepted`."""
   if value not in accepted:

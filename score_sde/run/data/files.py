@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import math
 import os
 import pathlib
 import struct
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from score_sde.run.config.errors import BadInput
+from score_sde.run.config.errors import BadInput, foreign
 from score_sde.run.data.sources import Arrays, Lazy, Source, split_off
 from score_sde.run.toys import TOYS
 
@@ -41,15 +42,21 @@ def toy(config: ConfigDict, split: str) -> Arrays:
   return Arrays(points.astype(np.float32), np.zeros(size, np.int32))
 
 
+# The largest IDX file that is read: a gzipped one may hold a thousand times its size.
+_MAX_IDX = 4 << 30
+
+
 def _read_idx(path: pathlib.Path) -> np.ndarray:
   """Reads an array from an IDX file, gzipped or not (the format of MNIST and similar data sets)."""
-  with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-    content = file.read()
+  with foreign(str(path), "Download it again."), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    content = file.read(_MAX_IDX + 1)
+  if len(content) > _MAX_IDX:
+    raise BadInput(f"{path} holds more than {_MAX_IDX >> 30} GiB, more than any data set in this format.")
   if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
     raise BadInput(f"{path} is no IDX file of unsigned bytes. Download it again.")
   shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
   values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-  if values.size != np.prod(shape):
+  if values.size != math.prod(shape):
     raise BadInput(f"{path} holds {values.size} values, but its header gives shape {shape}. Download it again.")
   return values.reshape(shape)
 
@@ -68,6 +75,11 @@ def idx(config: ConfigDict, split: str) -> Arrays:
       )
     arrays.append(_read_idx(found[0]))
   images, labels = arrays
+  if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+    raise BadInput(
+      f"data.path={str(folder)!r} has images {images.shape} and labels {labels.shape} for {prefix!r}; expected "
+      "(N, H, W) and (N,). Download the files again."
+    )
   return Arrays(images[..., None], labels.astype(np.int32))
 
 
@@ -109,7 +121,7 @@ def _open(path: pathlib.Path, config: ConfigDict) -> np.ndarray | None:
   try:
     with Image.open(path) as image:
       return fit(image, config)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+  except Exception:  # decoders of damaged files raise errors of every kind
     return None
 
 

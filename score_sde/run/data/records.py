@@ -6,11 +6,12 @@ import re
 import struct
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from score_sde.run.config.errors import BadInput
+from score_sde.run.config.errors import BadInput, foreign
 from score_sde.run.data.files import fit
 from score_sde.run.data.sources import Lazy, split_off
 from score_sde.run.toys import TOYS
@@ -103,7 +104,7 @@ def tfrecords(config: ConfigDict, split: str) -> Lazy:
   1,000 images, is the test split.
 
   Raises:
-    BadInput: if a file has another format or is cut short.
+    BadInput: if a file has another format or is cut short. A record with a wrong checksum raises it when it is read.
   """
   files = tfrecord_files(config.data.path)
   if not files:
@@ -123,9 +124,22 @@ def tfrecords(config: ConfigDict, split: str) -> Lazy:
 
   def read(i):
     number, offset, length = places[chosen[i]]
-    return _fitted(_example(files[number], os.pread(opened[number], length, offset)), config), 0
+    content = os.pread(opened[number], length + 4, offset)
+    record, checksum = content[:length], content[length:]
+    if checksum != _checksum(record):
+      raise BadInput(
+        f"{files[number]} is damaged at byte {offset}: a record does not have its checksum. Copy it again."
+      )
+    with foreign(f"{files[number]}, a record at byte {offset},"):
+      return _fitted(_example(files[number], record), config), 0
 
   return Lazy(len(chosen), read, 1)
+
+
+def _checksum(content: bytes) -> bytes:
+  """Returns the checksum of TFRecords: the CRC-32C, rotated by 15 bits, plus a constant."""
+  crc = google_crc32c.value(content)
+  return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _records(path: pathlib.Path, opened: int) -> list[tuple[int, int]]:
@@ -136,9 +150,10 @@ def _records(path: pathlib.Path, opened: int) -> list[tuple[int, int]]:
   size, places, at = os.fstat(opened).st_size, [], 0
   while at < size:
     header = os.pread(opened, 12, at)
-    length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+    sound = len(header) == 12 and header[8:] == _checksum(header[:8])
+    length = struct.unpack("<Q", header[:8])[0] if sound else size
     if at + 16 + length > size:
-      raise BadInput(f"{path} is no file of TFRecords, or cut short after {len(places)} of them. Copy it again.")
+      raise BadInput(f"{path} is no file of TFRecords, or damaged after {len(places)} of them. Copy it again.")
     places.append((at + 12, length))
     at += 16 + length
   return places

@@ -1,0 +1,143 @@
+"""Every reader of somebody else's file gets 200 mutations of a good one: sound data, or one line that names the file.
+
+The readers of PyTorch's files are in test_torch_file.
+"""
+
+import gzip
+import json
+
+import flax.serialization
+import google_crc32c
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+from runs import tiny
+from test_data import tfrecord
+
+from score_sde.metrics import Moments
+from score_sde.run import data, features, loading
+from score_sde.run.checkpoints import published
+from score_sde.run.config import BadInput, as_dict
+from score_sde.run.data import files, records
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+
+OWN = features.Extractor("own", lambda variables, images: (images, images), {})
+
+
+def weights():
+  return {"Dense_0": {"kernel": np.ones((3, 4), np.float32), "bias": np.zeros(4, np.float32)}}
+
+
+def safetensors_file(path):
+  safetensors.numpy.save_file({"params/a": np.ones((3, 4), np.float32)}, path, {"step": "7"})
+  return lambda: published.read(path, ["a"])
+
+
+def msgpack_file(path):
+  state = {"step": 7, "params_ema": weights(), "optimizer": {"target": weights(), "state": {}}}
+  path.write_bytes(flax.serialization.msgpack_serialize(state))
+  return lambda: published.read(path, ["Dense_0/kernel"])
+
+
+def statistics(path):
+  samples = RNG.normal(size=(50, 8))
+  features.write(path, features.Reference("own", Moments.of(samples), samples))
+  return lambda: features.read(str(path), OWN)
+
+
+def idx_file(path):
+  path.write_bytes(b"\x00\x00\x08\x03" + np.array([20, 8, 8], ">u4").tobytes() + IMAGES[..., 0].tobytes())
+  return lambda: files._read_idx(path)
+
+
+def gzipped_idx_file(path):
+  idx_file(path)
+  path.write_bytes(gzip.compress(path.read_bytes()))
+  return lambda: files._read_idx(path)
+
+
+def tfrecord_file(path):
+  path.write_bytes(b"".join(map(tfrecord, IMAGES)))
+  config = tiny(data__dataset="tfrecords", data__path=str(path), data__image_size=8, data__num_channels=3)
+
+  def read():
+    source = records.tfrecords(config, "train")
+    return [source.read(i) for i in range(len(source))]
+
+  return read
+
+
+def image_file(path):
+  Image.fromarray(IMAGES[0]).save(path)
+  config = tiny(data__image_size=8, data__num_channels=3)
+  return lambda: files._open(path, config)
+
+
+def config_file(path):
+  path.write_text(json.dumps(as_dict(tiny()), default=list))
+  return lambda: loading.parse_config(path.read_text(errors="replace"), str(path))
+
+
+READERS = {
+  "a.safetensors": safetensors_file, "official.flax": msgpack_file, "statistics.npz": statistics, "idx": idx_file,
+  "idx.gz": gzipped_idx_file, "r03.tfrecords": tfrecord_file, "image.png": image_file, "image.jpg": image_file,
+  "image.webp": image_file, "image.gif": image_file, "image.tif": image_file, "image.bmp": image_file,
+  "config.json": config_file,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_mutated_file_is_read_or_refused_in_one_line(tmp_path, name):
+  path = tmp_path / name
+  read = READERS[name](path)
+  assert read() is not None
+  content, refused = path.read_bytes(), 0
+  for _ in range(200):
+    mutated = bytearray(content)
+    for place in RNG.integers(0, len(content), RNG.integers(1, 6)):
+      mutated[place] = RNG.integers(0, 256)
+    path.write_bytes(bytes(mutated[: RNG.integers(0, len(content))] if RNG.random() < 0.2 else mutated))
+    try:
+      read()
+    except BadInput as error:
+      refused += 1
+      first, *others = str(error).splitlines()
+      if others or str(path) not in first:
+        pytest.fail(f"{error!r} is not one line that names {path}")
+  assert refused > 5 or name.startswith("image")  # an image that cannot be read is None
+
+
+def test_a_flipped_bit_of_a_tfrecord_is_found(tmp_path):
+  """TFRecords have checksums, so that no damaged pixel is trained on."""
+  read = tfrecord_file(path := tmp_path / "r03.tfrecords")
+  content = bytearray(path.read_bytes())
+  content[60] ^= 1
+  path.write_bytes(bytes(content))
+  with pytest.raises(BadInput, match="does not have its checksum"):
+    read()
+  assert google_crc32c.value(b"123456789") == 0xE3069283  # RFC 3720, Appendix B.4
+
+
+def test_a_bomb_in_statistics_and_a_pointer_of_git_lfs_are_refused(tmp_path):
+  with (tmp_path / "lfs.safetensors").open("w") as file:
+    file.write("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+  with pytest.raises(BadInput, match="is a pointer of Git LFS"):
+    published.read(tmp_path / "lfs.safetensors", ["a"])
+  np.savez(tmp_path / "pickled.npz", mu=np.array([{}, {}], object), sigma=np.eye(2))
+  with pytest.raises(BadInput, match="cannot be read"):
+    features.read(
+      str(tmp_path / "pickled.npz"), features.Extractor("own", lambda variables, images: (images, images), {})
+    )
+
+
+def test_fewer_labels_than_images_are_refused(tmp_path):
+  for kind, shape in (("images-idx3-ubyte", (20, 8, 8)), ("labels-idx1-ubyte", (19,))):
+    header = b"\x00\x00\x08" + bytes([len(shape)]) + np.array(shape, ">u4").tobytes()
+    (tmp_path / f"train-{kind}").write_bytes(header + bytes(int(np.prod(shape))))
+  config = tiny(data__dataset="idx", data__path=str(tmp_path), data__image_size=8)
+  with pytest.raises(BadInput, match=r"labels \(19,\)"):
+    data.load(config, "train")
