@@ -14,7 +14,7 @@ import pytest
 import runs
 from runs import ROOT, tiny
 
-from score_sde.run import checkpoints, training
+from score_sde.run import checkpoints, devices, training
 from score_sde.run.config import BadInput, signature
 from score_sde.run.experiment import build
 from score_sde.run.report import curves
@@ -128,8 +128,8 @@ def losses_of_twenty_steps(network):
   experiment = build(config)
   source = training.data.load(experiment.config, "train")
   steps = training.make_train_steps(experiment)
-  state = training.parallel.run_once(lambda: training.init_state(experiment))
-  blocks = training._blocks(experiment.config, training.data.batches(experiment.config, source, 0))
+  state = devices.run_once(lambda: training.init_state(experiment))
+  blocks = training._blocks(experiment.config, training.data.batches(experiment.config, source, 0), 0)
   values = []
   while len(values) < 20:
     state, metrics = steps(state, next(blocks))
@@ -143,15 +143,15 @@ def losses_of_twenty_steps(network):
 def test_eight_devices_train_as_one(network):
   """The same global batch over 20 steps, dropout, flips and dequantization included: losses within 1e-5."""
   curves = {}
-  for devices in (1, 8):
+  for count in (1, 8):
     done = subprocess.run(
-      [sys.executable, "-c", SIMULATED, network], cwd=ROOT, env=runs.environment(devices),
+      [sys.executable, "-c", SIMULATED, network], cwd=ROOT, env=runs.environment(count),
       capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    count, *values = done.stdout.split()
-    assert int(count) == devices
-    curves[devices] = np.array(values, float)
+    found, *values = done.stdout.split()
+    assert int(found) == count
+    curves[count] = np.array(values, float)
   assert len(curves[1]) == 20
   assert len(set(curves[1])) == 20
   np.testing.assert_allclose(curves[8], curves[1], rtol=1e-5)
