@@ -332,9 +332,12 @@ def config_of_unet(folder):
   return config
 
 
+# Each takes a while to compile: the fast suite has the one that differs most, and classes.
 @pytest.mark.parametrize(
-  "name", ["default", "act", "classes", "eps", "flip", "groups", "heads", "padding", "shift"]
-)  # fmt: skip
+  "name",
+  ["default", "classes"]
+  + [pytest.param(n, marks=pytest.mark.slow) for n in ("act", "eps", "flip", "groups", "heads", "padding", "shift")],
+)
 def test_every_setting_of_a_diffusers_network_is_honoured(tmp_path, name):
   case = golden_cases.load(f"diffusers_variants/{name}")
   folder = write_unet(tmp_path / "model", case)
