@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -28,6 +30,7 @@ def test_one_place_says_what_only_a_linear_sde_can_do():
   assert sum(text.count("needs a linear SDE") for text in files.values()) == 1
 
 
+@pytest.mark.slow
 def test_shapes_are_as_annotated_and_examples_run():
   """beartype checks every annotation of a shape in the core, in a process whose imports it instruments."""
   done = subprocess.run([sys.executable, "tests/shapes.py"], cwd=ROOT, capture_output=True, text=True, check=False)
