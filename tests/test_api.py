@@ -90,6 +90,13 @@ def test_loading_writes_and_prints_nothing(workdir, capfd):
   assert capfd.readouterr() == ("", "")
 
 
+def test_loading_is_silent_in_a_program_of_its_own(workdir):
+  """There no test captures the logs: orbax's warnings would reach the terminal."""
+  program = f"import score_sde as ss; ss.load({str(workdir)!r})"
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert done.stdout + done.stderr == ""
+
+
 def test_the_density_of_data_counts_the_scaling(model):
   """log p on [0, 1] is that on [-1, 1] plus log 2 per dimension, and bits/dim follow from it."""
   images = model.sample(jax.random.key(0), 2)

@@ -1,8 +1,10 @@
 """Loading of trained models: `score_sde.load`, and the config with which a workdir was trained."""
 
+import contextlib
 import json
+import logging
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -85,11 +87,23 @@ def _model(config: ConfigDict, read_params: Any) -> Model:
   return Model(model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences orbax's warnings about a manager that only reads."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
 def _ema_of_workdir(config: ConfigDict, workdir: str, checkpoint: str) -> Any:
   from score_sde.run.evaluate.runs import chosen_step
 
   step = chosen_step(checkpoint, workdir)
-  with checkpoints.manager(workdir) as manager:
+  with _quiet(), checkpoints.manager(workdir) as manager:
     targets = {"ema_params": abstract_params(create(config, data.example_shape(config)), data.example_shape(config))}
     found = checkpoints.restore(manager, targets, signature(config), workdir, step)
   assert found is not None
