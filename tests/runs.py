@@ -59,3 +59,12 @@ def changed(config, **values):
     section, name = key.split("__")
     config[section][name] = value
   return config
+
+
+def mutations(content, rng, count=200):
+  """Yields `count` copies of `content` with a few changed bytes, a fifth of them cut short."""
+  for _ in range(count):
+    mutated = bytearray(content)
+    for place in rng.integers(0, len(content), rng.integers(1, 6)):
+      mutated[place] = rng.integers(0, 256)
+    yield bytes(mutated[: rng.integers(0, len(content))] if rng.random() < 0.2 else mutated)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
-from runs import tiny
+from runs import mutations, tiny
 from test_data import tfrecord
 
 from score_sde.metrics import Moments
@@ -96,11 +96,8 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(tmp_path, name):
   read = READERS[name](path)
   assert read() is not None
   content, refused = path.read_bytes(), 0
-  for _ in range(200):
-    mutated = bytearray(content)
-    for place in RNG.integers(0, len(content), RNG.integers(1, 6)):
-      mutated[place] = RNG.integers(0, 256)
-    path.write_bytes(bytes(mutated[: RNG.integers(0, len(content))] if RNG.random() < 0.2 else mutated))
+  for mutated in mutations(content, RNG):
+    path.write_bytes(mutated)
     try:
       read()
     except BadInput as error:

@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from runs import mutations
 from test_published import Global, Storage, StreamPickler, write_stream
 
 from score_sde.run.checkpoints import torch_file
@@ -158,11 +159,8 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path, form):
     write_stream(good, {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": [1, 2.5, "x"]})
   content, rng, path = good.read_bytes(), np.random.default_rng(0), tmp_path / "mutated.pth"
   refused = 0
-  for _ in range(200):
-    mutated = bytearray(content)
-    for place in rng.integers(0, len(content), rng.integers(1, 6)):
-      mutated[place] = rng.integers(0, 256)
-    path.write_bytes(bytes(mutated[: rng.integers(1, len(content))] if rng.random() < 0.2 else mutated))
+  for mutated in mutations(content, rng):
+    path.write_bytes(mutated)
     try:
       found = torch_file.read(path)
     except BadInput:

@@ -83,6 +83,22 @@ def idx(config: ConfigDict, split: str) -> Arrays:
   return Arrays(images[..., None], labels.astype(np.int32))
 
 
+def as_bytes(image: np.ndarray) -> np.ndarray:
+  """Returns an image (H, W[, C]) of any type as uint8, (H, W, C).
+
+  16-bit values are divided by 257. Floats are taken as [0, 1] if none is larger, else as [0, 255]; so are truth values.
+  """
+  image = image[..., None] if image.ndim == 2 else image
+  if image.dtype == np.uint8:
+    return image
+  values = np.nan_to_num(np.asarray(image, np.float64))
+  if image.dtype == np.uint16:
+    values = values / 257
+  elif image.dtype == bool or (np.issubdtype(image.dtype, np.floating) and values.max(initial=0) <= 1):
+    values = values * 255
+  return np.clip(values, 0, 255).round().astype(np.uint8)
+
+
 # Pillow's mode for each number of channels.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -96,10 +112,10 @@ def as_shown(image: Image.Image, channels: int) -> Image.Image:
   """
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I"):
-    image = Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) / 257).round().astype(np.uint8))
+    wide = np.clip(np.asarray(image, np.int64), 0, 65535).astype(np.uint16)
+    image = Image.fromarray(as_bytes(wide).squeeze(-1))
   elif image.mode == "F":
-    values = np.nan_to_num(np.asarray(image))
-    image = Image.fromarray((np.clip(values * (255 if values.max() <= 1 else 1), 0, 255)).round().astype(np.uint8))
+    image = Image.fromarray(as_bytes(np.asarray(image)).squeeze(-1))
   if channels in (1, 3) and image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

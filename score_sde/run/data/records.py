@@ -12,28 +12,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_sde.run.config.errors import BadInput, foreign
-from score_sde.run.data.files import fit
+from score_sde.run.data.files import as_bytes, fit
 from score_sde.run.data.sources import Lazy, split_off
 from score_sde.run.toys import TOYS
 
 # {name of a data set in the official code: name in tensorflow-datasets}.
 OFFICIAL_NAMES = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a", "LSUN": "lsun"}
-
-
-def as_bytes(image: np.ndarray) -> np.ndarray:
-  """Returns an image (H, W[, C]) of any type as uint8, (H, W, C).
-
-  16-bit values are divided by 257. Floats are taken as [0, 1] if none is larger, else as [0, 255]; so are truth values.
-  """
-  image = image[..., None] if image.ndim == 2 else image
-  if image.dtype == np.uint8:
-    return image
-  values = np.nan_to_num(np.asarray(image, np.float64))
-  if image.dtype == np.uint16:
-    values = values / 257
-  elif image.dtype == bool or (np.issubdtype(image.dtype, np.floating) and values.max(initial=0) <= 1):
-    values = values * 255
-  return np.clip(values, 0, 255).round().astype(np.uint8)
 
 
 def _fitted(image: np.ndarray, config: ConfigDict) -> np.ndarray:
