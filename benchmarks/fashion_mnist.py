@@ -29,9 +29,10 @@ CONFIG = "configs/fashion_mnist/ddpmpp.py"
 SDES = ("vesde", "vpsde", "subvpsde")
 FEW = {"sampling.method": "unipc", "sampling.grid": "log_snr"}
 ODE = {"sampling.method": "ode"}
-# The papers' samplers: predictor and corrector follow the SDE, but that small configs leave Langevin steps out.
-OFFICIAL = {"sampling.num_steps": 1000}
-PAPERS = {"vesde": OFFICIAL | {"sampling.corrector": "langevin"}, "vpsde": OFFICIAL, "subvpsde": OFFICIAL}
+# The papers' samplers. Predictor and corrector follow the SDE, except that small configs have no Langevin steps.
+OFFICIAL = {"sampling.num_steps": 1000, "sampling.grid": "official"}
+LANGEVIN = {"sampling.corrector": "langevin", "sampling.norms": "batch"}
+PAPERS = {"vesde": OFFICIAL | LANGEVIN, "vpsde": OFFICIAL, "subvpsde": OFFICIAL}
 SAMPLERS = {
   "official": PAPERS,
   "ode": dict.fromkeys(SDES, ODE),

@@ -28,7 +28,7 @@ def get_config():
   config.training.time_sampling = "lognormal"
   config.training.final_report = True
 
-  # The Langevin step size depends on the norm of the score. The usual snr is tuned for thousands of dimensions.
+  # Langevin steps double the evaluations of VE's samplers.
   config.sampling.corrector = "none"
 
   config.eval.enable_bpd = True

@@ -136,6 +136,18 @@ split = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=P("batch"), out_specs=P(
 x = split(jnp.arange(0, 8, 2))
 whole = ss.sample(jax.random.key(0), ss.VP(), score, (8, 3), solver=ss.PredictorCorrector(norms="batch"), steps=8)
 np.testing.assert_allclose(x, whole, atol=1e-5)
+from score_sde.run.sampler import Sampler, stepping  # a batch of 6, padded to 8
+narrow = lambda x, t: -x / (0.25 + ss.VE().sigma(t)[:, None] ** 2)
+x, _ = stepping(ss.PredictorCorrector(norms="batch"), ss.VE(), 20)(narrow, jax.random.key(0), (6, 3))
+whole = ss.sample(jax.random.key(0), ss.VE(), narrow, (6, 3), solver=ss.PredictorCorrector(norms="batch"), steps=20)
+np.testing.assert_allclose(x, whole, rtol=1e-5)
+rough = ss.AdaptiveODE(norms="batch", rtol=1e-2, atol=1e-2)  # other steps would be seen
+x, info = Sampler(ss.VP(), rough)(lambda x, t: -x / 4, jax.random.key(0), (6, 3))
+whole, plain = ss.sample(
+  jax.random.key(0), ss.VP(), lambda x, t: -x / 4, (6, 3), solver=rough, return_info=True
+)
+np.testing.assert_allclose(x, whole, rtol=1e-5, atol=1e-5)
+np.testing.assert_array_equal(info["nfe"], plain["nfe"])
 """
   done = subprocess.run(
     [sys.executable, "-c", code], env=runs.environment(4), capture_output=True, text=True, check=False

@@ -84,11 +84,14 @@ class Sampler:
   def _bound(self, score: Score, condition: Any) -> Score:
     return score if self.constraint or isinstance(self.solver, DDRM) else bind(score, condition)
 
-  def _solver_of(self, condition: Any) -> Any:
-    """Returns the solver of a batch. It may depend on the batch's measurement."""
-    if isinstance(self.solver, DDRM):
-      return self.solver.given(condition)
-    return self.constraint(condition)(self.solver) if self.constraint else self.solver
+  def _solver_of(self, condition: Any, real: Array) -> Any:
+    """Returns the solver of a batch. It may depend on the batch's measurement. `real` is False for padding."""
+    solver = self.solver
+    if isinstance(solver, DDRM):
+      return solver.given(condition)
+    if hasattr(solver, "real"):
+      solver = dataclasses.replace(solver, real=real)
+    return self.constraint(condition)(solver) if self.constraint else solver
 
   def _compile(self) -> None:
     sde, n = self.sde, self.steps_at_once
@@ -97,16 +100,18 @@ class Sampler:
     def draw_prior(keys: Array, like: Array) -> Array:
       return sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
 
-    def init(keys: Array, condition: Any, x: Array) -> Any:
+    def init(keys: Array, real: Array, condition: Any, x: Array) -> Any:
       if isinstance(solver, AdaptiveSDE):
         return solver.init(sde, x, self.start)
       begin = self.grid.begin if self.grid else self.start
-      state = self._solver_of(condition).init(sde, x, jnp.full(x.shape[:1], begin, x.dtype))
+      state = self._solver_of(condition, real).init(sde, x, jnp.full(x.shape[:1], begin, x.dtype))
       return jax.tree.map(lambda a: a + 0, state)  # donation needs a separate buffer for each array
 
-    def chunk(score: Score, keys: Array, condition: Any, state: Any, times: Array, first: Array, count: Array) -> Any:
+    def chunk(
+      score: Score, keys: Array, real: Array, condition: Any, state: Any, times: Array, first: Array, count: Array
+    ) -> Any:
       """Runs `count` steps from step number `first`. `times` is a slice of the grid, (n, 3)."""
-      its, score = self._solver_of(condition), self._bound(score, condition)
+      its, score = self._solver_of(condition, real), self._bound(score, condition)
 
       def body(i: Any, state: Any) -> Any:
         t, start, stop = (jnp.broadcast_to(times[i, j], keys.shape) for j in range(3))
@@ -114,9 +119,9 @@ class Sampler:
 
       return body(0, state) if n == 1 else jax.lax.fori_loop(0, count, body, state)
 
-    def finish(score: Score, condition: Any, state: Any, t: Array) -> Array:
+    def finish(score: Score, real: Array, condition: Any, state: Any, t: Array) -> Array:
       time = jnp.full(state.x.shape[:1], t, state.x.dtype)
-      return self._solver_of(condition).finish(sde, self._bound(score, condition), state, time)
+      return self._solver_of(condition, real).finish(sde, self._bound(score, condition), state, time)
 
     def advance(score: Score, keys: Array, condition: Any, state: Any, stop: Array) -> Any:
       return solver.advance(sde, score, keys, state, stop, CHUNK, condition)
@@ -125,9 +130,9 @@ class Sampler:
       return solver.finish(sde, score, state, self.eps, condition)
 
     self._draw_prior = devices.map_batch(draw_prior, (0, 0))
-    self._init = devices.map_batch(init, (0, 0, 0))
-    self._chunk = devices.map_batch(chunk, (None, 0, 0, 0, None, None, None), donate=(3,))
-    self._finish = devices.map_batch(finish, (None, 0, 0, None))
+    self._init = devices.map_batch(init, (0, 0, 0, 0))
+    self._chunk = devices.map_batch(chunk, (None, 0, 0, 0, 0, None, None, None), donate=(4,))
+    self._finish = devices.map_batch(finish, (None, 0, 0, 0, None))
     self._advance = devices.map_batch(advance, (None, 0, 0, 0, None), donate=(3,))
     self._finish_adaptive = devices.map_batch(finish_adaptive, (None, 0, 0))
     self._solve: dict[int, Callable] = {}
@@ -146,25 +151,26 @@ class Sampler:
     dtype: Any = jnp.float32,
   ) -> tuple[Array, dict[str, Any]]:
     keys = devices.shard(example_keys(key, first + jnp.arange(shape[0])))
+    real = (np.arange(keys.size) < shape[0]).reshape(keys.shape)
     if x_T is not None:
       x = devices.shard(jnp.asarray(x_T, dtype))
     else:
       x = self._draw_prior(keys, jnp.zeros((*keys.shape, *shape[1:]), dtype))
     unshard = lambda tree: devices.unshard(tree, shape[0])
     drive = {AdaptiveODE: self._drive_ode, AdaptiveSDE: self._drive_sde}.get(type(self.solver), self._drive_steps)
-    return drive(as_argument(score), keys, devices.shard(condition), x, unshard, frames, progress)
+    return drive(as_argument(score), keys, real, devices.shard(condition), x, unshard, frames, progress)
 
-  def _drive_steps(self, score, keys, condition, x, unshard, frames, progress):
+  def _drive_steps(self, score, keys, real, condition, x, unshard, frames, progress):
     assert self.grid is not None
     steps, rows, begin = len(self.grid), self.grid.rows, self.grid.begin
     trajectory: list[Any] = [(begin, np.asarray(unshard(x)), None)] if frames else []
     stops = set(np.linspace(0, steps, frames + 1).round().astype(int)[1:]) if frames else set()
-    state, done = self._init(keys, condition, x), 0
+    state, done = self._init(keys, real, condition, x), 0
     while done < steps:
       count = min([self.steps_at_once, steps - done, *(s - done for s in stops if s > done)])
       times = np.zeros((self.steps_at_once, 3), x.dtype)
       times[:count] = rows[done : done + count]
-      state = self._chunk(score, keys, condition, state, times, done, count)
+      state = self._chunk(score, keys, real, condition, state, times, done, count)
       done += count
       if done in stops:
         x, mean = (np.asarray(unshard(a)) for a in (state.x, getattr(state, "mean", state.x)))
@@ -172,18 +178,18 @@ class Sampler:
       if progress:
         jax.block_until_ready(state)
         progress(done, steps)
-    x = unshard(self._finish(score, condition, state, np.asarray(self.grid.end, x.dtype)))
+    x = unshard(self._finish(score, real, condition, state, np.asarray(self.grid.end, x.dtype)))
     info = {"nfe": self.solver.evaluations(steps), "finite": all_finite(x)}
     return x, info | ({"trajectory": trajectory} if frames else {})
 
-  def _drive_ode(self, score, keys, condition, x, unshard, frames, progress):
+  def _drive_ode(self, score, keys, real, condition, x, unshard, frames, progress):
     if frames not in self._solve:
       times = np.linspace(self.start, self.eps, frames + 1).tolist() if frames else None
-      solve = lambda score, keys, condition, x: self.solver.solve(
+      solve = lambda score, keys, real, condition, x: self._solver_of(condition, real).solve(
         self.sde, score, keys, x, start=self.start, eps=self.eps, condition=condition, times=times
       )  # fmt: skip
-      self._solve[frames] = devices.map_batch(solve, (None, 0, 0, 0))
-    x, info = unshard(self._solve[frames](score, keys, condition, x))
+      self._solve[frames] = devices.map_batch(solve, (None, 0, 0, 0, 0))
+    x, info = unshard(self._solve[frames](score, keys, real, condition, x))
     if progress:
       progress(1, 1)
     if frames:
@@ -192,8 +198,8 @@ class Sampler:
       info["trajectory"] = [(float(t), path[:, i], None) for i, t in enumerate(times)]
     return x, info
 
-  def _drive_sde(self, score, keys, condition, x, unshard, frames, progress):
-    state, host = self._init(keys, condition, x), lambda a: np.asarray(unshard(a))
+  def _drive_sde(self, score, keys, real, condition, x, unshard, frames, progress):
+    state, host = self._init(keys, real, condition, x), lambda a: np.asarray(unshard(a))
     trajectory = [(self.start, host(state.x), None)]
     for stop in np.linspace(self.start, self.eps, max(frames, 1) + 1)[1:].astype(x.dtype):
       while np.any((host(state.t) > stop) & (host(state.tried) < self.solver.max_steps)):

@@ -95,8 +95,10 @@ class AdaptiveODE(Options):
   temperature: float = option(1.0, "scale of the noise that the ODE starts from (Appendix D.5)", "(0, inf)")
   noise_removal: bool = option(True, "end on E[x_0 | x_eps], one evaluation")
   max_steps: int = option(4096, "steps of an adaptive solve, after which it fails", "[1, inf)")
-  # Name of the mapped axis (for example of pmap) over which the batch is spread, for norms="batch".
+  # For norms="batch". axis_name: mapped axis (for example of pmap) over which the batch is spread. real: (B,) False for
+  # copies that only fill up a spread batch; None if there are none.
   axis_name: str | None = None
+  real: Array | None = None
 
   default_steps: ClassVar[int] = 0  # unused: the steps are adaptive
 
@@ -126,7 +128,7 @@ class AdaptiveODE(Options):
 
     if self.norms == "batch":
       size = math.prod(x.shape[1:])
-      norm = lambda error: jnp.sqrt(batch_mean(sum_over_dims(error**2) / size, self.axis_name))
+      norm = lambda error: jnp.sqrt(batch_mean(sum_over_dims(error**2) / size, self.axis_name, self.real))
       y, nfe, t = solve(drift, x, condition, start, stop, norm=norm, **options)
       y = y if times is None else jnp.moveaxis(y, 0, 1)
       return y, jnp.broadcast_to(nfe, x.shape[:1]), jnp.broadcast_to(t, x.shape[:1])

@@ -48,7 +48,8 @@ class PredictorCorrector(Solver):
   n_steps_each: int = option(1, "Langevin steps at each time", "[1, inf)", needs={"corrector": _CORRECTS})
   norms: str = option(
     "sample",
-    "Langevin's norms, and the error of the adaptive ODE: of each sample, or averaged over the batch as in the paper",
+    "step of Langevin, and error of the adaptive ODE: sample has none of the batch in it, batch averages norms over it "
+    "as in the paper",
     choices=("sample", "batch"),
     needs={"corrector": _CORRECTS},
   )
@@ -66,9 +67,11 @@ class PredictorCorrector(Solver):
   )  # fmt: skip
   # Set by the caller that runs the solver. num_scales: noise levels of the model, for a(t) of a corrector. tabulated:
   # True if the grid's tables are used (`on` sets it). axis_name: mapped axis (for example of pmap) of a spread batch.
+  # real: (B,) False for copies that only fill up a spread batch; None if there are none.
   num_scales: int = 1000
   tabulated: bool = False
   axis_name: str | None = None
+  real: Array | None = None
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -118,8 +121,8 @@ class PredictorCorrector(Solver):
     return dataclasses.replace(self, tabulated=grid.official)
 
   def averaged(self, norms: Array) -> Array:
-    """Returns norms (B,) as they are, or with norms="batch" their mean over the whole batch."""
-    return batch_mean(norms, self.axis_name) if self.norms == "batch" else norms
+    """Returns the mean of norms (B,) over the whole batch."""
+    return batch_mean(norms, self.axis_name, self.real)
 
   def init(self, sde: SDE, x: Batch, t: Time) -> PCState:
     return PCState(x, x, t)
@@ -166,10 +169,16 @@ class UpdatedPC(PredictorCorrector):
     return self._step(sde, score, keys, state, t, start, stop, self.update)
 
 
-def batch_mean(values: Array, axis_name: str | None) -> Array:
-  """Returns the mean of numbers (B,) over the batch, which may be spread over the mapped axis `axis_name`."""
-  mean = jnp.mean(values)
-  return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+def batch_mean(values: Array, axis_name: str | None, real: Array | None = None) -> Array:
+  """Returns the mean of numbers (B,) over the batch, which may be spread over the mapped axis `axis_name`.
+
+  Examples whose `real` (B,) is False are left out.
+  """
+  if real is None:
+    mean = jnp.mean(values)
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+  total, count = jnp.sum(jnp.where(real, values, 0)), jnp.sum(real, dtype=values.dtype)
+  return total / count if axis_name is None else jax.lax.psum(total, axis_name) / jax.lax.psum(count, axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
