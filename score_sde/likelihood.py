@@ -31,6 +31,7 @@ from score_sde.errors import InvalidArgument
 from score_sde.options import Options, option
 from score_sde.sampling.ode import AdaptiveODE, solve
 from score_sde.sampling.sample import check_condition, check_score, check_times
+from score_sde.sampling.solver import all_finite
 from score_sde.sde import SDE, Reverse, Score, bind
 from score_sde.trace import PROBES, basis, value_and_jvps
 
@@ -195,8 +196,9 @@ def encode(
   """Returns (latent, info): solves the ODE from data x (B, ...) at time `eps` to its latent at T. A pure function.
 
   The map is one to one. Latents of data are standard normal under VP and sub-VP, and N(0, sigma_max² I) under VE.
-  Latents scaled by a temperature below one decode to smoother data. `info` has "nfe" and "t", each (B,). "t" is the
-  time reached: below T if the solve ran into `max_steps`. Song et al. 2021, Section 4.3 and Appendix D.5.
+  Latents scaled by a temperature below one decode to smoother data. `info` has "nfe", "t" and "finite", each (B,). "t"
+  is the time reached: below T if the solve ran into `max_steps`. Then "finite" is False, and the latent is not one.
+  Song et al. 2021, Section 4.3 and Appendix D.5.
 
   Raises:
     InvalidArgument: for an eps outside (0, T).
@@ -209,7 +211,7 @@ def encode(
   """
   check_times(sde, eps, sde.T)
   y, nfe, t = ode.move(sde, score, x, eps, sde.T, condition=condition)
-  return y, {"nfe": nfe, "t": t}
+  return y, {"nfe": nfe, "t": t, "finite": (t >= jnp.asarray(sde.T, t.dtype)) & all_finite(y)}
 
 
 def decode(
@@ -218,7 +220,7 @@ def decode(
   """Returns (data, info): the inverse of `encode`, with the same arguments and errors."""
   check_times(sde, eps, sde.T)
   y, nfe, t = ode.move(sde, score, latent, sde.T, eps, condition=condition)
-  return y, {"nfe": nfe, "t": t}
+  return y, {"nfe": nfe, "t": t, "finite": (t <= jnp.asarray(eps, t.dtype)) & all_finite(y)}
 
 
 def interpolate(a: Batch, b: Batch, weights: Weights) -> Stack:

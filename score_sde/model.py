@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde import guidance
-from score_sde.batch import Array, as_key, example_keys, fold
+from score_sde.batch import Array, as_key, example_keys, expand, fold
 from score_sde.errors import InvalidArgument, unknown
 from score_sde.guidance import Measurement, condition_on, put_in
 from score_sde.likelihood import ExactLikelihood, bits_per_dim, decode, encode
@@ -169,12 +169,15 @@ class Model:
     return bits_per_dim(log_p, x[0].size, levels, self.scaling.slope)
 
   def encode(self, x: Array, *, label: Any = None) -> Array:
-    """Returns latents like x of data x (n, ...), by the probability-flow ODE. They are standard normal under VP."""
+    """Returns latents like x of data x (n, ...), by the probability-flow ODE. They are standard normal under VP.
+
+    A latent is NaN if its solve failed.
+    """
     x = self._in(x)
     return _encode(self.sde, self.score, x, self._labels(label, len(x)))
 
   def decode(self, latent: Array, *, label: Any = None) -> Array:
-    """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`."""
+    """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`. They are NaN if the solve failed."""
     return self._out(_decode(self.sde, self.score, jnp.asarray(latent), self._labels(label, len(latent))), clip=False)
 
   def denoise(self, x: Array, t: float | Array, *, label: Any = None) -> Array:
@@ -246,12 +249,16 @@ def _log_likelihood(likelihood, sde, score, keys, x, condition):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(sde, score, x, condition):
-  return encode(sde, score, x, condition=condition)[0]
+  return _solved(*encode(sde, score, x, condition=condition))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(sde, score, latent, condition):
-  return decode(sde, score, latent, condition=condition)[0]
+  return _solved(*decode(sde, score, latent, condition=condition))
+
+
+def _solved(x, info):
+  return jnp.where(expand(info["finite"], x), x, jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -215,7 +215,7 @@ def computation(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "folder", [*(pytest.param(f, marks=pytest.mark.longest) for f in ("ve", "subvp", "edm")), "vp", "diffusers"]
+  "folder", [*(pytest.param(f, marks=pytest.mark.longest) for f in ("ve", "subvp", "edm", "diffusers")), "vp"]
 )
 def test_every_config_of_the_papers_trains_and_samples_in_small(folder):
   """In a process of its own, whose compiler does not optimize: there is nothing to run twice."""

@@ -219,7 +219,7 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
     step, params = evaluation.restore(manager, experiment, workdir, chosen)
   x, start = _scaled(experiment, images), time.monotonic()
   draw = {"edit": _edit, "interpolate": _interpolate}.get(g.task) or functools.partial(_measure_and_sample, operator)
-  columns, samples, nfe = draw(experiment, params, x)
+  columns, samples, nfe, finite = draw(experiment, params, x)
   seconds = time.monotonic() - start
   if not devices.is_first_host():
     return
@@ -228,36 +228,45 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   title = (
     f"{data.name(config)} · {sde_name(config.training.sde)} · step {step:,}: {g.task}{method}\n"
     f"{g.method if g.method == 'ddrm' else config.sampling.method}, {nfe:.0f} evaluations, "
-    f"{seconds:.0f} s for {math.prod(samples.shape[:2])} images"
+    f"{seconds:.0f} s for {finite.size} images"
   )
+  if not finite.all():
+    title += f"\n{int((~finite).sum())} of {finite.size} failed (black)"
   for name, row in zip(names, rows, strict=False):
     pictures.posteriors(path / "guided" / f"{name}.png", [row], title)
   pictures.posteriors(path / "guided.png", rows, title)
-  arrays: dict[str, Any] = {"samples": evaluation.to_uint8(samples)}
+  arrays: dict[str, Any] = {"samples": evaluation.to_uint8(samples), "finite": finite}
   arrays["inputs"] = evaluation.to_uint8(_shown(experiment, x))
   if "measurement" in columns:
     arrays["measurements"] = evaluation.to_uint8(columns["measurement"])
   pictures.save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
   log.info("Wrote guided.png, guided.npz and %d pictures in guided/ to %s (%.1f s).", len(rows), path, seconds)
+  if not finite.any():
+    raise evaluation.SolvesFailed(
+      f"All {finite.size} images failed: they are not finite, or their solves exceeded sampling.max_steps="
+      f"{config.sampling.max_steps}. Raise it, or use another sampler."
+    )
 
 
 def _shown(experiment: Experiment, x: Any) -> np.ndarray:
-  return np.clip(np.asarray(experiment.scaling.inverse(x)), 0, 1)
+  """Returns x as images in [0, 1]. Values that are not finite become black."""
+  return np.clip(np.nan_to_num(np.asarray(experiment.scaling.inverse(x)), posinf=0, neginf=0), 0, 1)
 
 
 def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition: Any = None, x_T: Any = None):
-  """Returns guidance.samples_per_input samples per input, (N, S, ...), and the mean nfe per sample."""
+  """Returns guidance.samples_per_input samples per input, (N, S, ...), the mean nfe per sample, and which are finite."""
   n, each = len(x), experiment.config.guidance.samples_per_input
   repeated = jax.tree.map(lambda a: jnp.repeat(a, each, axis=0), condition)
   with Bar(f"{n} x {each} samples", 1, " steps") as bar:
     out, info = experiment.draw(
       score, key, (n * each, *x.shape[1:]), condition=repeated, x_T=x_T, progress=bar.step
     )  # fmt: skip
-  if not np.asarray(info["finite"]).all():
-    log.warning("%d of %d samples are not finite.", int((~np.asarray(info["finite"])).sum()), n * each)
+  finite = np.asarray(info["finite"]).reshape(n, each)
+  if not finite.all():
+    log.warning("%d of %d samples are not finite.", int((~finite).sum()), finite.size)
   if condition is not None and hasattr(condition.operator, "put_in"):
     out = put_in(repeated, out)
-  return out.reshape(n, each, *x.shape[1:]), float(np.mean(info["nfe"]))
+  return out.reshape(n, each, *x.shape[1:]), float(np.mean(info["nfe"])), finite
 
 
 def _measure_and_sample(operator: Any, experiment: Experiment, params: Params, x: jax.Array):
@@ -269,17 +278,24 @@ def _measure_and_sample(operator: Any, experiment: Experiment, params: Params, x
       example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(x))), operator, x, noise
     )
   score = score_of_posterior(experiment, params)
-  samples, nfe = _draw(experiment, score, jax.random.fold_in(key, DRAW), x, measurement)
+  samples, nfe, finite = _draw(experiment, score, jax.random.fold_in(key, DRAW), x, measurement)
   samples = _shown(experiment, samples)
   columns = {"input": _shown(experiment, x), "measurement": _pictured(experiment, measurement, x)}
-  return columns | _of_samples(samples), samples, nfe
+  return columns | _of_samples(samples, finite), samples, nfe, finite
 
 
-def _of_samples(samples: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns columns: the first four samples per input, their mean and their standard deviation (white: 1/4 or more)."""
+def _of_samples(samples: np.ndarray, finite: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns columns: the first four samples per input, their mean and their standard deviation (white: 1/4 or more).
+
+  Mean and standard deviation are those of the finite samples, `finite` (N, S).
+  """
   shown = {f"sample {i + 1}": samples[:, i] for i in range(min(4, samples.shape[1]))}
-  spread = samples.std(axis=1).mean(axis=-1, keepdims=True)
-  return shown | {"mean": samples.mean(axis=1), "std": np.broadcast_to(np.clip(4 * spread, 0, 1), samples[:, 0].shape)}
+  used = finite.reshape(*finite.shape, 1, 1, 1)
+  count = np.maximum(used.sum(axis=1), 1)
+  mean = samples.sum(axis=1, where=used) / count
+  deviation = np.sqrt(((samples - mean[:, None]) ** 2).sum(axis=1, where=used) / count)
+  spread = deviation.mean(axis=-1, keepdims=True)
+  return shown | {"mean": mean, "std": np.broadcast_to(np.clip(4 * spread, 0, 1), samples[:, 0].shape)}
 
 
 def _pictured(experiment: Experiment, measurement: operators.Measurement, x: jax.Array) -> np.ndarray:
@@ -305,16 +321,19 @@ def _edit(experiment: Experiment, params: Params, x: jax.Array):
   keys = example_keys(jax.random.fold_in(key, MEASURE), jnp.arange(len(repeated)))
   mean, std = linear(sde, "guidance.task='edit'").marginal(repeated, jnp.full(len(repeated), g.t0))
   noisy = mean + expand(std, mean) * normal(fold(keys, 0), mean)
-  samples, nfe = _draw(experiment, experiment.score(params), jax.random.fold_in(key, DRAW), x, x_T=noisy)
+  samples, nfe, finite = _draw(experiment, experiment.score(params), jax.random.fold_in(key, DRAW), x, x_T=noisy)
   samples = _shown(experiment, samples)
   first = np.asarray(noisy[:: g.samples_per_input])
   low, high = (f(first, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
   columns = {"input": _shown(experiment, x), f"at t = {g.t0:g}": (first - low) / (high - low)}
-  return columns | _of_samples(samples), samples, nfe
+  return columns | _of_samples(samples, finite), samples, nfe, finite
 
 
 def _interpolate(experiment: Experiment, params: Params, x: jax.Array):
-  """Interpolates between inputs 1 and 2, 2 and 3, ... along great circles between their latents."""
+  """Interpolates between inputs 1 and 2, 2 and 3, ... along great circles between their latents.
+
+  An image has failed if its solve did not finish, or that of one of the inputs it lies between.
+  """
   s = experiment.config.sampling
   ode = AdaptiveODE(rtol=s.rtol, atol=s.atol, solver=s.solver, max_steps=s.max_steps)
   there_of = devices.over_devices(lambda score, x: encode(experiment.sde, score, x, ode=ode))
@@ -323,7 +342,14 @@ def _interpolate(experiment: Experiment, params: Params, x: jax.Array):
   latent, there = there_of(score, x)
   path = interpolate(latent[:-1], latent[1:], jnp.linspace(0, 1, BETWEEN))
   y, back = back_of(score, path.reshape(-1, *x.shape[1:]))
-  images = _shown(experiment, jnp.moveaxis(y.reshape(path.shape), 0, 1))
+  ends = there["finite"][:-1] & there["finite"][1:]
+  finite = np.asarray(back["finite"].reshape(BETWEEN, -1) & ends).T
+  if not finite.all():
+    log.warning(
+      "%d of %d images failed: a solve of the ODE exceeded sampling.max_steps=%d. They are black.",
+      int((~finite).sum()), finite.size, s.max_steps,
+    )  # fmt: skip
+  images = _shown(experiment, jnp.moveaxis(y.reshape(path.shape), 0, 1)) * finite.reshape(*finite.shape, 1, 1, 1)
   columns = {"input": _shown(experiment, x[:-1])}
   columns |= {f"{i}/{BETWEEN - 1}": images[:, i] for i in range(BETWEEN)} | {"next": _shown(experiment, x[1:])}
-  return columns, images, float(np.mean(there["nfe"]) + np.mean(back["nfe"]))
+  return columns, images, float(np.mean(there["nfe"]) + np.mean(back["nfe"])), finite

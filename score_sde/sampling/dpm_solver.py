@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from score_sde.batch import Array, Batch, Keys, Time, expand, normal
-from score_sde.sampling.solver import FewStep, exact_step, half_log_snr
+from score_sde.sampling.solver import STEEPEST, FewStep, exact_step, half_log_snr
 from score_sde.sde import SDE, Score, denoiser, linear
 
 
@@ -24,7 +24,7 @@ class DPMState(NamedTuple):
 class DPMSolver(FewStep):
   """DPM-Solver++(2M): extrapolates D linearly in lambda from the previous step. The first step is a DDIM step.
 
-  Order 2, one evaluation per step. Lu et al. 2022b (DPM-Solver++), Algorithm 2. Under VE this is k-diffusion's
+  So is a step that is more than `STEEPEST` times longer than the one before it. Order 2, one evaluation per step. Lu et al. 2022b (DPM-Solver++), Algorithm 2. Under VE this is k-diffusion's
   `dpmpp_2m`.
 
   Example:
@@ -39,8 +39,9 @@ class DPMSolver(FewStep):
   def step(self, sde: SDE, score: Score, keys: Keys, state: DPMState, t: Time, start: Time, stop: Time) -> DPMState:
     sde = linear(sde, "DPM-Solver")
     x, denoised, now = state.x, denoiser(sde, score)(state.x, t), half_log_snr(sde, start)
-    h, later = half_log_snr(sde, stop) - now, state.taken > 0
-    slope = jnp.where(later, h / (2 * jnp.where(later, now - state.half_log_snr, 1.0)), 0.0)
+    h, before = half_log_snr(sde, stop) - now, now - state.half_log_snr
+    later = (state.taken > 0) & (h <= STEEPEST * before)
+    slope = jnp.where(later, h / (2 * jnp.where(later, before, 1.0)), 0.0)
     middle = denoised + expand(slope, x) * (denoised - state.denoised)
     x, mean = self.move(sde, keys, x, middle, h, start, stop)
     return DPMState(x, mean, denoised, now, state.taken + 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import InvalidArgument, unknown
-from score_sde.sde import SDE, LinearSDE, linear
+from score_sde.sde import SDE, LinearSDE, check_kernel, linear
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +33,13 @@ class TimeGrid:
   official: bool = False
   begin: float = 1.0
 
+  def __post_init__(self) -> None:
+    if not len(self.t) == len(self.start) == len(self.stop) or not (_as_used(self.start) > _as_used(self.stop)).all():
+      raise InvalidArgument(
+        f"start={np.asarray(self.start).tolist()} and stop={np.asarray(self.stop).tolist()} must be as long as t, and each step must go from a later "
+        "time to an earlier one.", "start", "stop",
+      )  # fmt: skip
+
   @classmethod
   def through(cls, times: Sequence[float] | np.ndarray) -> "TimeGrid":
     """Returns the grid whose steps go from each of the decreasing `times` (N + 1,) to the next.
@@ -41,7 +48,7 @@ class TimeGrid:
       InvalidArgument: for times that are negative or do not decrease.
     """
     times = np.asarray(times, np.float64)
-    used = times.astype(jax.dtypes.canonicalize_dtype(np.float64))  # float32, unless x64 is enabled
+    used = _as_used(times)
     if used.ndim != 1 or not len(used) or not (np.diff(used) < 0).all() or used[-1] < 0:
       raise InvalidArgument(
         f"times={times.tolist()} must decrease from noise to data and must not be negative.", "times"
@@ -67,6 +74,11 @@ class TimeGrid:
       raise InvalidArgument(
         f"{name} needs steps that chain, and those of grid='official' do not: use 'log_snr'.", "grid"
       )
+
+
+def _as_used(times: np.ndarray) -> np.ndarray:
+  """Returns times in the dtype in which they are used: float32, unless x64 is enabled."""
+  return np.asarray(times).astype(jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def uniform(sde: SDE, n: int, eps: float, start: float) -> np.ndarray:
@@ -137,8 +149,8 @@ def make_grid(
     t_start: the time at which the steps begin, in (0, T].
 
   Raises:
-    InvalidArgument: for an unknown name, a negative number of steps, times outside [0, T], or a grid whose times do not
-      decrease in float32.
+    InvalidArgument: for an unknown name, a negative number of steps, times outside [0, T], a grid whose times do not
+      decrease in float32, or an SDE that is not defined at these times, see `check_kernel`.
 
   Example:
     >>> import score_sde as ss
@@ -159,6 +171,8 @@ def make_grid(
       raise InvalidArgument(
         f"grid='official' starts at {sde.T}, not at t_start={start}: use 'uniform'.", "grid", "t_start"
       )
+    check_kernel(sde, [start, eps])
     return official(sde, n, eps, tabulated)
   with jax.ensure_compile_time_eval():  # gives numbers, not tracers, also inside a compiled function
+    check_kernel(sde, [start, eps])
     return TimeGrid.through(CHAINED[name](sde, n, eps, start))

@@ -14,7 +14,7 @@ from score_sde.sampling.grids import TimeGrid, make_grid
 from score_sde.sampling.ode import AdaptiveODE
 from score_sde.sampling.predictor_corrector import PredictorCorrector
 from score_sde.sampling.solver import Solver, all_finite
-from score_sde.sde import SDE, VE, Score, bind
+from score_sde.sde import SDE, VE, Score, bind, check_kernel
 
 AnySolver = Solver | AdaptiveODE | AdaptiveSDE
 
@@ -161,11 +161,12 @@ def check_shape(shape: Any) -> None:
 
 
 def check_times(sde: SDE, eps: float, start: float) -> None:
-  """Raises InvalidArgument unless 0 < eps < start <= T."""
+  """Raises InvalidArgument unless 0 < eps < start <= T, and unless the SDE is defined there, see `check_kernel`."""
   if not 0 < start <= sde.T:
     raise InvalidArgument(f"t_start={start} must lie in (0, {sde.T}].", "t_start")
   if not 0 < eps < start:
     raise InvalidArgument(f"eps={eps} must lie in (0, {start}), so that time runs from noise to data.", "eps")
+  check_kernel(sde, [start, eps])
 
 
 def check_condition(condition: Any, batch: int) -> None:

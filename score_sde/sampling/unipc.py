@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from score_sde.batch import Array, Batch, Keys, Time, expand
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sampling.solver import FewStep, Solver, Update, Updated, exact_step, half_log_snr
+from score_sde.sampling.solver import STEEPEST, FewStep, Solver, Update, Updated, exact_step, half_log_snr
 from score_sde.sde import SDE, Score, denoiser, linear
 
 
@@ -41,7 +41,8 @@ class UniPC(FewStep):
   """UniPC-3: order 3, one evaluation per step and one at the start. Zhao et al. 2023, Algorithms 5 and 6.
 
   B(h) = exp(h) - 1. The first two steps have fewer previous points. Their orders are 1 and 2 before correction, and 2
-  and 3 after it. These errors are made once, so the order of the whole is still 3. The last step, to sigma = 0, reuses
+  and 3 after it. These errors are made once, so the order of the whole is still 3. The order is also lower in a step
+  that is more than `STEEPEST` times longer than the steps before it. The last step, to sigma = 0, reuses
   the evaluation that corrected the previous step. So n steps take n evaluations.
 
   Example:
@@ -88,7 +89,9 @@ class UniPC(FewStep):
       parts = [expand(scale * weights[:, k] / r, x) * c for k, (r, c) in enumerate(zip(places, changes, strict=True))]
       return base + sum(parts)
 
-    known = jnp.minimum(state.taken, 2)
+    # The number of previous points that are far enough behind. All examples have the same times.
+    near, far = (jnp.all(-place * STEEPEST >= distance) for distance, (place, _) in enumerate(behind, 1))
+    known = jnp.minimum(state.taken, jnp.where(near, 1 + far, 0))
     guess = jax.lax.switch(known, [lambda k=k: combine(k, None) for k in range(3)])
     ahead = denoise(guess, stop)
     x = jax.lax.switch(known, [lambda k=k: combine(k, ahead) for k in range(3)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -462,6 +463,29 @@ class RectifiedFlow(LinearSDE):
 
   def time_of_log_snr(self, log_snr: Numbers) -> Numbers:
     return jax.nn.sigmoid(-log_snr / 2)
+
+
+def check_kernel(sde: SDE, times: Sequence[float]) -> None:
+  """Checks that a linear SDE can be computed at `times` > 0, in the dtype in use. Other SDEs are not checked.
+
+  Samplers divide by alpha(t), and scores by sigma(t)².
+
+  Raises:
+    InvalidArgument: if alpha, sigma, sigma² or the diffusion is zero, infinite or not a number.
+  """
+  if not isinstance(sde, LinearSDE):
+    return
+  with jax.ensure_compile_time_eval():  # gives numbers, not tracers, also inside a compiled function
+    t = jnp.asarray(times, jnp.result_type(float))
+    sigma = sde.sigma(t)
+    found = {"alpha": sde.alpha(t), "sigma": sigma, "sigma^2": sigma**2, "diffusion": sde.diffusion(t, t)}
+  for name, values in found.items():
+    for time, value in zip(times, jnp.broadcast_to(values, t.shape).tolist(), strict=True):
+      if not 0 < value < math.inf:
+        raise InvalidArgument(
+          f"{sde} has {name}={value:g} at t={time:g} in {t.dtype}. Samplers need it positive and finite: use a smaller "
+          "range of noise, or a T at which alpha has not vanished (as cosine and rectified_flow do with delta)."
+        )
 
 
 def linear(sde: SDE, what: str) -> LinearSDE:

@@ -271,7 +271,7 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> di
 
 
 class SolvesFailed(ScoreSDEError):
-  """No solve of a likelihood finished. The other results are in the report."""
+  """Error: no solve finished, of the likelihoods or of the images that were asked for. What was made is written."""
 
 
 def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
