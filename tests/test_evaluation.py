@@ -212,7 +212,7 @@ def test_samples_that_are_not_finite_are_counted_and_named(trained, tmp_path, ca
   assert (found["samples"] == 0).all()
   assert "10 of 10 samples are not finite" in caplog.text
   file.write_bytes(file.read_bytes()[:100])
-  with pytest.raises(BadInput, match=r"batch_000000\.npz' is damaged .* draws only this batch again"):
+  with pytest.raises(BadInput, match=r"batch_000000\.npz cannot be read .* draws only this batch again"):
     samples.read_batch(file)
   (again,) = samples.draw_batches(experiment, broken, 10, tmp_path)
   assert "is damaged" in caplog.text

@@ -4,7 +4,9 @@ The readers of PyTorch's files are in test_torch_file.
 """
 
 import gzip
+import io
 import json
+import zipfile
 
 import flax.serialization
 import google_crc32c
@@ -19,7 +21,8 @@ from score_sde.metrics import Moments
 from score_sde.run import data, features, loading
 from score_sde.run.checkpoints import published
 from score_sde.run.config import BadInput, as_dict
-from score_sde.run.data import files, records
+from score_sde.run.data import folders, records
+from score_sde.run.data.idx import read_idx
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
@@ -50,13 +53,13 @@ def statistics(path):
 
 def idx_file(path):
   path.write_bytes(b"\x00\x00\x08\x03" + np.array([20, 8, 8], ">u4").tobytes() + IMAGES[..., 0].tobytes())
-  return lambda: files._read_idx(path)
+  return lambda: read_idx(path)
 
 
 def gzipped_idx_file(path):
   idx_file(path)
   path.write_bytes(gzip.compress(path.read_bytes()))
-  return lambda: files._read_idx(path)
+  return lambda: read_idx(path)
 
 
 def tfrecord_file(path):
@@ -73,7 +76,19 @@ def tfrecord_file(path):
 def image_file(path):
   Image.fromarray(IMAGES[0]).save(path)
   config = tiny(data__image_size=8, data__num_channels=3)
-  return lambda: files._open(path, config)
+  return lambda: folders._decoded(folders.open_folder(str(path.parent)), path.name, config)
+
+
+def zip_file(path):
+  with zipfile.ZipFile(path, "w") as archive:
+    for i, image in enumerate(IMAGES):
+      content = io.BytesIO()
+      Image.fromarray(image).save(content, "png")
+      archive.writestr(f"{'cat' if i % 2 else 'dog'}/{i}.png", content.getvalue())
+    labels = [[f"{'cat' if i % 2 else 'dog'}/{i}.png", i % 2] for i in range(len(IMAGES))]
+    archive.writestr("dataset.json", json.dumps({"labels": labels}))
+  config = tiny(data__dataset="folder", data__path=str(path), data__image_size=8, data__num_channels=3)
+  return lambda: data.load(config, "train")
 
 
 def config_file(path):
@@ -85,7 +100,7 @@ READERS = {
   "a.safetensors": safetensors_file, "official.flax": msgpack_file, "statistics.npz": statistics, "idx": idx_file,
   "idx.gz": gzipped_idx_file, "r03.tfrecords": tfrecord_file, "image.png": image_file, "image.jpg": image_file,
   "image.webp": image_file, "image.gif": image_file, "image.tif": image_file, "image.bmp": image_file,
-  "config.json": config_file,
+  "images.zip": zip_file, "config.json": config_file,
 }  # fmt: skip
 
 
@@ -105,7 +120,7 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(tmp_path, name):
       first, *others = str(error).splitlines()
       if others or str(path) not in first:
         pytest.fail(f"{error!r} is not one line that names {path}")
-  assert refused > 5 or name.startswith("image")  # an image that cannot be read is None
+  assert refused > 5 or name.startswith("image")  # reading an image gives the reason
 
 
 def test_a_flipped_bit_of_a_tfrecord_is_found(tmp_path):

@@ -20,9 +20,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 import score_sde
+from score_sde.errors import ScoreSDEError
 from score_sde.models import MODELS
-from score_sde.run import devices, evaluate, guide, heap, training
-from score_sde.run.checkpoints import DiskFull, finds_no_room
+from score_sde.run import devices, guide, heap, training
+from score_sde.run.checkpoints import finds_no_room
 from score_sde.run.config import SDES, BadInput, describe, keys, resolve, unknown_key, why_unread
 from score_sde.run.data import Stalled
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
@@ -109,6 +110,10 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
       if not isinstance(value, ConfigDict) or name not in value:
         _fail(unknown_key(config, key))
       value = value[name]
+    if isinstance(value, ConfigDict):
+      _fail(
+        f"--config.{key} is a section of the config: set one of its keys, such as --config.{key}.{next(iter(value))}."
+      )
 
 
 def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
@@ -121,6 +126,10 @@ def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
   """Reads and checks the flags. `positional` names the arguments that are no flags."""
+  try:
+    argv = sys.argv[:] = flags.FLAGS.read_flags_from_files(list(argv))  # --flagfile
+  except flags.Error as error:
+    _fail(str(error).removeprefix("ERROR:: "))
   files = [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if re.match(r"--?config(=|$)", a)]
   if not files:
     _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")
@@ -154,19 +163,19 @@ def _call(action: Callable[[], None]) -> None:
         action()
     except BadInput as error:
       _fail(str(error))
-    except (training.Diverged, devices.HostsError, DiskFull, evaluate.SolvesFailed) as error:
-      print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-      _leave(1)
+    except Interrupted as error:
+      print(str(error) or "Stopped by a signal. Repeat the command to resume.", file=sys.stderr)
     except Stalled as error:
       print(f"{sys.argv[0]}: {error}", file=sys.stderr, flush=True)
       os._exit(1)  # the thread that hangs would keep the process alive
+    except ScoreSDEError as error:
+      print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+      _leave(1)
     except OSError as error:
       if not finds_no_room(error):
         raise
       print(f"{sys.argv[0]}: {error}. Free some space and repeat the command: it resumes.", file=sys.stderr)
       _leave(1)
-    except Interrupted as error:
-      print(str(error) or "Stopped by a signal. Repeat the command to resume.", file=sys.stderr)
 
 
 def run() -> None:

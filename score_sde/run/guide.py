@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -254,7 +253,7 @@ def _shown(experiment: Experiment, x: Any) -> np.ndarray:
 
 
 def _draw(experiment: Experiment, score, key: jax.Array, x: jax.Array, condition: Any = None, x_T: Any = None):
-  """Returns guidance.samples_per_input samples per input, (N, S, ...), the mean nfe per sample, and which are finite."""
+  """Returns guidance.samples_per_input samples per input, (N, S, ...), the mean nfe, and which are finite, (N, S)."""
   n, each = len(x), experiment.config.guidance.samples_per_input
   repeated = jax.tree.map(lambda a: jnp.repeat(a, each, axis=0), condition)
   with Bar(f"{n} x {each} samples", 1, " steps") as bar:

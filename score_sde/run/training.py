@@ -25,7 +25,7 @@ from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, build
 from score_sde.run.report import curves, pictures
 from score_sde.run.report.progress import Bar, Interrupted, stop_asked
-from score_sde.run.workdir import claimed, make_workdir, write_config
+from score_sde.run.workdir import check_data, claimed, make_workdir, write_config
 from score_sde.scaling import Scaling
 
 log = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
   Raises:
     BadInput: if the config or the workdir is wrong. This comes before anything is compiled.
-    DiskFull: if there is no room for a checkpoint; the previous one stays.
+    DiskFull, CannotSave: if a checkpoint cannot be written; the previous one stays.
     data.Stalled: if no batch arrives for training.data_timeout seconds.
     Diverged: at the first loss, gradient or update that is not finite; the last good checkpoint stays.
     Interrupted: after a signal to stop, once the state is saved.
@@ -296,6 +296,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   path = make_workdir(workdir)
   with claimed(path):
     source, test_source = data.load(config, "train"), data.load(config, "test")
+    check_data(config, path, {"train": source, "test": test_source}, trains=True)
     judge = make_judge(experiment)
     checkpoints.check_space(
       path, jax.eval_shape(lambda: saved_form(init_state(experiment))), experiment.abstract_params()
@@ -360,6 +361,9 @@ class Run:
     self.total = -(-self.options.n_iters // n) * n
     checkpoints.remove_newer(manager, self.step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    evaluation.warn_of_short_run(self.config, self.total)
+    if self.step >= self.total:
+      log.info("The run is at step %d, and training.n_iters=%d: nothing is left to train.", self.step, self.total)
     log.info(
       "%s a run of %d steps at step %d: %s parameters, %d examples of %s, %s.",
       "Resuming" if self.step else "Starting", self.total, self.step, f"{parameters:,}", len(source), experiment.shape,
@@ -468,5 +472,5 @@ class Run:
     t = self.options
     reported = self.step == self.total and t.final_report
     if t.snapshot_sampling and t.task == "score" and not reported:
-      evaluation.draw(self.experiment, devices.local(self.state.ema_params), self.step, self._picture)
+      evaluation.draw(self.experiment, devices.local(self.state.ema_params), self.step, self._picture, self.path)
       self.curves.picture("samples", self._picture, self.step)

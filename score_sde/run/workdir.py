@@ -12,8 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.run import devices
+from score_sde.run import checkpoints, devices
 from score_sde.run.config import BadInput, as_dict
+from score_sde.run.config.errors import foreign
+from score_sde.run.data.sources import Source, identity
 from score_sde.run.report.pictures import save_atomically
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,48 @@ def claimed(path: pathlib.Path) -> Iterator[None]:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON atomically."""
   save_atomically(path, lambda file: file.write((json.dumps(value, indent=2, default=list) + "\n").encode()))
+
+
+def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Source], *, trains: bool) -> None:
+  """Compares the data with those that the run in `workdir` began with, which data.json there describes.
+
+  `sources` are splits by name. With `trains`, data.json is written. Runs without checkpoints accept any data.
+
+  Raises:
+    BadInput: if the examples of a split are others, or in another order, unless data.accept_changes is set.
+  """
+  file, kept = workdir / "data.json", {}
+  if file.is_file() and checkpoints.exists(str(workdir)):
+    with foreign(str(file), "Remove it if the data are the same as before."):
+      kept = json.loads(file.read_text())["splits"]
+  found = {name: {"examples": len(source), "identity": identity(source)} for name, source in sources.items()}
+  changes = [
+    f"{name} had {kept[name]['examples']:,} examples and has {now['examples']:,}"
+    + (", not the same ones" if kept[name]["examples"] == now["examples"] else "")
+    for name, now in found.items()
+    if name in kept and kept[name]["identity"] != now["identity"]
+  ]
+  if changes:
+    message = (
+      f"The data are not those that the run in {str(workdir)!r} began with: {'; '.join(changes)}. Held-out examples "
+      "may have been trained on"
+    )
+    if not config.data.accept_changes:
+      raise BadInput(
+        f"{message}. Restore the data, start in another --workdir, or go on with --config.data.accept_changes=True."
+      )
+    log.warning("%s (data.accept_changes=True).", message)
+  if trains and devices.is_first_host():
+    write_json(file, {"dataset": config.data.dataset, "splits": found, "classes": list(sources["train"].names)})
+
+
+def class_names(workdir: pathlib.Path, count: int) -> list[str]:
+  """Returns the names of `count` classes, from data.json in `workdir`; their numbers if it has none."""
+  names: Any = None
+  with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    names = json.loads((workdir / "data.json").read_text())["classes"]
+  sound = isinstance(names, list) and len(names) >= count and all(isinstance(n, str) for n in names)
+  return names[:count] if sound else [str(i) for i in range(count)]
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -24,8 +24,8 @@ class DPMState(NamedTuple):
 class DPMSolver(FewStep):
   """DPM-Solver++(2M): extrapolates D linearly in lambda from the previous step. The first step is a DDIM step.
 
-  So is a step that is more than `STEEPEST` times longer than the one before it. Order 2, one evaluation per step. Lu et al. 2022b (DPM-Solver++), Algorithm 2. Under VE this is k-diffusion's
-  `dpmpp_2m`.
+  So is a step that is more than `STEEPEST` times longer than the one before it. Order 2, one evaluation per step. Lu et
+  al. 2022b (DPM-Solver++), Algorithm 2. Under VE this is k-diffusion's `dpmpp_2m`.
 
   Example:
     >>> import jax, score_sde as ss

@@ -36,8 +36,8 @@ class TimeGrid:
   def __post_init__(self) -> None:
     if not len(self.t) == len(self.start) == len(self.stop) or not (_as_used(self.start) > _as_used(self.stop)).all():
       raise InvalidArgument(
-        f"start={np.asarray(self.start).tolist()} and stop={np.asarray(self.stop).tolist()} must be as long as t, and each step must go from a later "
-        "time to an earlier one.", "start", "stop",
+        f"start={np.asarray(self.start).tolist()} and stop={np.asarray(self.stop).tolist()} must be as long as t, and "
+        "each step must go from a later time to an earlier one.", "start", "stop",
       )  # fmt: skip
 
   @classmethod

@@ -18,8 +18,8 @@ Update = Callable[[SDE, Array, Array, Array, Array], tuple[Array, Array]]
 UPDATE = 2
 
 # A multistep solver uses earlier evaluations only in a step that is at most this many times longer, in lambda, than the
-# one before it. Beyond that the extrapolation is worse than a step of lower order: on the uniform grid of VP, whose last
-# step is long, UniPC's error with ten evaluations is 3 to 8 times smaller this way.
+# one before it. Beyond that the extrapolation is worse than a step of lower order: on the uniform grid of VP and
+# sub-VP, whose last step is long, UniPC's error with ten evaluations is 3 to 8 times smaller this way.
 STEEPEST = 2.0
 
 

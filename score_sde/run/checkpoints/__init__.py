@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -37,13 +38,28 @@ class DiskFull(ScoreSDEError, OSError):
   """Error: the disk has no room for a checkpoint."""
 
 
+class CannotSave(ScoreSDEError, OSError):
+  """Error: the folder of the checkpoints can no longer be written to."""
+
+
+# Errors of a disk or folder that is full, read-only, or gone.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.ENOENT, errno.ESTALE)
+
+
+def _os_error(error: BaseException | None, kinds: tuple[int, ...]) -> str | None:
+  """Returns the system's message if an error, or one of its causes, is of one of these `kinds` (errno), else None."""
+  while error is not None:
+    for kind in kinds:
+      if getattr(error, "errno", None) == kind or os.strerror(kind) in str(error):
+        return os.strerror(kind)
+    error = error.__cause__ or error.__context__
+  return None
+
+
 def finds_no_room(error: BaseException | None) -> bool:
   """Returns whether an error, or one of its causes, is that of a full disk."""
-  while error is not None:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
+  return _os_error(error, _NO_ROOM) is not None
 
 
 def _count_no_bytes() -> None:
@@ -65,6 +81,7 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
 
   Raises:
     DiskFull: if a save, or any other file written within the context, finds no room.
+    CannotSave: if the folder of the checkpoints has become read-only, or is gone.
   """
   folder = (pathlib.Path(workdir) / "checkpoints").absolute()
   _count_no_bytes()
@@ -83,12 +100,25 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
     with ocp.CheckpointManager(folder, options=options) as checkpoint_manager:
       yield checkpoint_manager
   except Exception as error:  # orbax raises many kinds for a background save; or it comes from another file of the run
-    if isinstance(error, DiskFull) or not finds_no_room(error):
+    unwritable = _os_error(error, _UNWRITABLE)
+    if isinstance(error, ScoreSDEError) or not (finds_no_room(error) or (unwritable and str(folder) in str(error))):
       raise
+    _silence_abandoned_writes()
+    if not finds_no_room(error):
+      raise CannotSave(
+        f"{str(folder)!r} can no longer be written to ({unwritable}). The newest checkpoint there is whole: make the "
+        "folder writable and repeat the command, which resumes from it."
+      ) from error
     raise DiskFull(
       f"The disk of {str(folder)!r} is full. The newest checkpoint there is whole: free some space and repeat the "
       "command, which resumes from it."
     ) from error
+
+
+def _silence_abandoned_writes() -> None:
+  """Keeps Python quiet about orbax's other writes, which are dropped when one of them fails."""
+  warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _remove_unfinished(folder: pathlib.Path) -> None:
@@ -201,8 +231,28 @@ def check_signature(saved: dict[str, Any], signature: dict[str, Any], workdir: s
 
 
 def _manifest(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  """Returns the manifest of a checkpoint. Raises ValueError if it is not one."""
   found: Any = manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))
-  return found.manifest
+  manifest = found.manifest
+  parts = (
+    [manifest.get(name) for name in ("signature", "state", "ema_params")] if isinstance(manifest, dict) else [None]
+  )
+  if not all(isinstance(part, dict) and part for part in parts):
+    raise ValueError("its manifest is empty or damaged")
+  return manifest
+
+
+def _check_arrays(saved: dict[str, Any], target: Tree, what: str) -> None:
+  """Raises BadInput if a checkpoint's arrays are not those of `target`, for example of another optimizer."""
+  wanted = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(target)}
+  missing, more = sorted(wanted - set(saved)), sorted(set(saved) - wanted)
+  if missing or more:
+    lacks = f"lacks {len(missing)} arrays, such as {missing[0]}" if missing else ""
+    has = f"has {len(more)} others, such as {more[0]}" if more else ""
+    raise BadInput(
+      f"{what} {lacks}{' and ' * bool(missing and more)}{has}: it was written with another network or optimizer. Use "
+      "the config that it was written with (for example its optim.amsgrad), or another --workdir."
+    )
 
 
 def check(manager: ocp.CheckpointManager, signature: dict[str, Any], workdir: str) -> None:
@@ -251,6 +301,8 @@ def restore(
     try:
       manifest = _manifest(manager, candidate)
       check_signature(manifest["signature"], signature, workdir)
+      for name, target in targets.items():
+        _check_arrays(manifest[name], target, f"Checkpoint {candidate} of workdir {workdir!r}")
       read = manager.restore(candidate, args=ocp.args.Composite(**items))
       damage = next(filter(None, (_damage(read[name], manifest, name) for name in targets)), None)
     except BadInput:

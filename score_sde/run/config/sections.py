@@ -45,6 +45,7 @@ class Data(Options):
   on_corrupt: str = option(
     "error", "action for an unreadable image of a folder", choices=("error", "skip"), needs=_FOLDERS
   )
+  accept_changes: bool = option(False, "go on in a workdir although the data are not those that its run began with")
   cache_gib: float = option(
     4.0, "image folders up to this size (GiB) are decoded once into memory", "[0, inf)", needs=_FOLDERS
   )
@@ -165,6 +166,7 @@ class Evaluation(Options):
   """config.eval: measurements of a checkpoint. The section also has the keys of the likelihoods."""
 
   batch_size: int = option(1024, "examples or samples per batch", "[1, inf)")
+  weights: str = option("ema", "parameters to use: their moving average, or the raw ones", choices=("ema", "raw"))
   checkpoint: str = option("latest", "latest, best (by the FID while training), or a step; also for --mode=sample")
   begin_ckpt: int | None = option(None, "first of several snapshots, used instead of eval.checkpoint", "[0, inf)")
   end_ckpt: int | None = option(None, "last of several snapshots", "[0, inf)")

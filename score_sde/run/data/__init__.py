@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from score_sde.run.config.errors import BadInput, choose
 from score_sde.run.config.plugins import is_plugin
-from score_sde.run.data.files import digits, folder, idx, read_inputs, toy
+from score_sde.run.data.files import digits, toy
+from score_sde.run.data.folders import DataVanished, folder, read_inputs
+from score_sde.run.data.idx import idx
 from score_sde.run.data.own import own
 from score_sde.run.data.records import tfds, tfrecord_files, tfrecords
 from score_sde.run.data.scaling import example_shape, is_image, scaling_of
-from score_sde.run.data.sources import Arrays, Lazy, Source
+from score_sde.run.data.sources import Arrays, Lazy, Source, identity
 from score_sde.run.data.stream import Stalled, batches, in_order, shuffled, within
 from score_sde.run.toys import DENSITIES, TOYS
 
@@ -24,11 +26,13 @@ __all__ = [
   "DENSITIES",
   "TOYS",
   "Arrays",
+  "DataVanished",
   "Lazy",
   "Source",
   "Stalled",
   "batches",
   "example_shape",
+  "identity",
   "in_order",
   "is_image",
   "load",
@@ -83,5 +87,5 @@ def name(config: ConfigDict) -> str:
   """Returns the data set's name for pictures and reports. Data in files is named by its folder."""
   if is_plugin(config.data.dataset):
     return config.data.dataset.rpartition(":")[2]
-  in_files = config.data.dataset in ("idx", "folder") and pathlib.Path(config.data.path).name
+  in_files = config.data.dataset in ("idx", "folder") and pathlib.Path(config.data.path).stem
   return in_files or config.data.dataset

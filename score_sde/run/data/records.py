@@ -67,9 +67,10 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
     record = records[int(chosen[i])]
     return _fitted(record["image"], config), int(record["label"]) if "label" in record else 0
 
-  features = builder.info.features
-  classes = getattr(features["label"], "num_classes", None) if "label" in features else None
-  return Lazy(len(chosen), read, classes or 1)
+  label = builder.info.features.get("label")
+  classes, names = getattr(label, "num_classes", None) or 1, tuple(getattr(label, "names", None) or ())
+  identity = f"{builder.info.full_name} {wanted} {len(records)} {split}"
+  return Lazy(len(chosen), read, classes, names if len(names) == classes else (), identity=identity)
 
 
 def tfrecord_files(path: str) -> list[pathlib.Path]:
@@ -102,7 +103,8 @@ def tfrecords(config: ConfigDict, split: str) -> Lazy:
         f"data.path={config.data.path!r} has TFRecords of {sizes} pixels, none of data.image_size="
         f"{config.data.image_size}."
       )
-  opened = [os.open(p, os.O_RDONLY) for p in files]
+  with foreign(f"data.path={config.data.path!r}"):
+    opened = [os.open(p, os.O_RDONLY) for p in files]
   places = [(number, *place) for number, p in enumerate(files) for place in _records(p, opened[number])]
   chosen = split_off(len(places), split)
 
@@ -117,7 +119,8 @@ def tfrecords(config: ConfigDict, split: str) -> Lazy:
     with foreign(f"{files[number]}, a record at byte {offset},"):
       return _fitted(_example(files[number], record), config), 0
 
-  return Lazy(len(chosen), read, 1)
+  identity = f"{split} of {' '.join(f'{p.name} {p.stat().st_size}' for p in files)}"
+  return Lazy(len(chosen), read, 1, identity=identity)
 
 
 def _checksum(content: bytes) -> bytes:

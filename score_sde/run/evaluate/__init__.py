@@ -1,7 +1,15 @@
 """Evaluation of trained models: losses, bits/dim, samples and their quality; pictures and reports."""
 
 from score_sde.run.evaluate.quality import compared_with, measure
-from score_sde.run.evaluate.runs import SolvesFailed, chosen_step, evaluate, open_workdir, restore, sample
+from score_sde.run.evaluate.runs import (
+  SolvesFailed,
+  chosen_step,
+  evaluate,
+  open_workdir,
+  restore,
+  sample,
+  warn_of_short_run,
+)
 from score_sde.run.evaluate.samples import draw, draw_samples, to_uint8
 
 __all__ = [
@@ -16,4 +24,5 @@ __all__ = [
   "restore",
   "sample",
   "to_uint8",
+  "warn_of_short_run",
 ]

@@ -37,7 +37,7 @@ def make_judge(experiment: Experiment) -> Callable[[Params], dict[str, float]] |
   drawing = dataclasses.replace(experiment, sampler=sampler)
 
   def judge(params: Params) -> dict[str, float]:
-    drawn, _, _ = draw_samples(drawing, params, total)
+    drawn, *_ = draw_samples(drawing, params, total)
     images = to_uint8(drawn, config.eval.quantization)
     row = quality.measure(config, [extractor(images)], extractor, reference)
     return {m.key: float(row[m.key]) for m in MEASURES if m.curve and m.key in row}

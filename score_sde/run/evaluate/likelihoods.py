@@ -1,5 +1,6 @@
 """Averages over a data set: the loss of a trained model, a classifier's accuracy, bits/dim."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -100,16 +101,17 @@ def accuracy(
 
 def mean_bits_per_dim(
   experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
-) -> dict[str, Any]:
-  """Returns bits/dim of `source` (nats for points), averaged over eval.num_repeats dequantizations.
+) -> tuple[dict[str, Any], np.ndarray]:
+  """Returns (results, values): bits/dim of `source` (nats for points), averaged over eval.num_repeats dequantizations.
 
   eval.likelihood chooses the kind. "ode" is the likelihood of the probability-flow ODE. "elbo" and "chain" are upper
   bounds of bits/dim of the reverse-time SDE and of the discrete chain. The folder `cache` keeps the finished batches
   and shares them among hosts.
 
   Returns:
-    "bits_per_dim" and its standard error over the examples whose solves finished, "examples" their number,
-    "likelihood_failed" the number of the others, and the mean nfe. Without "bits_per_dim" if all failed.
+    results: "bits_per_dim" and its standard error over the examples whose solves finished, "examples" their number,
+      "likelihood_failed" the number of the others, and the mean nfe. Without "bits_per_dim" if all failed.
+    values: bits/dim (nats for points) of each example, (N,); NaN if its solve failed.
   """
   config, e = experiment.config, experiment.config.eval
   dims = math.prod(experiment.shape)
@@ -125,31 +127,29 @@ def mean_bits_per_dim(
 
   name = f"bits/dim ({e.likelihood})"
   repeats = [
-    _over_batches(name, config, source, functools.partial(run, repeat), cache, f"repeat_{repeat}_")
+    _over_batches(name, config, source, functools.partial(run, repeat), cache, f"repeat_{repeat}_", (3,))
     for repeat in range(e.num_repeats)
   ]
   log_density, nfe = np.mean([r[:, 0] for r in repeats], axis=0), np.mean([r[:, 1] for r in repeats])
   reached = np.stack([r[:, 2] for r in repeats])  # the time at which each solve ended
-  finished: np.ndarray = np.asarray(np.all(reached >= experiment.sde.T, axis=0))
+  finished: np.ndarray = np.asarray(np.all(reached >= experiment.sde.T, axis=0) & np.isfinite(log_density))
   failed = np.flatnonzero(~finished)
   if len(failed):
     some = ", ".join(f"{i} (t = {reached[:, i].min():.3g})" for i in failed[:8])
     log.warning(
-      "%d of %d examples are left out of the likelihood: their solves exceeded sampling.max_steps: %s.",
+      "%d of %d examples are left out of the likelihood: not finite, or their solves exceeded sampling.max_steps: %s.",
       len(failed), len(finished), some,
     )  # fmt: skip
   counts = {"likelihood_nfe": float(nfe), "likelihood_failed": len(failed), "examples": int(finished.sum())}
-  if not finished.any():
-    return {"likelihood": e.likelihood} | counts
-  log_density = log_density[finished]
+  unit = "bits_per_dim" if scaling.is_image else "nats"
   if not scaling.is_image:
-    result = _mean_and_error("nats", -log_density)
+    values = -log_density
   elif e.likelihood == "chain":
-    result = _mean_and_error("bits_per_dim", -log_density / (dims * math.log(2)))
+    values = -log_density / (dims * math.log(2))
   else:
-    bits = bits_per_dim(log_density, dims, config.data.levels, scaling.slope)
-    result = _mean_and_error("bits_per_dim", np.asarray(bits))
-  return {"likelihood": e.likelihood} | result | counts
+    values = np.asarray(bits_per_dim(log_density, dims, config.data.levels, scaling.slope))
+  result = _mean_and_error(unit, values[finished]) if finished.any() else {}
+  return {"likelihood": e.likelihood} | result | counts, np.where(finished, values, np.nan)
 
 
 def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
@@ -187,11 +187,12 @@ def _over_batches(
   run: Callable[[dict], Any],
   cache: pathlib.Path | None,
   prefix: str = "",
+  shape: tuple[int, ...] = (),
 ) -> np.ndarray:
   """Runs `run` on all batches of `source` and returns the concatenated results. Pads all batches to the same size.
 
   With a folder `cache`, hosts take the batches in turn. They write their results there, and read results that already
-  exist. Without `cache`, this host runs all batches.
+  exist and have the `shape` of an example's result. Without `cache`, this host runs all batches.
   """
   readers = data.in_order(source, config.eval.batch_size, config.eval.num_examples)
   total = min(len(source), config.eval.num_examples or len(source))
@@ -201,11 +202,11 @@ def _over_batches(
   with Bar(name, total, " examples") as bar:
     for i, read in enumerate(readers):
       others = cache and i % devices.host_count() != devices.host_index()
-      if others or (cache and files[i].exists()):
+      n = min(config.eval.batch_size, total - i * config.eval.batch_size)
+      if others or (cache and _kept(files[i], (n, *shape)) is not None):
         bar.show(min((i + 1) * config.eval.batch_size, total))
         continue
       batch = read()
-      n = len(batch["label"])
       batch["index"] = np.arange(n, dtype=np.int32) + i * config.eval.batch_size
       batch = {k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()}
       results[i] = np.asarray(run(batch))[:n]
@@ -215,6 +216,18 @@ def _over_batches(
   if cache:
     devices.wait_for_all(f"{name} in {cache}")
   return np.concatenate([results[i] if i in results else np.load(file) for i, file in enumerate(files)])
+
+
+def _kept(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
+  """Returns the results that an earlier evaluation left in `file`, or None if there are none, or damaged ones."""
+  if not file.exists():
+    return None
+  with contextlib.suppress(Exception):  # damaged files raise errors of every kind
+    found = np.load(file)
+    if found.shape == shape and found.dtype.kind in "fb":
+      return found
+  log.warning("%s is damaged; its batch is computed again.", file)
+  return None
 
 
 def _mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:

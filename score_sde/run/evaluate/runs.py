@@ -1,5 +1,6 @@
 """Runs of `run.py --mode=sample` and `--mode=eval`: draw samples of checkpoints in a workdir, and measure them."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -25,7 +26,7 @@ from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.curves import best_step
 from score_sde.run.report.progress import wait
-from score_sde.run.workdir import make_workdir, write_json
+from score_sde.run.workdir import check_data, make_workdir, write_json
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,32 @@ def open_workdir(workdir: str) -> pathlib.Path:
 
 
 def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
-  """Returns (step, EMA parameters) of the newest undamaged checkpoint, or of that of `step`."""
-  targets = {"ema_params": experiment.abstract_params()}
+  """Returns (step, parameters by eval.weights) of the newest undamaged checkpoint, or of that of `step`."""
+  raw = experiment.config.eval.weights == "raw"
+  if raw:
+    from score_sde.run.training import init_state, saved_form  # which imports this module
+
+    targets: dict[str, Any] = {"state": jax.eval_shape(lambda: saved_form(init_state(experiment)))}
+  else:
+    targets = {"ema_params": experiment.abstract_params()}
   found = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
   assert found is not None
-  return found[0], devices.local(found[1]["ema_params"])
+  at, items = found
+  if not raw:
+    warn_of_short_run(experiment.config, at)
+  return at, devices.local(items["state"]["params"] if raw else items["ema_params"])
+
+
+def warn_of_short_run(config: ConfigDict, steps: int) -> None:
+  """Logs a warning if the parameters' moving average spans more than the `steps` of the run."""
+  rate = config.model.ema_rate
+  if config.model.ema_warmup or not 0 < steps < 1 / (1 - rate):
+    return
+  log.warning(
+    "The moving average of the parameters (model.ema_rate=%g) spans %s steps, and the run has %s: %.0f%% of it are "
+    "still the initial ones. Evaluate with --config.eval.weights=raw, or train with --config.model.ema_warmup=True.",
+    rate, f"{1 / (1 - rate):,.0f}", f"{steps:,}", 100 * rate**steps,
+  )  # fmt: skip
 
 
 def chosen_step(name: str, workdir: str) -> int | None:
@@ -80,6 +102,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
 
   Raises:
     BadInput: if there is no checkpoint, or one of another model.
+    SolvesFailed: if no sample is finite, after the files are written.
     Interrupted: after a signal to stop.
   """
   experiment = experiment or build(config)
@@ -91,7 +114,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   path = open_workdir(workdir)
   with checkpoints.manager(workdir) as manager:
     step, params = restore(manager, experiment, workdir, chosen_step(config.eval.checkpoint, workdir))
-  drawn, nfe, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=9)
+  drawn, nfe, finite, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=9)
   if not devices.is_first_host():
     return
   title = samples.title(experiment, step, nfe)
@@ -99,13 +122,25 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   if not data.is_image(config):
     source = data.load(config, "test")
     reference = source.gather(np.arange(min(len(drawn), len(source), 2000)))["image"]
-  pictures.sample_grid(path / "samples.png", drawn if reference is not None else drawn[:SHOWN], title, reference)
+  captions = samples.captions(experiment, path, SHOWN)
+  shown = drawn if reference is not None else drawn[:SHOWN]
+  pictures.sample_grid(path / "samples.png", shown, title, reference, captions)
   stored = samples.to_uint8(drawn, config.eval.quantization) if data.is_image(config) else drawn
   pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   samples.draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
   if reference is not None and experiment.score_model.potential:
     samples.draw_density(path / "density.png", experiment, params, reference, title)
   log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
+  _need_some(int(finite.sum()), len(drawn), step)
+
+
+def _need_some(finite: int, total: int, step: int) -> None:
+  """Raises SolvesFailed if none of the `total` samples is finite."""
+  if total and not finite:
+    raise SolvesFailed(
+      f"None of the {total} samples of step {step} is finite, or they all exceeded sampling.max_steps. Use more steps, "
+      "another sampler, or another checkpoint."
+    )
 
 
 # --- which checkpoints ----------------------------------------------------------------------------------------------
@@ -191,6 +226,7 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
   if e.enable_sampling and e.save_samples in ("png", "array_record") and not data.is_image(config):
     raise BadInput(f"eval.save_samples={e.save_samples!r} needs images, not {config.data.dataset!r}. Use 'npz'.")
   source = data.load(config, e.bpd_dataset)
+  check_data(config, path, {e.bpd_dataset: source}, trains=False)
   measure, extractor = None, None
   if e.enable_sampling and e.fidelity_engine == "torch-fidelity":
     measure = quality.by_torch_fidelity(config)
@@ -212,8 +248,9 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> di
   experiment, config, e = plan.experiment, plan.experiment.config, plan.experiment.config.eval
   # A row holds file names, which depend on the report and the format.
   kept = unfinished / f"row_{e.report}_{e.save_samples}.json"
-  if kept.exists():
-    return json.loads(kept.read_text())
+  found = _kept_row(kept, step)
+  if found is not None:
+    return found
   key = jax.random.key(config.seed + 1)
   row: dict[str, Any] = {"step": step}
   start = time.monotonic()
@@ -225,7 +262,9 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> di
     row |= accuracy(experiment, params, plan.source, jax.random.fold_in(key, LOSS), picture, step, cache)
   if e.enable_bpd:
     cache = unfinished / "likelihood"
-    row |= mean_bits_per_dim(experiment, params, plan.source, jax.random.fold_in(key, LIKELIHOOD), cache)
+    found, values = mean_bits_per_dim(experiment, params, plan.source, jax.random.fold_in(key, LIKELIHOOD), cache)
+    row |= found
+    _keep_likelihoods(plan, step, values)
   if e.enable_sampling:
     row |= _sampled(plan, step, params, unfinished / "samples")
   row["seconds"] = round(time.monotonic() - start, 1)
@@ -234,11 +273,49 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> di
   return row
 
 
+def _kept_row(file: pathlib.Path, step: int) -> dict[str, Any] | None:
+  """Returns the row that an evaluation of this step left, or None if there is none, or a damaged one."""
+  if not file.exists():
+    return None
+  try:
+    row = json.loads(file.read_text())
+    if row["step"] == step and row["seconds"] >= 0:
+      return row
+  except (OSError, ValueError, LookupError, TypeError):
+    pass
+  log.warning("%s is damaged; its row is measured again.", file)
+  return None
+
+
+def _keep_likelihoods(plan: _Plan, step: int, values: np.ndarray) -> None:
+  """Adds the likelihoods of all examples (N,) to eval/likelihood.npz, with the names of the examples.
+
+  It holds "step" (K,), "bits_per_dim" (K, N) ("nats" for points; NaN for failed solves) and "name" (N,).
+  """
+  if not devices.is_first_host():
+    return
+  config = plan.experiment.config
+  file = plan.path / "eval" / f"likelihood{config.eval.report.removeprefix('report')}.npz"
+  examples = getattr(plan.source, "examples", ()) or range(len(plan.source))
+  names = np.array(examples[: len(values)], str)
+  unit = "bits_per_dim" if data.is_image(config) else "nats"
+  kept: dict[int, np.ndarray] = {}
+  with contextlib.suppress(Exception), np.load(file) as arrays:  # another evaluation's, or a damaged one, is replaced
+    if np.array_equal(arrays["name"], names):
+      kept = dict(zip(arrays["step"].tolist(), arrays[unit], strict=True))
+  kept[step] = values
+  steps = sorted(kept)
+  arrays: dict[str, Any] = {"step": np.array(steps), unit: np.stack([kept[s] for s in steps]), "name": names}
+  pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, **arrays))
+
+
 def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> dict[str, Any]:
   """Draws exactly eval.num_samples samples into `folder`, saves them by eval.save_samples and returns their metrics."""
   config, e = plan.experiment.config, plan.experiment.config.eval
-  describe = quality.describe(plan.extractor) if plan.extractor else lambda images: {}
-  files = samples.draw_batches(plan.experiment, params, e.num_samples, folder, describe)
+  describe, more = lambda images: {}, ()
+  if plan.extractor:
+    describe, more = quality.describe(plan.extractor), ("features", "logits")
+  files = samples.draw_batches(plan.experiment, params, e.num_samples, folder, describe, more)
   row: dict[str, Any] = {"samples": e.num_samples, "samples_file": "", "samples_failed": 0}
   if not devices.is_first_host():
     return row
@@ -258,7 +335,9 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> di
   reference = (
     None if data.is_image(config) else plan.source.gather(np.arange(min(len(first), len(plan.source))))["image"]
   )
-  pictures.sample_grid(plan.path / picture, shown, samples.title(plan.experiment, step, row["sampling_nfe"]), reference)
+  heading = samples.title(plan.experiment, step, row["sampling_nfe"])
+  captions = samples.captions(plan.experiment, plan.path, len(shown))
+  pictures.sample_grid(plan.path / picture, shown, heading, reference, captions)
   row["picture"] = picture
   if plan.measure and row["samples_failed"] == e.num_samples:
     log.warning("None of the %d samples of step %d is finite: they have no FID.", e.num_samples, step)
@@ -282,7 +361,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
 
   Raises:
     BadInput: if there is no checkpoint, or one of another model, or if no measurement is enabled.
-    SolvesFailed: if all likelihood solves of a checkpoint failed, after the reports are written.
+    SolvesFailed: if all samples or likelihood solves of a checkpoint failed, after the reports are written.
     Interrupted: after a signal to stop.
   """
   experiment = experiment or build(config)
@@ -302,6 +381,8 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   devices.wait_for_all("evaluation")
   if devices.is_first_host():
     shutil.rmtree(unfinished, ignore_errors=True)
+  for row in rows:
+    _need_some(row.get("samples", 0) - row.get("samples_failed", 0), row.get("samples", 0), row["step"])
   failed = [row["step"] for row in rows if row.get("likelihood_failed") and not row["examples"]]
   if failed:
     raise SolvesFailed(

@@ -17,9 +17,11 @@ from score_sde.batch import Array
 from score_sde.likelihood import normalize
 from score_sde.run import data, devices
 from score_sde.run.config import BadInput, sde_name
+from score_sde.run.config.errors import foreign
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
+from score_sde.run.workdir import class_names
 from score_sde.sde import linear
 
 log = logging.getLogger(__name__)
@@ -98,28 +100,42 @@ def _batch(
   return {"samples": np.asarray(x)[:keep], "finite": finite, "nfe": nfe}, info
 
 
-def draw_samples(experiment: Experiment, params: Params, total: int, frames: int = 0) -> tuple[np.ndarray, float, list]:
+def draw_samples(
+  experiment: Experiment, params: Params, total: int, frames: int = 0
+) -> tuple[np.ndarray, float, np.ndarray, list]:
   """Draws exactly `total` samples in batches of eval.batch_size. Sample i has the i-th key for any size of batches.
 
   Returns:
-    the samples on the scale of the data, the mean nfe, and `frames` frames of the first batch.
+    the samples on the scale of the data, the mean nfe, which samples are finite (n,), and `frames` frames of the first
+      batch.
   """
   size = min(experiment.config.eval.batch_size, total)
-  collected, nfe, trajectory = [], [], []
+  collected, nfe, finite, trajectory = [], [], [], []
   with Bar("samples", total, " images") as bar:
     for first in range(0, total, size):
       batch, info = _batch(experiment, params, first, total, bar, frames=0 if first else frames)
       trajectory = info.get("trajectory", trajectory)
       collected.append(batch["samples"])
       nfe.append(batch["nfe"])
-  return np.concatenate(collected), float(np.mean(np.concatenate(nfe))), trajectory
+      finite.append(batch["finite"])
+  return np.concatenate(collected), float(np.mean(np.concatenate(nfe))), np.concatenate(finite), trajectory
 
 
-def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path) -> None:
+def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path, workdir: pathlib.Path) -> None:
   """Draws sampling.num_samples samples and writes a grid of at most SHOWN of them to `path`."""
-  samples, nfe, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
+  samples, nfe, _, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
   if devices.is_first_host():
-    pictures.sample_grid(path, samples[:SHOWN], title(experiment, step, nfe))
+    shown = samples[:SHOWN]
+    pictures.sample_grid(path, shown, title(experiment, step, nfe), captions=captions(experiment, workdir, len(shown)))
+
+
+def captions(experiment: Experiment, workdir: pathlib.Path, n: int) -> list[str] | None:
+  """Returns the names of the classes of the first `n` samples; None for samples without a class."""
+  labels = experiment.labels(0, n)
+  if labels is None:
+    return None
+  names = class_names(workdir, experiment.sampled_classes)
+  return [names[i] for i in labels]
 
 
 def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
@@ -185,12 +201,13 @@ def draw_batches(
   total: int,
   folder: pathlib.Path,
   describe: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda images: {},
+  described: tuple[str, ...] = (),
 ) -> list[pathlib.Path]:
   """Draws exactly `total` samples into files batch_NNNNNN.npz in `folder`. Hosts take the batches in turn.
 
-  Files are written atomically, and batches with a file are not drawn again, so a killed run keeps its finished batches.
-  A file holds "samples" (uint8 images by eval.quantization, or points), "finite" (n,), "nfe" (n,), "seconds", and the
-  arrays of describe(images), such as features.
+  Files are written atomically, and batches with a sound file are not drawn again, so a killed run keeps its finished
+  batches. A file holds "samples" (uint8 images by eval.quantization, or points), "finite" (n,), "nfe" (n,), "seconds",
+  and the arrays of describe(images), such as features; `described` are their names.
 
   Returns:
     the files of all hosts, in the order of the samples, once all exist.
@@ -200,7 +217,7 @@ def draw_batches(
   files = [folder / f"batch_{i:06d}.npz" for i in range(-(-total // size))]
   with Bar("samples", total, " images") as bar:
     for i in range(devices.host_index(), len(files), devices.host_count()):
-      if _is_whole(files[i]):
+      if _is_whole(files[i], min(size, total - i * size), experiment, described):
         bar.show(min((i + 1) * size, total))
         continue
       start = time.monotonic()
@@ -216,22 +233,28 @@ def draw_batches(
 
 def read_batch(file: pathlib.Path) -> dict[str, np.ndarray]:
   """Reads a file that `draw_batches` wrote. Raises BadInput if the file is damaged."""
-  try:
-    with np.load(file) as arrays:
-      return dict(arrays)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise BadInput(
-      f"{str(file)!r} is damaged ({error}). Repeat the command: it draws only this batch again."
-    ) from error
+  with foreign(str(file), "Repeat the command: it draws only this batch again."), np.load(file) as arrays:
+    return dict(arrays)
 
 
-def _is_whole(file: pathlib.Path) -> bool:
-  """Returns whether the file of a batch exists and can be read. Logs a warning if it exists but is damaged."""
-  try:
-    return file.exists() and bool(read_batch(file))
-  except BadInput as error:
-    log.warning("%s", error)
+def _is_whole(file: pathlib.Path, n: int, experiment: Experiment, described: tuple[str, ...]) -> bool:
+  """Returns whether the file of a batch of `n` samples exists and holds what `draw_batches` writes.
+
+  Logs a warning if it exists but is damaged.
+  """
+  if not file.exists():
     return False
+  kind = np.uint8 if data.is_image(experiment.config) else np.float32
+  try:
+    found = read_batch(file)
+    sound = found["samples"].shape == (n, *experiment.shape) and found["samples"].dtype == kind
+    sound &= found["finite"].shape == found["nfe"].shape == (n,) and found["seconds"].shape == ()
+    sound &= all(len(found[name]) == n for name in described)
+  except (BadInput, KeyError, TypeError):
+    sound = False
+  if not sound:
+    log.warning("%s is damaged; its samples are drawn again.", file)
+  return sound
 
 
 def save_samples(images: Iterator[np.ndarray], total: int, path: pathlib.Path, kind: str) -> pathlib.Path:

@@ -28,18 +28,20 @@ def _save(figure: Figure, path: str | pathlib.Path) -> None:
   save_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.15))
 
 
-def _tile(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
-  """Arranges images (N, H, W, C) in [0, 1] on white.
+def _tile(
+  images: np.ndarray, columns: int, border: int = 1, above: int = 1
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+  """Arranges images (N, H, W, C) in [0, 1] on white, with `border` pixels between columns and `above` each row.
 
-  Returns (rows (H + border) + border, columns (W + border) + border, C).
+  Returns the sheet and the (left, top) corner of each image.
   """
   n, height, width, channels = images.shape
   rows = -(-n // columns)
-  sheet = np.ones((rows * (height + border) + border, columns * (width + border) + border, channels))
-  for i, image in enumerate(images):
-    top, left = border + i // columns * (height + border), border + i % columns * (width + border)
+  sheet = np.ones((rows * (height + above) + border, columns * (width + border) + border, channels))
+  corners = [(border + i % columns * (width + border), above + i // columns * (height + above)) for i in range(n)]
+  for (left, top), image in zip(corners, images, strict=True):
     sheet[top : top + height, left : left + width] = image
-  return sheet
+  return sheet, corners
 
 
 def _show(axes, image: np.ndarray) -> None:
@@ -53,10 +55,16 @@ def _limits(points: np.ndarray) -> float:
   return float(1.1 * np.quantile(np.abs(points), 0.999) + 1e-6)
 
 
-def sample_grid(path: str | pathlib.Path, samples: np.ndarray, title: str, reference: np.ndarray | None = None) -> None:
+def sample_grid(
+  path: str | pathlib.Path,
+  samples: np.ndarray,
+  title: str,
+  reference: np.ndarray | None = None,
+  captions: Sequence[str] | None = None,
+) -> None:
   """Writes a PNG of samples under a title: a grid of images in [0, 1] (N, H, W, C), or a scatter plot of points (N, 2).
 
-  `reference`, data of the same kind, is drawn beside the samples.
+  `reference`, data of the same kind, is drawn beside the samples. `captions`, one per image, are written above them.
   """
   samples = np.nan_to_num(np.asarray(samples, np.float64))
   panels = [("samples", samples)] + ([("data", np.asarray(reference))] if reference is not None else [])
@@ -65,7 +73,14 @@ def sample_grid(path: str | pathlib.Path, samples: np.ndarray, title: str, refer
     axes = figure.add_subplot(1, len(panels), i + 1)
     if values.ndim == 4:
       columns = max(1, round(len(values) ** 0.5))
-      _show(axes, _tile(np.clip(values, 0, 1), columns))
+      above = max(2, round(0.2 * values.shape[1])) if captions else 1
+      sheet, corners = _tile(np.clip(values, 0, 1), columns, above=above)
+      _show(axes, sheet)
+      if captions:
+        width = 5.5 * 72 / columns  # of an image, in points
+        size = min(9.0, width / max(0.62 * max(map(len, captions)), 2.0), 0.16 * width)
+        for (left, top), text in zip(corners, captions, strict=False):
+          axes.text(left - 0.5, top - 0.7, text, fontsize=size, va="bottom", ha="left", clip_on=True)
     else:
       limit = _limits(panels[-1][1])
       axes.plot(*values.T, ".", markersize=2, alpha=0.5)
