@@ -22,6 +22,7 @@ from score_sde.run import data, features, loading
 from score_sde.run.checkpoints import published
 from score_sde.run.config import BadInput, as_dict
 from score_sde.run.data import folders, records
+from score_sde.run.data.files import fit
 from score_sde.run.data.idx import read_idx
 
 RNG = np.random.default_rng(0)
@@ -76,7 +77,7 @@ def tfrecord_file(path):
 def image_file(path):
   Image.fromarray(IMAGES[0]).save(path)
   config = tiny(data__image_size=8, data__num_channels=3)
-  return lambda: folders._decoded(folders.open_folder(str(path.parent)), path.name, config)
+  return lambda: folders._decoded(folders.open_folder(str(path.parent)), path.name, lambda image: fit(image, config))
 
 
 def zip_file(path):

@@ -149,7 +149,7 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
   return rest
 
 
-def _call(action: Callable[[], None]) -> None:
+def _call(action: Callable[[], Any]) -> None:
   """Runs `action`. Known errors end the program with one line on stderr and the exit code of the module docstring."""
   # orbax logs every save to this logger, and every error that it raises anyway. absl's verbosity does not stop this.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -232,6 +232,22 @@ def _suggest_sigmas() -> None:
   _run_tool(suggest_sigmas, needs_workdir=False)
 
 
+def _fid() -> None:
+  from score_sde.run.evaluate.folders import fid
+
+  flags.DEFINE_string("features", "inception", "The network: inception, or the workdir of a classifier.")
+  flags.DEFINE_string("inception_path", "", "Weights of inception; unset: downloaded once.")
+  flags.DEFINE_integer("image_size", None, "Resize the central squares of images to this many pixels.", lower_bound=1)
+
+  def action(arguments: Sequence[str]) -> None:
+    if len(arguments) != 3:
+      _fail("Give two sets of images, A and B: folders, .zip or .npz files.")
+    a, b, network, weights = map(os.path.expanduser, [*arguments[1:], flags.FLAGS.features, flags.FLAGS.inception_path])
+    _call(lambda: fid(a, b, network, weights, flags.FLAGS.image_size))
+
+  app.run(action)
+
+
 def _compare() -> None:
   from score_sde.run.evaluate.compare import compare
 
@@ -264,6 +280,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
     _export,
   ),
   "stats": ("OUTPUT.npz --config=FILE", "write the statistics that FIDs compare with", _stats),
+  "fid": ("A B [--features=inception|WORKDIR] [--image_size=N]", "FID of two folders of images", _fid),
   "suggest-sigmas": ("--config=FILE", "suggest noise levels for a data set (NCSNv2)", _suggest_sigmas),
 }
 

@@ -33,7 +33,7 @@ from score_sde.run.config import (
 from score_sde.run.config.networks import apply_of, create
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.sampler import CHUNK, Sampler, stepping
-from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, Solver
+from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, Clip, Solver
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE, Score, as_argument, linear, simulate
 
@@ -223,11 +223,17 @@ def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: An
     solver = (
       make(DDRM, config, "guidance", noise_removal=s.noise_removal) if g.method == "ddrm" else make_solver(config)
     )
+  clip = None
+  if s.clip != "none" and s.method not in ("ode", "adaptive_sde"):
+    if not data.is_image(config):
+      raise BadInput(f"sampling.clip={s.clip!r} needs images, whose range is known. Leave it at 'none'.")
+    low = -1.0 if config.data.centered else 0.0
+    clip = Clip(low, 1.0, s.clip_quantile if s.clip == "dynamic" else None)
   constraint = {"replacement": Projection(), "projection": Projection(g.strength)}.get(g.method)
   differentiated = g.method in (*SCORE_METHODS, CLASS_METHODS[0])
   # XLA's CPU backend computes the derivative of a convolution five times slower inside a loop than outside.
   at_once = 1 if differentiated and devices.on_cpu() else CHUNK
-  options = {"eps": s.eps, "t_start": t_start, "constraint": constraint, "steps_at_once": at_once}
+  options = {"eps": s.eps, "t_start": t_start, "constraint": constraint, "clip": clip, "steps_at_once": at_once}
   with as_bad_input(names_of("sampling") | {"method": "sampling.method"}):
     if isinstance(solver, AdaptiveODE | AdaptiveSDE):
       return Sampler(sde, solver, **options)

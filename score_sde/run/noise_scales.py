@@ -1,38 +1,52 @@
 """Noise levels and Langevin steps for a data set: Techniques 1, 2 and 4 of NCSNv2 (Song & Ermon 2020)."""
 
+import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from statistics import NormalDist
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde.batch import Array, example_keys
+from score_sde.batch import Array
 from score_sde.run import data
 from score_sde.run.config import resolve
 from score_sde.run.report.progress import Bar
 
 log = logging.getLogger(__name__)
 
-# Rows per block that are compared with all others.
-ROWS = 512
+# Examples that are compared: at most this many, of at most this many bytes together as they are stored.
+EXAMPLES, EXAMPLE_BYTES = 10_000, 1 << 30
+# Rows per block of which all pairs are compared at once, and the size of such a block in bytes, as floats.
+ROWS, BLOCK_BYTES = 1024, 64 << 20
 
 
 @jax.jit
-def _largest_squared(rows: Array, x: Array) -> Array:
-  square = lambda a: jnp.sum(a * a, axis=1)
-  return jnp.max(square(rows)[:, None] + square(x)[None, :] - 2 * rows @ x.T)
+def _largest_squared(a: Array, b: Array) -> Array:
+  square = lambda x: jnp.sum(x * x, axis=1)
+  return jnp.max(square(a)[:, None] + square(b)[None, :] - 2 * a @ b.T)
 
 
-def largest_distance(x: Array) -> float:
-  """Returns the largest Euclidean distance between two rows of `x` (N, D). Technique 1: it is sigma_max."""
+def largest_distance(x: np.ndarray, prepare: Callable[[Any], Any] = jnp.asarray) -> float:
+  """Returns the largest Euclidean distance between two of the N examples of `x`. Technique 1: it is sigma_max.
+
+  `prepare` maps a block of `x` (n, ...) to floats. Only two blocks of floats are in memory at a time.
+  """
+  n, dims = len(x), math.prod(x.shape[1:])
+  rows = max(1, min(ROWS, BLOCK_BYTES // (4 * dims), n))
+  last = lambda i: min(max(n - rows, 0), i)  # the last block is as long as the others: one shape, compiled once
+  block = jax.jit(lambda part: jnp.reshape(prepare(part), (rows, dims)))
   largest = 0.0
-  with Bar("distances", len(x), " examples") as bar:
-    for i in range(0, len(x), ROWS):
-      largest = max(largest, float(_largest_squared(x[i : i + ROWS], x)))
-      bar.step(min(i + ROWS, len(x)), len(x))
+  with Bar("distances", n, " examples") as bar:
+    for i in range(0, n, rows):
+      here = block(x[last(i) : last(i) + rows])
+      for j in range(i, n, rows):
+        largest = max(largest, float(_largest_squared(here, block(x[last(j) : last(j) + rows]))))
+      bar.step(min(i + rows, n), n)
   return math.sqrt(largest)
 
 
@@ -63,27 +77,39 @@ def langevin_step(gamma: float, steps: int) -> float:
   return float(e[np.argmin(np.abs(variance - 1))])
 
 
-def suggest_sigmas(config: ConfigDict, examples: int = 10_000) -> dict[str, float]:
+def _under_ve(config: ConfigDict) -> ConfigDict:
+  """Returns a config that differs from `config` only in its SDE, which is VE, on whose scale the levels are."""
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked():
+    config.training.sde = "vesde"
+  return resolve(config)
+
+
+def suggest_sigmas(config: ConfigDict, examples: int = EXAMPLES) -> dict[str, Any]:
   """Prints and returns the settings that the techniques suggest for the data of `config`, as {dotted key: value}.
 
-  They come from the first `examples` training examples. model.sigma_max is the largest distance between two examples.
-  model.num_scales is the length of a geometric sequence down to model.sigma_min. sampling.snr is for the "ald"
-  corrector, whose step is alpha = 2 snr² sigma², with the config's sampling.n_steps_each (5 if that is 1).
+  They come from the first `examples` training examples, on the scale on which a VE model of the config trains; fewer if
+  they are larger than a GiB. model.sigma_max is the largest distance between two examples. model.num_scales is the
+  length of a geometric sequence down to model.sigma_min. sampling.snr is that of NCSN's sampler, whose step is alpha =
+  2 snr² sigma², with the config's sampling.n_steps_each (5 if that is 1). All are accepted by the same config.
   """
-  config = resolve(config)
+  given = resolve(config)
+  config = _under_ve(config)
   source = data.load(config, "train")
-  count = min(examples, len(source))
+  dims = math.prod(data.example_shape(config))
+  count = min(examples, len(source), max(2, EXAMPLE_BYTES // (dims * (1 if data.is_image(config) else 4))))
   image = source.gather(np.arange(count))["image"]
-  keys = example_keys(jax.random.key(config.seed), jnp.arange(count))
-  x = data.scaling_of(config).prepare(keys, jnp.asarray(image)).reshape(count, -1)
-  sigma_max, dims = largest_distance(x), x.shape[1]
+  scaling = dataclasses.replace(data.scaling_of(config), uniform_dequantization=False)
+  sigma_max = largest_distance(image, lambda part: scaling.prepare(None, part))
   gamma = ratio(dims)
   levels = max(2, 1 + round(math.log(sigma_max / config.model.sigma_min) / math.log(gamma)))
   steps = config.sampling.n_steps_each if config.sampling.n_steps_each > 1 else 5
   step = langevin_step(gamma, steps)
-  found = {
+  found: dict[str, Any] = {} if given.training.sde == "vesde" else {"training.sde": "vesde"}
+  found |= {
     "model.sigma_max": round(sigma_max, 2),
     "model.num_scales": levels,
+    "sampling.method": "ncsn",
     "sampling.n_steps_each": steps,
     "sampling.snr": round(math.sqrt(step / 2), 4),
   }

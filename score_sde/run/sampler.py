@@ -13,7 +13,7 @@ from score_sde.batch import PRIOR, STEPS, Array, as_key, example_keys, fold
 from score_sde.errors import InvalidArgument
 from score_sde.guidance import DDRM, Constraint, Measurement
 from score_sde.run import devices
-from score_sde.sampling import AdaptiveODE, AdaptiveSDE, AnySolver, Solver, TimeGrid, grid_for
+from score_sde.sampling import AdaptiveODE, AdaptiveSDE, AnySolver, Clip, Solver, TimeGrid, grid_for
 from score_sde.sampling.sample import check_condition, check_shape, check_times
 from score_sde.sampling.solver import all_finite
 from score_sde.sde import SDE, Score, as_argument, bind
@@ -45,6 +45,7 @@ class Sampler:
     eps: float | None = None,
     t_start: float | None = None,
     constraint: Callable[[Measurement], Constraint] | None = None,
+    clip: Clip | None = None,
     steps_at_once: int = CHUNK,
   ):
     """Checks the arguments before anything is compiled.
@@ -55,12 +56,13 @@ class Sampler:
       grid: times of its steps; None for an adaptive solver.
       eps, t_start: end and start time of an adaptive solver; by default sde.eps and T.
       constraint: from a batch's condition, a measurement, to a constraint. The score then does not get the condition.
+      clip: keeps estimates of x_0 in a range.
       steps_at_once: steps per dispatch.
 
     Raises:
       InvalidArgument: if the arguments are wrong or do not go together.
     """
-    self.sde, self.grid, self.constraint = sde, grid, constraint
+    self.sde, self.grid, self.constraint, self.clip = sde, grid, constraint, clip
     self.steps_at_once = steps_at_once
     self.start, self.eps = sde.T if t_start is None else t_start, sde.eps if eps is None else eps
     if isinstance(solver, AdaptiveODE | AdaptiveSDE):
@@ -88,10 +90,12 @@ class Sampler:
     """Returns the solver of a batch. It may depend on the batch's measurement. `real` is False for padding."""
     solver = self.solver
     if isinstance(solver, DDRM):
-      return solver.given(condition)
-    if hasattr(solver, "real"):
+      solver = solver.given(condition)
+    elif hasattr(solver, "real"):
       solver = dataclasses.replace(solver, real=real)
-    return self.constraint(condition)(solver) if self.constraint else solver
+    if self.constraint:
+      solver = self.constraint(condition)(solver)
+    return self.clip(solver) if self.clip else solver
 
   def _compile(self) -> None:
     sde, n = self.sde, self.steps_at_once

@@ -20,6 +20,7 @@ from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices, heap
 from score_sde.run import evaluate as evaluation
 from score_sde.run.config import BadInput, sde_name, signature
+from score_sde.run.config.networks import warn_of_attention
 from score_sde.run.devices import Mesh
 from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, build
@@ -293,6 +294,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   experiment = build(config)
   config, t = experiment.config, experiment.config.training
   _check_frequencies(config)
+  warn_of_attention(config, experiment.shape)
   path = make_workdir(workdir)
   with claimed(path):
     source, test_source = data.load(config, "train"), data.load(config, "test")

@@ -5,6 +5,7 @@ file has one family of solvers. `METHODS` maps the names in configs to the solve
 """
 
 from score_sde.sampling.adaptive import AdaptiveSDE
+from score_sde.sampling.clip import Clip
 from score_sde.sampling.correctors import CORRECTORS
 from score_sde.sampling.ddim import DDIM
 from score_sde.sampling.dpm_solver import DPMSolver, DPMSolverSDE
@@ -41,6 +42,7 @@ __all__ = [
   "AdaptiveODE",
   "AdaptiveSDE",
   "AnySolver",
+  "Clip",
   "DPMSolver",
   "DPMSolverSDE",
   "FewStep",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from score_sde.run.config.errors import BadInput, choose
 from score_sde.run.config.keys import default_config
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.config.readers import keys, reads
+
+log = logging.getLogger(__name__)
 
 
 def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
@@ -42,6 +45,20 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
   # The EDM parameterization scales its input to unit variance, so the input does not lie in [0, 1].
   values["centered"] = len(shape) == 1 or config.data.centered or config.model.parameterization == "edm"
   return module(**values)
+
+
+def warn_of_attention(config: ConfigDict, shape: tuple[int, ...]) -> None:
+  """Logs a warning if none of model.attn_resolutions is a resolution of the network, which then has no attention."""
+  known = {f.name for f in dataclasses.fields(MODELS[config.model.name])} if config.model.name in MODELS else set()
+  wanted = tuple(config.model.get("attn_resolutions") or ())
+  if not {"attn_resolutions", "ch_mult"} <= known or not wanted:
+    return
+  levels = [shape[0] // 2**i for i in range(len(config.model.ch_mult))]
+  if not set(wanted) & set(levels):
+    log.warning(
+      "model.attn_resolutions=%s names none of the network's resolutions (%s): its levels have no attention. Choose "
+      "one of them, or () for none.", wanted, ", ".join(map(str, levels)),
+    )  # fmt: skip
 
 
 def apply_of(network: nn.Module) -> Callable[..., Any]:

@@ -158,6 +158,13 @@ class Sampling(Options):
     needs=({"method": STEPPING}, {"guidance.method": ("ddrm",)}),
   )  # fmt: skip
   eps: float | None = option(None, "time at which sampling ends; follows the SDE", "(0, inf)")
+  clip: str = option(
+    "none", "keep estimates of x_0 in the range of the data: static clips, dynamic also scales (Saharia et al. 2022)",
+    choices=("none", "static", "dynamic"), needs={"method": Other(("ode", "adaptive_sde"))},
+  )  # fmt: skip
+  clip_quantile: float = option(
+    0.995, "quantile of an image's |x_0| that dynamic clipping keeps", "(0, 1]", needs={"clip": ("dynamic",)}
+  )
   num_samples: int = option(64, "number of samples in a picture", "[1, inf)")
 
 

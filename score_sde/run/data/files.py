@@ -69,11 +69,16 @@ def as_shown(image: Image.Image, channels: int) -> Image.Image:
   return image.convert(_MODES[channels])
 
 
+def as_array(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
+  """Returns an image as uint8 (H, W, channels). With `size`, its central square is resized to (size, size)."""
+  image = as_shown(image, channels)
+  if size is not None:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+  return np.asarray(image).reshape(image.height, image.width, channels)
+
+
 def fit(image: Image.Image, config: ConfigDict) -> np.ndarray:
   """Crops the central square of an image and resizes it to (image_size, image_size, num_channels), uint8."""
-  image = as_shown(image, config.data.num_channels)
-  side = min(image.size)
-  left, top = (image.width - side) // 2, (image.height - side) // 2
-  size = (config.data.image_size, config.data.image_size)
-  image = image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-  return np.asarray(image).reshape(*size, config.data.num_channels)
+  return as_array(image, config.data.image_size, config.data.num_channels)

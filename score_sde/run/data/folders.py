@@ -19,7 +19,7 @@ from PIL import Image
 
 from score_sde.errors import ScoreSDEError
 from score_sde.run.config.errors import BadInput, foreign
-from score_sde.run.data.files import IMAGE_SUFFIXES, fit
+from score_sde.run.data.files import IMAGE_SUFFIXES, as_array, fit
 from score_sde.run.data.sources import Arrays, Lazy, Source, held_out_count
 
 log = logging.getLogger(__name__)
@@ -235,11 +235,11 @@ def _held_out(names: list[str], labels: np.ndarray) -> np.ndarray:
   return chosen
 
 
-def _decoded(folder: Folder, name: str, config: ConfigDict) -> np.ndarray | str:
-  """Returns an image after `fit`, or the reason why it cannot be read."""
+def _decoded(folder: Folder, name: str, change: Callable[[Image.Image], np.ndarray]) -> np.ndarray | str:
+  """Returns `change` of an image, or the reason why it cannot be read."""
   try:
     with Image.open(folder.open(name)) as image:
-      return fit(image, config)
+      return change(image)
   except Image.DecompressionBombError:
     return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels: make it smaller"
   except Exception as error:  # decoders of damaged files raise errors of every kind
@@ -271,10 +271,11 @@ def folder(config: ConfigDict, split: str) -> Source:
   names, labels = [found.names[i] for i in chosen], found.labels[chosen]
   size, channels = config.data.image_size, config.data.num_channels
   in_memory = len(found.names) * size * size * channels <= config.data.cache_gib * 2**30
+  fitted = lambda image: fit(image, config)
   images = np.empty((len(names) if in_memory else 0, size, size, channels), np.uint8)
 
   def check(i: int) -> str | None:
-    image = _decoded(files, names[i], config)
+    image = _decoded(files, names[i], fitted)
     if isinstance(image, str):
       return image
     if in_memory:
@@ -304,7 +305,7 @@ def folder(config: ConfigDict, split: str) -> Source:
     return Arrays(images, labels, **known)
 
   def read(i: int) -> tuple[np.ndarray, int]:
-    image = _decoded(files, names[i], config)
+    image = _decoded(files, names[i], fitted)
     if isinstance(image, str):
       raise DataVanished(
         f"{files.root / names[i]} could be read when the run started and no longer can ({image}). Restore it and "
@@ -313,6 +314,34 @@ def folder(config: ConfigDict, split: str) -> Source:
     return image, int(labels[i])
 
   return Lazy(len(names), read, len(found.classes), **known)
+
+
+def read_images(path: str, size: int | None, channels: int, batch: int) -> Iterator[np.ndarray]:
+  """Yields all images of a folder or a .zip, uint8 (B, H, W, channels), whatever their classes and splits.
+
+  With `size` the central square of each is resized to it. Without it they keep their size, which must be one.
+
+  Raises:
+    BadInput: if there are no images, one cannot be read, or their sizes differ.
+  """
+  files = open_folder(path, "The path of the images")
+  names = [n for n in files.names if not _is_litter(n) and n.lower().endswith(IMAGE_SUFFIXES)]
+  if not names:
+    raise BadInput(f"{path!r} holds no images (looked for {' '.join(IMAGE_SUFFIXES)}).")
+  read = lambda name: _decoded(files, name, lambda image: as_array(image, size, channels))
+  shape: tuple[int, ...] = ()
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for low in range(0, len(names), batch):
+      images = dict(zip(names[low : low + batch], pool.map(read, names[low : low + batch]), strict=True))
+      for name, image in images.items():
+        if isinstance(image, str):
+          raise BadInput(f"{files.root / name} cannot be read: {image}.")
+        shape = shape or image.shape
+        if image.shape != shape:
+          raise BadInput(
+            f"{path!r} holds images of several sizes, such as {shape} and {image.shape} ({name}). Give --image_size."
+          )
+      yield np.stack(list(images.values()))  # pyright: ignore[reportArgumentType]
 
 
 def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
@@ -329,7 +358,7 @@ def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
   names = [n for n in files.names if not _is_litter(n) and n.lower().endswith(IMAGE_SUFFIXES)]
   if not names:
     raise BadInput(f"guidance.input={str(root)!r} is no image and no folder of images ({' '.join(IMAGE_SUFFIXES)}).")
-  images = {name: _decoded(files, name, config) for name in names}
+  images = {name: _decoded(files, name, lambda image: fit(image, config)) for name in names}
   bad = {name: why for name, why in images.items() if isinstance(why, str)}
   if bad:
     some = ", ".join(f"{name} ({why})" for name, why in itertools.islice(bad.items(), 5))

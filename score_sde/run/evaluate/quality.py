@@ -49,7 +49,7 @@ def measure(
   parts: Iterable[tuple[np.ndarray, np.ndarray]],
   extractor: features.Extractor,
   reference: features.Reference,
-) -> dict[str, float | str]:
+) -> dict[str, Any]:
   """Returns the FID and inception score of a stream of samples. KID, precision and recall need reference.features.
 
   `parts` are (features, logits) of batches of samples. Only one batch is in memory at a time, apart from
@@ -60,6 +60,7 @@ def measure(
   score, spread = metrics.inception_score(logits, seed=0)  # samples may be ordered by class
   row = {
     "features": extractor.name,
+    "images": a.count,
     "reference_images": b.count,
     "fid": metrics.frechet_distance(a.mean, a.covariance, b.mean, b.covariance),
     "inception_score": score,
