@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from runs import tiny
 
 import score_sde as ss
 from score_sde import metrics
-from score_sde.run import data, evaluate, training
-from score_sde.run.config import BadInput, resolve
+from score_sde.run import checkpoints, data, evaluate, guide, noise_scales, training
+from score_sde.run.config import BadInput, networks, resolve, why_unread
 from score_sde.run.data.files import as_shown
 from score_sde.run.data.records import as_bytes
 from score_sde.run.workdir import claimed
@@ -211,3 +212,324 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
   config = runs.tiny()
   config.eval.reference = "~/statistics.npz"
   assert resolve(config).eval.reference == os.path.join(tmp_path, "statistics.npz")
+
+
+# --- grids and SDEs ---------------------------------------------------------------------------------------------------
+
+
+class Vanishing(ss.LinearSDE):
+  """A user's SDE with no signal left at T."""
+
+  def alpha(self, t):
+    return 1 - t
+
+  def sigma(self, t):
+    return t
+
+
+@pytest.mark.parametrize(
+  ("sde", "reason"),
+  [
+    (Vanishing(), r"Vanishing\(\) has alpha=0 at t=1 in float32"),
+    (ss.VP(beta_max=1000.0), r"beta_max=1000.* has alpha=0 at t=1"),
+    (ss.VE(sigma_max=1e30), r"sigma_max=1e\+30\) has sigma\^2=inf at t=1"),
+    (ss.VE(sigma_min=1e-30), r"has sigma\^2=0 at t=1e-05"),
+  ],
+  ids=["alpha", "beta", "overflow", "underflow"],
+)
+@pytest.mark.parametrize("solver", [ss.UniPC(), ss.AdaptiveODE(), ss.PredictorCorrector()], ids=["steps", "ode", "pc"])
+def test_an_sde_without_signal_or_with_infinite_noise_is_named(sde, reason, solver):
+  with pytest.raises(ss.InvalidArgument, match=reason):
+    ss.sample(jax.random.key(0), sde, lambda x, t: -x, (2, 2), solver=solver)
+
+
+def test_what_float32_cannot_hold_is_checked_in_the_dtype_of_the_run(x64):
+  x = ss.sample(
+    jax.random.key(0), ss.VP(beta_max=1000.0), lambda x, t: -x, (2, 2), solver=ss.UniPC(), dtype=jnp.float64
+  )
+  assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("steps", [[(0.0, 0.5), (0.5, 1.0)], [(1.0, 0.5), (0.5, 0.5)]])
+def test_grids_of_steps_that_do_not_go_from_noise_to_data_are_refused(steps):
+  start, stop = np.array(steps).T
+  with pytest.raises(ss.InvalidArgument, match="each step must go from a later time to an earlier one"):
+    ss.TimeGrid(start, start, stop)
+
+
+@pytest.mark.parametrize("solver", [ss.UniPC(), ss.DPMSolver()], ids=["unipc", "dpm_solver"])
+@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP()], ids=["vp", "subvp"])
+def test_a_steep_end_of_the_grid_lowers_the_order(sde, solver, monkeypatch):
+  """The flow of a Gaussian, on the uniform grid, whose last step spans most of the log-SNR."""
+  from score_sde import analytic
+  from score_sde.sampling import dpm_solver, unipc
+
+  score = analytic.gaussian([0.3, -0.2], np.diag([0.01, 0.5])).score(sde)
+  draw = lambda solver, steps, grid: np.asarray(
+    ss.sample(jax.random.key(0), sde, score, (64, 2), solver=solver, steps=steps, grid=grid)
+  )
+  exact = draw(ss.UniPC(), 100, "log_snr")
+  error = np.abs(draw(solver, 10, "uniform") - exact).mean()
+  for module in (unipc, dpm_solver):
+    monkeypatch.setattr(module, "STEEPEST", np.inf)
+  assert error < 0.6 * np.abs(draw(solver, 10, "uniform") - exact).mean()
+
+
+# --- clipping ---------------------------------------------------------------------------------------------------------
+
+
+def test_clipping_is_that_of_the_paper():
+  """Static: into the range. Dynamic: to the quantile where it is above 1, and divided by it (Saharia et al. 2022)."""
+  x = jnp.array([[0.5, -3.0, 0.2, 2.0, 0.0], [0.5, -0.3, 0.2, 0.9, 0.0]])
+  np.testing.assert_allclose(ss.Clip().clipped(x), np.clip(x, -1, 1))
+  dynamic = ss.Clip(quantile=0.75).clipped(x)
+  np.testing.assert_allclose(dynamic[0], np.clip(x[0], -2, 2) / 2)
+  np.testing.assert_allclose(dynamic[1], x[1])  # the quantile lies within the range
+  np.testing.assert_allclose(ss.Clip(0.0, 1.0, 0.75).clipped((x + 1) / 2), (dynamic + 1) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [ss.UniPC(), ss.DPMSolverSDE(), ss.PredictorCorrector(corrector="none")])
+def test_clipped_samples_lie_in_the_range_and_others_are_not_changed(solver):
+  """Data N(0, 4) clipped to [-1, 1]; and a range that no estimate leaves changes nothing."""
+  sde = ss.VP()
+  score = lambda x, t: -x / (4 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2)[:, None]
+  draw = lambda solver: np.asarray(ss.sample(jax.random.key(0), sde, score, (64, 3), solver=solver, steps=30))
+  assert np.abs(draw(solver)).max() > 3
+  assert np.abs(draw(ss.Clip()(solver))).max() <= 1.1
+  np.testing.assert_allclose(draw(ss.Clip(-99.0, 99.0)(solver)), draw(solver), atol=1e-3)
+  with pytest.raises(ss.InvalidArgument, match="needs a solver with steps on a grid, not AdaptiveODE"):
+    ss.Clip()(ss.AdaptiveODE())
+
+
+# --- runs that go on with other settings or data ----------------------------------------------------------------------
+
+
+def steps_of(workdir):
+  return sorted(int(p.name) for p in (pathlib.Path(workdir) / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def short(total, **values):
+  return runs.changed(blocks_of(2, total), **values)
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    {"training__batch_size": 24}, {"training__accumulation": 2}, {"training__log_freq": 4, "training__eval_freq": 8},
+    {"training__snapshot_freq": 6, "training__snapshot_freq_for_preemption": 6}, {"optim__lr": 1e-4},
+    {"optim__grad_clip": 0.0}, {"optim__weight_decay": 0.1}, {"training__n_jitted_steps": 1},
+  ],
+  ids=lambda values: next(iter(values)),
+)  # fmt: skip
+@pytest.mark.slow
+def test_settings_may_change_between_two_starts_and_the_end_is_saved(tmp_path, values):
+  training.train(short(4), str(tmp_path))
+  training.train(short(8, **values), str(tmp_path))
+  assert steps_of(tmp_path)[-1] == 8
+
+
+def test_another_optimizer_is_refused_with_what_differs_and_a_finished_run_says_so(tmp_path, caplog):
+  training.train(short(4), str(tmp_path))
+  with pytest.raises(BadInput, match=r"Checkpoint 4 .* lacks \d+ arrays, .*nu_max.*optim\.amsgrad"):
+    training.train(short(8, optim__amsgrad=True), str(tmp_path))
+  with caplog.at_level("INFO", "score_sde"):
+    training.train(short(2), str(tmp_path))
+  assert "step 4, and training.n_iters=2: nothing is left to train" in caplog.text
+  # A checkpoint whose manifest is empty is damaged, whatever its arrays: the run resumes from the one before it.
+  for manifest in (tmp_path / "checkpoints" / "4" / "manifest").iterdir():
+    manifest.write_text("{}")
+  training.train(short(4), str(tmp_path))
+  assert re.search(r"Checkpoint 4 .* cannot be used: ValueError: its manifest is empty or damaged", caplog.text)
+  assert steps_of(tmp_path) == [2, 4]
+
+
+def folder_of(path, first, last):
+  rng = np.random.default_rng(0)
+  for i in range(last):
+    pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    if i >= first:
+      (path / ("cat" if i % 2 else "dog")).mkdir(parents=True, exist_ok=True)
+      Image.fromarray(pixels).save(path / ("cat" if i % 2 else "dog") / f"{i}.png")
+
+
+def test_other_data_than_the_run_began_with_need_a_flag(tmp_path):
+  """Added files would move held-out images into training, and other images of the same names are other data."""
+  folder_of(tmp_path / "set", 0, 40)
+  values = {"data__dataset": "folder", "data__path": str(tmp_path / "set"), "data__num_channels": 3}
+  workdir = str(tmp_path / "run")
+  training.train(short(4, **values), workdir)
+  kept = json.loads((tmp_path / "run" / "data.json").read_text())
+  assert kept["classes"] == ["cat", "dog"]
+  assert kept["splits"]["train"]["examples"] == 36
+  folder_of(tmp_path / "set", 40, 60)
+  evaluation = runs.changed(short(4, **values), eval__num_examples=4, eval__batch_size=4)
+  for go_on in (lambda: training.train(short(8, **values), workdir), lambda: evaluate.evaluate(evaluation, workdir)):
+    with pytest.raises(BadInput, match=r"test had 4 examples and has 6.*--config\.data\.accept_changes=True"):
+      go_on()
+  training.train(short(8, **values, data__accept_changes=True), workdir)
+  assert steps_of(workdir)[-1] == 8
+  assert json.loads((tmp_path / "run" / "data.json").read_text())["splits"]["train"]["examples"] == 54
+  moved = tmp_path / "moved"
+  (tmp_path / "set").rename(moved)
+  training.train(short(8, **(values | {"data__path": str(moved)})), workdir)  # the same data elsewhere
+
+
+# --- weights, and what is kept of an evaluation -----------------------------------------------------------------------
+
+
+def test_raw_weights_are_those_of_training_and_a_long_average_is_warned_of(trained, caplog):
+  folder, config = trained
+  config = runs.changed(config.copy_and_resolve_references(), model__ema_rate=0.9999, model__ema_warmup=False)
+  with caplog.at_level("WARNING", "score_sde"):
+    evaluate.sample(config, str(folder))
+  assert "spans 10,000 steps, and the run has 40: 100% of it are still the initial ones" in caplog.text
+  assert "--config.eval.weights=raw" in caplog.text
+  ema = np.load(folder / "samples.npz")["samples"]
+  evaluate.sample(runs.changed(config, eval__weights="raw"), str(folder))
+  raw = np.load(folder / "samples.npz")["samples"]
+  assert (raw != ema).any()
+
+
+def test_likelihoods_of_all_images_are_kept_with_their_names(trained):
+  folder, config = trained
+  config = runs.changed(
+    config.copy_and_resolve_references(), eval__enable_loss=False, eval__enable_bpd=True, eval__num_examples=8,
+    eval__rtol=1e-2, eval__atol=1e-2,
+  )  # fmt: skip
+  for step in ("20", "40"):
+    evaluate.evaluate(runs.changed(config, eval__checkpoint=step), str(folder))
+  kept = np.load(folder / "eval" / "likelihood.npz")
+  assert kept["step"].tolist() == [20, 40]
+  assert kept["name"].tolist() == [str(i) for i in range(8)]
+  row = json.loads((folder / "report.json").read_text())["checkpoints"][0]
+  assert kept["bits_per_dim"].shape == (2, 8)
+  assert kept["bits_per_dim"][1].mean() == pytest.approx(row["bits_per_dim"], rel=1e-5)
+
+
+def _reshape(file, whole):
+  """Writes arrays of another shape."""
+  if file.suffix == ".npy":
+    np.save(file, np.zeros((1, 7)))
+  else:
+    np.savez(file.with_suffix(".npz"), samples=np.zeros((3, 2)), finite=np.ones(3), nfe=np.ones(3), seconds=1)
+
+
+DAMAGES = {
+  "empty": lambda file, whole: file.write_bytes(b""),
+  "half": lambda file, whole: file.write_bytes(whole[: len(whole) // 2]),
+  "text": lambda file, whole: file.write_text("nothing of the kind"),
+  "another shape": _reshape,
+  "other keys": lambda file, whole: np.savez(file.with_suffix(".npz"), a=np.zeros(3)),
+  "a broken row": lambda file, whole: file.write_text('{"step": 3}'),
+}
+
+
+@pytest.mark.parametrize("damage", [d if d == "half" else pytest.param(d, marks=pytest.mark.slow) for d in DAMAGES])
+def test_damaged_parts_of_an_unfinished_evaluation_are_measured_again(trained, tmp_path, monkeypatch, damage):
+  folder, config = trained
+  config = runs.changed(
+    config.copy_and_resolve_references(), eval__enable_sampling=True, eval__num_samples=6, eval__batch_size=4,
+    eval__num_examples=6,
+  )  # fmt: skip
+  kept = tmp_path / "unfinished"
+  remove = evaluate.runs.shutil.rmtree
+  monkeypatch.setattr(evaluate.runs.shutil, "rmtree", lambda path, **options: os.rename(path, kept))
+  evaluate.evaluate(config, str(folder))
+  whole = json.loads((folder / "report.json").read_text())["checkpoints"]
+  for file in [p for p in kept.rglob("*") if p.is_file()]:
+    DAMAGES[damage](file, file.read_bytes())
+  (unfinished,) = [
+    folder / "eval" / f"unfinished_{evaluate.runs._plan(evaluate.runs.build(config), folder).fingerprint}"
+  ]
+  os.rename(kept, unfinished)
+  monkeypatch.setattr(evaluate.runs.shutil, "rmtree", remove)
+  evaluate.evaluate(config, str(folder))
+  again = json.loads((folder / "report.json").read_text())["checkpoints"]
+  timed = ("seconds", "seconds_per_image")
+  plain = lambda rows: [{k: v for k, v in row.items() if k not in timed} for row in rows]
+  assert plain(again) == plain(whole)
+
+
+def test_latents_of_failed_solves_are_not_numbers():
+  network = lambda params, x, labels, keys: params * x
+  model = ss.Model(ss.ScoreModel(ss.VP(), network), -1.0, ss.Scaling(levels=None), (2,))
+  x = jnp.ones((3, 2))
+  assert np.isfinite(model.encode(x)).all()
+  failing = ss.AdaptiveODE(max_steps=2)
+  latent, info = ss.encode(ss.VP(), model.score, x, ode=failing)
+  assert not info["finite"].any()
+  _, info = ss.decode(ss.VP(), model.score, latent, ode=failing)
+  assert not info["finite"].any()
+  broken = ss.Model(ss.ScoreModel(ss.VP(), network), jnp.nan, ss.Scaling(levels=None), (2,))
+  assert np.isnan(broken.encode(x)).all()
+  assert np.isnan(broken.decode(x)).all()
+
+
+@pytest.mark.slow
+def test_failed_interpolations_are_counted_on_the_picture_and_fail_if_all_do(trained, caplog):
+  folder, config = trained
+  config = runs.changed(
+    config.copy_and_resolve_references(), guidance__task="interpolate", guidance__num_inputs=3, sampling__rtol=1e-2,
+    sampling__atol=1e-2,
+  )  # fmt: skip
+  guide.sample(config, str(folder))
+  assert np.load(folder / "guided.npz")["finite"].all()
+  with pytest.raises(evaluate.SolvesFailed, match=r"All 18 images failed: .*sampling\.max_steps=3"):
+    guide.sample(runs.changed(config, sampling__max_steps=3), str(folder))
+  kept = np.load(folder / "guided.npz")
+  assert not kept["finite"].any()
+  assert kept["samples"].max() == 0
+  assert "18 of 18 images failed" in caplog.text
+
+
+# --- one line instead of a traceback ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("flags", "line"),
+  [
+    (["--config.seed=-1"], "seed=-1 must lie in"),
+    (["--config.data={}"], "--config.data is a section of the config: set one of its keys, such as"),
+    (["--flagfile=/nowhere"], "Unable to open flagfile"),
+    (["--flagfile=MISSPELT"], "config has no key 'trainig.sde'. Did you mean training?"),
+    (["--flagfile=UNREAD"], "--config.sampling.churn has no effect here"),
+  ],
+)
+def test_flags_that_are_wrong_get_one_line(tmp_path, capsys, monkeypatch, flags, line):
+  (tmp_path / "MISSPELT").write_text("--config.trainig.sde=vesde\n")
+  (tmp_path / "UNREAD").write_text("--config.sampling.churn=3\n")
+  flags = [flag.replace("=MIS", f"={tmp_path}/MIS").replace("=UNR", f"={tmp_path}/UNR") for flag in flags]
+  code, _, err = runs.finish(tmp_path / "run", *flags)
+  assert code == 2
+  assert err.startswith("run.py: ")
+  assert len(err.splitlines()) == 1
+  assert line in err
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
+def test_a_checkpoints_folder_that_cannot_be_written_any_more_is_one_line(tmp_path, monkeypatch, error):
+  def save(self, step, **options):
+    raise type(error)(error.errno, error.strerror, str(tmp_path / "checkpoints" / str(step)))
+
+  monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", save)
+  with pytest.raises(checkpoints.CannotSave, match=rf"can no longer be written to \({error.strerror}\).*resumes from"):
+    training.train(short(4), str(tmp_path))
+
+
+@pytest.mark.parametrize(("resolutions", "said"), [((16,), True), ((16, 4), False), ((), False)])
+def test_attention_at_no_resolution_of_the_network_is_said(caplog, resolutions, said):
+  config = tiny(model__name="ncsnpp", model__attn_resolutions=resolutions, model__ch_mult=(1, 2))
+  networks.warn_of_attention(resolve(config), (8, 8, 1))
+  assert ("(16,) names none of the network's resolutions (8, 4)" in caplog.text) == said
+
+
+def test_suggested_noise_levels_are_on_the_scale_of_ve_and_are_accepted(capsys):
+  """VP trains on [-1, 1] and VE on [0, 1]: the largest distance is that of VE's, whatever the config's SDE."""
+  found = noise_scales.suggest_sigmas(tiny())
+  flags = capsys.readouterr().out.splitlines()[-1].split()
+  images = data.load(resolve(tiny()), "train").image.reshape(1437, -1) / 16.0
+  largest = max(np.linalg.norm(images - row, axis=1).max() for row in images)
+  assert found["model.sigma_max"] == pytest.approx(largest, abs=0.01)
+  assert flags == [f"--config.{key}={value}" for key, value in found.items()]
+  config = resolve(tiny(**{key.replace(".", "__"): value for key, value in found.items()}))
+  assert not any(why_unread(config, key) for key in found)

@@ -31,19 +31,6 @@ from score_sde.sampling import METHODS
 
 MODES = ("train", "sample", "eval")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, curves, pictures, reports.")
-_DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Use several hosts, found through the TPU pod, SLURM, Open MPI or Kubernetes."
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "Use several hosts: HOST:PORT of the first one, the same value on all of them."
-)
-_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator: number of processes.")
-_HOST_INDEX = flags.DEFINE_integer("host_index", None, "With --coordinator: index of this process, from 0.")
-_HOST_TIMEOUT = flags.DEFINE_integer("host_timeout", 300, "Seconds after which a silent host counts as lost.")
-_MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
-
 
 def _fail(message: str) -> NoReturn:
   program = "python -m score_sde" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
@@ -58,6 +45,27 @@ def _leave(code: int) -> NoReturn:
   if devices.is_connected():
     os._exit(code)
   sys.exit(code)
+
+
+# The flags in the files of --flagfile replace it, before anything reads the command line.
+if any(argument.startswith(("-flagfile", "--flagfile")) for argument in sys.argv):
+  try:
+    sys.argv[:] = flags.FLAGS.read_flags_from_files(sys.argv)
+  except flags.Error as error:
+    _fail(str(error).removeprefix("ERROR:: "))
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, curves, pictures, reports.")
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Use several hosts, found through the TPU pod, SLURM, Open MPI or Kubernetes."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "Use several hosts: HOST:PORT of the first one, the same value on all of them."
+)
+_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator: number of processes.")
+_HOST_INDEX = flags.DEFINE_integer("host_index", None, "With --coordinator: index of this process, from 0.")
+_HOST_TIMEOUT = flags.DEFINE_integer("host_timeout", 300, "Seconds after which a silent host counts as lost.")
+_MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 
 
 def _connect() -> None:
@@ -126,10 +134,6 @@ def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
   """Reads and checks the flags. `positional` names the arguments that are no flags."""
-  try:
-    argv = sys.argv[:] = flags.FLAGS.read_flags_from_files(list(argv))  # --flagfile
-  except flags.Error as error:
-    _fail(str(error).removeprefix("ERROR:: "))
   files = [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if re.match(r"--?config(=|$)", a)]
   if not files:
     _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")

@@ -241,7 +241,7 @@ def _decoded(folder: Folder, name: str, change: Callable[[Image.Image], np.ndarr
     with Image.open(folder.open(name)) as image:
       return change(image)
   except Image.DecompressionBombError:
-    return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels: make it smaller"
+    return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, Pillow's limit: make it smaller"
   except Exception as error:  # decoders of damaged files raise errors of every kind
     return (str(error).splitlines() or [type(error).__name__])[0].replace(str(folder.root), "")[:60]
 
