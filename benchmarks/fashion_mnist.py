@@ -70,7 +70,7 @@ def real_rows(args: argparse.Namespace, reference: pathlib.Path) -> list[list[st
   config.eval.features, config.eval.reference = args.features, str(reference)
   extractor, real = evaluate.compared_with(config, args.samples)
   config = resolve(config)
-  images = data.as_uint8(config, data.load(config, "test").image)
+  images = data.scaling_of(config).as_uint8(data.load(config, "test").image)
   rows = []
   for seed in args.seeds:
     chosen = np.random.default_rng(seed).permutation(len(images))[: args.samples]

@@ -73,7 +73,7 @@ def sample_grid(
     axes = figure.add_subplot(1, len(panels), i + 1)
     if values.ndim == 4:
       columns = max(1, round(len(values) ** 0.5))
-      above = max(2, round(0.2 * values.shape[1])) if captions else 1
+      above = max(3, round(0.28 * values.shape[1])) if captions else 1
       sheet, corners = _tile(np.clip(values, 0, 1), columns, above=above)
       _show(axes, sheet)
       if captions:
