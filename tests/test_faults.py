@@ -16,6 +16,7 @@ from runs import tiny
 import score_sde as ss
 from score_sde import metrics
 from score_sde.run import checkpoints, data, evaluate, guide, noise_scales, training
+from score_sde.run.checkpoints import transfer
 from score_sde.run.config import BadInput, networks, resolve, why_unread
 from score_sde.run.data.files import as_shown
 from score_sde.run.data.records import as_bytes
@@ -533,3 +534,28 @@ def test_suggested_noise_levels_are_on_the_scale_of_ve_and_are_accepted(capsys):
   assert flags == [f"--config.{key}={value}" for key, value in found.items()]
   config = resolve(tiny(**{key.replace(".", "__"): value for key, value in found.items()}))
   assert not any(why_unread(config, key) for key in found)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "line"),
+  [
+    ("checkpoint_8", b"<!DOCTYPE html><html>Virus scan warning</html>", "is a web page, not the file"),
+    ("checkpoint_8.pth", b"\n<html><body>", "is a web page, not the file"),
+    ("model/config.json", b'{"block_out_channels": [32, 64],', "config.json' cannot be read (JSONDecodeError"),
+    (
+      "edm.pkl",
+      b"\x80\x05\x95\x10\x00\x00\x00\x00\x00\x00\x00cbuiltins\neval\n.",
+      "is refused as a PyTorch checkpoint",
+    ),
+    ("empty.pth", b"", "cannot be read"),
+  ],
+)
+def test_files_that_are_no_weights_are_named_in_one_line(tmp_path, name, content, line):
+  path = tmp_path / name
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(content)
+  source = path.parent if path.suffix == ".json" else path
+  with pytest.raises(BadInput) as error:
+    transfer.import_weights(tiny(model__name="ncsnpp"), str(tmp_path / "run"), str(source))
+  assert line in str(error.value)
+  assert len(str(error.value).splitlines()) == 1

@@ -19,7 +19,7 @@ from runs import tiny
 from configs.fashion_mnist import ddpmpp
 from score_sde.models import DDPM, NCSNpp
 from score_sde.run import checkpoints, devices, training
-from score_sde.run.checkpoints import published, torch_file
+from score_sde.run.checkpoints import diffusers, published, torch_file
 from score_sde.run.checkpoints import transfer as tool
 from score_sde.run.config import BadInput, default_config, signature
 from score_sde.run.experiment import build
@@ -60,7 +60,7 @@ DIFFUSERS = {
 def test_diffusers_networks_agree(name):
   case = golden_cases.load(name)
   expected = golden_cases.shapes(DIFFUSERS[name], case["x"], case["labels"])
-  flat = published.from_diffusers(golden_cases.weights(case), expected)
+  flat = diffusers.from_diffusers(golden_cases.weights(case), expected)
   published.check(flat, expected, name)
   assert golden_cases.relative_error(forward(DIFFUSERS[name], flat, case), case["y"]) < 1e-4
 
@@ -330,7 +330,7 @@ def config_of_unet(folder):
   """The config of a diffusers folder, as the flags that the importer asks for would set it."""
   config = default_config()
   config.training.sde, config.training.continuous, config.data.dataset = "vpsde", False, "digits"
-  for key, value in published.diffusers_settings(folder).items():
+  for key, value in diffusers.settings_of(folder).items():
     section, name = key.split(".")
     config[section][name] = value
   return config
@@ -370,7 +370,7 @@ def test_every_setting_of_a_diffusers_network_is_honoured(tmp_path, name):
 def test_other_settings_of_a_diffusers_network_are_refused_by_name(tmp_path, changed, message):
   folder = write_unet(tmp_path / "model", golden_cases.load("diffusers_ddpm"), **changed)
   with pytest.raises(BadInput, match=re.escape(message)):
-    published.diffusers_settings(folder)
+    diffusers.settings_of(folder)
 
 
 def test_unet_ema_beside_unet_is_the_average(tmp_path):

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from score_sde.run import checkpoints, training
-from score_sde.run.checkpoints import published
+from score_sde.run.checkpoints import diffusers, published
 from score_sde.run.config import BadInput, as_dict, get, signature
 from score_sde.run.experiment import build
 from score_sde.run.workdir import make_workdir, write_config
@@ -40,7 +40,7 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
     path = published.download(source)
   elif not (path := pathlib.Path(source)).exists():
     raise BadInput(f"{source!r} does not exist. Give a checkpoint file, a diffusers folder, or a hub name owner/model.")
-  _check_settings(config, published.diffusers_settings(path) or {}, source)
+  _check_settings(config, diffusers.settings_of(path) or {}, source)
 
   abstract = experiment.abstract_params()
   flat: dict[str, Any] = flatten_dict(abstract, sep="/")
