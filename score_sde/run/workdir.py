@@ -103,7 +103,9 @@ def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Sou
       )
     log.warning("%s (data.accept_changes=True).", message)
   if trains and devices.is_first_host():
-    write_json(file, {"dataset": config.data.dataset, "splits": found, "classes": list(sources["train"].names)})
+    write_json(
+      file, {"dataset": config.data.dataset, "splits": found, "classes": list(getattr(sources["train"], "names", ()))}
+    )
 
 
 def class_names(workdir: pathlib.Path, count: int) -> list[str]:

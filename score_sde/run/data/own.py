@@ -16,7 +16,8 @@ def own(config: ConfigDict, split: str) -> Source:
 
   The function must return images (N, H, W, C) uint8 or points (N, D) float, or a pair of these and labels (N,). For
   data that does not fit into memory it may return an object with a length, `classes` and
-  `gather(indices) -> {"image", "label"}`.
+  `gather(indices) -> {"image", "label"}`. It may also have `names` of the classes, `examples` (a name for each example)
+  and `identity` (a text that changes if the data do), see `sources.Arrays`.
 
   Raises:
     BadInput: if the function returns anything else.
