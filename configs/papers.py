@@ -6,7 +6,8 @@ from score_sde.run.config import default_config
 def get_config():
   config = default_config()
   config.data.dataset = "CIFAR10"
-  config.sampling.norms = "batch"  # and with it the published grid
+  config.sampling.grid = "official"
+  config.sampling.norms = "batch"
   config.eval.begin_ckpt = 9
   config.eval.end_ckpt = 26
   return config

@@ -197,7 +197,8 @@ def encode(
 
   The map is one to one. Latents of data are standard normal under VP and sub-VP, and N(0, sigma_max² I) under VE.
   Latents scaled by a temperature below one decode to smoother data. `info` has "nfe", "t" and "finite", each (B,). "t"
-  is the time reached: below T if the solve ran into `max_steps`. Then "finite" is False, and the latent is not one.
+  is the time reached. "finite" is False if the solve ran into `max_steps`, or if the result is not finite: then the
+  result must not be used.
   Song et al. 2021, Section 4.3 and Appendix D.5.
 
   Raises:

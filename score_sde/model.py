@@ -236,6 +236,8 @@ def _sample(key, sde, score, shape, condition, x_T, solver, steps, options):
 @functools.partial(jax.jit, static_argnums=(1, 3, 5, 6, 7, 8))
 def _constrained(key, sde, score, shape, given, method, solver, steps, options):
   if method == "ddrm":  # DDRM is a solver itself
+    if solver is not None:
+      raise InvalidArgument("method='ddrm' is a solver itself: leave solver unset.", "method", "solver")
     solver = guidance.DDRM().given(given)
   else:
     solver = guidance.Projection()(given)(solver or DPMSolverSDE())

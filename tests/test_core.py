@@ -141,6 +141,9 @@ narrow = lambda x, t: -x / (0.25 + ss.VE().sigma(t)[:, None] ** 2)
 x, _ = stepping(ss.PredictorCorrector(norms="batch"), ss.VE(), 20)(narrow, jax.random.key(0), (6, 3))
 whole = ss.sample(jax.random.key(0), ss.VE(), narrow, (6, 3), solver=ss.PredictorCorrector(norms="batch"), steps=20)
 np.testing.assert_allclose(x, whole, rtol=1e-5)
+clipped = ss.Clip(-999.0, 999.0)(ss.PredictorCorrector(norms="batch"))
+x, _ = stepping(clipped, ss.VE(), 20)(narrow, jax.random.key(0), (6, 3))
+np.testing.assert_allclose(x, whole, rtol=1e-3, atol=1e-4)
 rough = ss.AdaptiveODE(norms="batch", rtol=1e-2, atol=1e-2)  # other steps would be seen
 x, info = Sampler(ss.VP(), rough)(lambda x, t: -x / 4, jax.random.key(0), (6, 3))
 whole, plain = ss.sample(

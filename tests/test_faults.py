@@ -17,9 +17,11 @@ import score_sde as ss
 from score_sde import metrics
 from score_sde.run import checkpoints, data, evaluate, guide, noise_scales, training
 from score_sde.run.checkpoints import transfer
-from score_sde.run.config import BadInput, networks, resolve, why_unread
+from score_sde.run.config import BadInput, make_sde, networks, resolve, why_unread
 from score_sde.run.data.files import as_shown
 from score_sde.run.data.records import as_bytes
+from score_sde.run.experiment import make_sampler
+from score_sde.run.sampler import stepping as sampler_of
 from score_sde.run.workdir import claimed
 
 FEW = {"training__batch_size": 8, "training__final_report": False, "training__snapshot_sampling": False}
@@ -112,7 +114,7 @@ def test_failed_likelihood_solves_are_left_out_and_counted(trained, tmp_path, ca
   whole = row()
   assert (whole["examples"], whole["likelihood_failed"]) == (8, 0)
   config.sampling.max_steps = 2
-  with pytest.raises(evaluate.SolvesFailed, match=r"exceeded sampling\.max_steps=2"):
+  with pytest.raises(evaluate.SolvesFailed, match=r"exceeded sampling\.max_steps=2\. Raise it"):
     evaluate.evaluate(config, str(folder))
   assert (row()["examples"], row()["likelihood_failed"]) == (0, 8)
   assert "bits_per_dim" not in row()
@@ -302,6 +304,57 @@ def test_clipped_samples_lie_in_the_range_and_others_are_not_changed(solver):
     ss.Clip()(ss.AdaptiveODE())
 
 
+class Simulated(ss.SDE):
+  """An SDE without a known kernel, whose stationary law is N(0, I)."""
+
+  def drift(self, x, t):
+    return -10 * x
+
+  def diffusion(self, x, t):
+    return jnp.full_like(t, np.sqrt(20.0))
+
+
+def test_langevin_without_sigma_needs_norms_of_the_batch():
+  x_T = jax.random.normal(jax.random.key(1), (4096, 2))
+  draw = lambda norms: ss.sample(
+    jax.random.key(0), Simulated(), lambda x, t: -x, (4096, 2), x_T=x_T, eps=0.6, steps=50,
+    solver=ss.PredictorCorrector(predictor="euler_maruyama", norms=norms, noise_removal=False),
+  )  # fmt: skip
+  with pytest.raises(ss.InvalidArgument, match=r"from sigma\(t\), which Simulated does not have\. Use norms='batch'"):
+    draw("sample")
+  assert np.std(draw("batch")) == pytest.approx(1, abs=0.15)  # Euler-Maruyama's own error is 4%
+
+
+def test_clipping_reaches_the_runner_with_the_range_of_the_data():
+  """[-1, 1] for VP, [0, 1] for VE; with DDRM and a constraint, and checked before anything is compiled."""
+  score = jax.tree_util.Partial(lambda x, t: -0.01 * x)  # far too flat: nothing is pulled into the range
+  for sde, low in (("vpsde", -1.0), ("vesde", 0.0)):
+    config = resolve(tiny(training__sde=sde, sampling__clip="static", sampling__method="unipc", sampling__num_steps=5))
+    sampler = make_sampler(config, make_sde(config))
+    x, _ = sampler(score, jax.random.key(0), (4, 8, 8, 1))
+    assert (float(jnp.min(x)), float(jnp.max(x))) == (pytest.approx(low, abs=1e-5), pytest.approx(1.0, abs=1e-5))
+  dynamic = resolve(tiny(sampling__clip="dynamic", sampling__clip_quantile=0.9, sampling__method="unipc"))
+  assert make_sampler(dynamic, make_sde(dynamic)).clip == ss.Clip(-1.0, 1.0, 0.9)
+  for method in ("ddrm", "replacement"):
+    config = resolve(tiny(
+      guidance__task="inpaint", guidance__method=method, sampling__clip="static", sampling__method="dpm_solver",
+      sampling__num_steps=5,
+    ))  # fmt: skip
+    measured = ss.guidance.inpaint(jnp.ones((8, 8, 1)).at[:4].set(0), jnp.zeros((8, 8, 1)))
+    measured = jax.tree.map(lambda a: jnp.repeat(a, 4, axis=0), measured)
+    x, _ = make_sampler(config, make_sde(config))(score, jax.random.key(0), (4, 8, 8, 1), condition=measured)
+    assert np.abs(x[:, :4]).max() <= 1.01
+  with pytest.raises(ss.InvalidArgument, match="Clipping of x_0 needs a linear SDE"):
+    sampler_of(ss.PredictorCorrector(corrector="none"), Simulated(), 5, clip=ss.Clip())
+
+
+def test_a_grid_that_ends_at_zero_can_be_clipped():
+  grid = ss.TimeGrid.through([1.0, 0.5, 0.1, 0.0])
+  for solver in (ss.DDIM(noise_removal=False), ss.PredictorCorrector(corrector="none")):
+    x = ss.sample(jax.random.key(0), ss.VP(), lambda x, t: -x, (4, 2), solver=ss.Clip()(solver), grid=grid)
+    assert np.isfinite(x).all()
+
+
 # --- runs that go on with other settings or data ----------------------------------------------------------------------
 
 
@@ -383,7 +436,7 @@ def test_raw_weights_are_those_of_training_and_a_long_average_is_warned_of(train
   config = runs.changed(config.copy_and_resolve_references(), model__ema_rate=0.9999, model__ema_warmup=False)
   with caplog.at_level("WARNING", "score_sde"):
     evaluate.sample(config, str(folder))
-  assert "spans 10,000 steps, and the run has 40: 100% of it are still the initial ones" in caplog.text
+  assert "spans 10,000 steps, and there are 40: the initial parameters still have a weight of 100%" in caplog.text
   assert "--config.eval.weights=raw" in caplog.text
   ema = np.load(folder / "samples.npz")["samples"]
   evaluate.sample(runs.changed(config, eval__weights="raw"), str(folder))

@@ -107,7 +107,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path, caplog):
     train, test = both(tmp_path)
   assert len(train) + len(test) == 12
   (line,) = [r.getMessage() for r in caplog.records]
-  assert line.endswith("2 .txt files, 1 .csv files, 3 hidden or system files.")
+  assert line.endswith("2 .txt files, 1 .csv files, 3 hidden or system files and folders.")
 
 
 @pytest.mark.parametrize("count", [1, 9])

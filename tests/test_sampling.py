@@ -236,9 +236,10 @@ def test_ddpm_is_ancestral_sampling_on_the_official_grid():
 @pytest.mark.parametrize("dims", [1, 2, 3, 8, 64, 3072])
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_the_corrector_keeps_the_marginal_in_any_number_of_dimensions(sde, dims):
-  """Eight steps from p_t, at three times: mean and covariance stay within 2%, for data of unequal variances.
+  """Eight steps from p_t, at three times: mean and covariance stay within 2%, plus 4.5 standard errors of n samples.
 
-  (Norms of each sample, in whose place sigma(t) is: the standard deviation of one dimension becomes hundreds.)
+  The data have unequal variances. With norms of each sample instead of sigma(t), the standard deviation in one
+  dimension would become hundreds.
   """
   n = max(50_000 // dims, 40)
   draw = np.random.default_rng(0)

@@ -284,7 +284,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
     _export,
   ),
   "stats": ("OUTPUT.npz --config=FILE", "write the statistics that FIDs compare with", _stats),
-  "fid": ("A B [--features=inception|WORKDIR] [--image_size=N]", "FID of two folders of images", _fid),
+  "fid": (
+    "A B [--features=inception|WORKDIR] [--inception_path=FILE] [--image_size=N]",
+    "FID of two folders of images",
+    _fid,
+  ),
   "suggest-sigmas": ("--config=FILE", "suggest noise levels for a data set (NCSNv2)", _suggest_sigmas),
 }
 

@@ -238,10 +238,14 @@ def _mesh() -> Mesh:
 
 
 def replicate(tree: Tree) -> Tree:
-  """Returns `tree` as global arrays, copied to all devices of all hosts. On a single host it returns `tree` itself."""
-  if host_count() == 1:
-    return tree
+  """Returns `tree` as global arrays, copied to all devices of all hosts.
+
+  The copies have the sharding that `map_batch` gives its results, so that a function that is called again with its own
+  result is not compiled again.
+  """
   everywhere = NamedSharding(_mesh(), P())
+  if host_count() == 1:
+    return jax.device_put(tree, everywhere)
 
   def one(x):
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
@@ -405,14 +409,12 @@ def shard(tree: Tree, axis: int = 0) -> Tree:
 def placed(abstract: Tree, mesh: Mesh | None = None) -> Tree:
   """Returns abstract arrays with the sharding to which a checkpoint is restored, whatever devices wrote it.
 
-  With an `fsdp_mesh` they are split over it. Without one, a single host restores to its first device, and several hosts
-  to all devices of all hosts.
+  With an `fsdp_mesh` they are split over it. Without one, all devices of all hosts get a copy, see `replicate`.
   """
   if mesh is not None:
     split = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
     return jax.tree.map(split, abstract, shardings(abstract, mesh))
-  single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  place = single if host_count() == 1 else NamedSharding(_mesh(), P())
+  place = NamedSharding(_mesh(), P())
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
 
 

@@ -33,7 +33,7 @@ from score_sde.run.config import (
 from score_sde.run.config.networks import apply_of, create
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.sampler import CHUNK, Sampler, stepping
-from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, Clip, Solver
+from score_sde.sampling import DDPM, METHODS, NCSN, AdaptiveODE, AdaptiveSDE, Clip, Solver
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE, Score, as_argument, linear, simulate
 
@@ -55,6 +55,7 @@ class Experiment:
     shape: shape of one example.
     guide: from the network's score to the score that samples and likelihoods use, see `guide.with_class`.
     sampled_classes: number of classes that samples are drawn of; 0 for samples without a class.
+    class_names: names of these classes; () for those in the workdir.
   """
 
   config: ConfigDict
@@ -67,6 +68,7 @@ class Experiment:
   shape: tuple[int, ...]
   guide: Callable[[Score], Score] = as_argument
   sampled_classes: int = 0
+  class_names: tuple[str, ...] = ()
 
   @property
   def score_model(self) -> ScoreModel:
@@ -224,7 +226,7 @@ def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: An
       make(DDRM, config, "guidance", noise_removal=s.noise_removal) if g.method == "ddrm" else make_solver(config)
     )
   clip = None
-  if s.clip != "none" and s.method not in ("ode", "adaptive_sde"):
+  if s.clip != "none" and (g.method == "ddrm" or s.method not in ("ode", "adaptive_sde")):
     if not data.is_image(config):
       raise BadInput(f"sampling.clip={s.clip!r} needs images, whose range is known. Leave it at 'none'.")
     low = -1.0 if config.data.centered else 0.0
@@ -237,7 +239,7 @@ def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: An
   with as_bad_input(names_of("sampling") | {"method": "sampling.method"}):
     if isinstance(solver, AdaptiveODE | AdaptiveSDE):
       return Sampler(sde, solver, **options)
-    if s.method in ("ncsn", "ddpm") and g.method != "ddrm":
+    if isinstance(solver, NCSN | DDPM):
       if t_start not in (None, sde.T) or constraint:
         what = "no updates that a constraint could follow" if constraint else f"no other start than {sde.T}"
         raise InvalidArgument(f"method={s.method!r} has {what}: use 'pc'.", "method")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ from score_sde.run.data.files import as_shown
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
+from score_sde.run.workdir import class_names
 from score_sde.sampling import AdaptiveODE
 from score_sde.sde import linear
 
@@ -51,10 +53,11 @@ def sample(config: ConfigDict, workdir: str) -> None:
   """Runs `run.py --mode=sample`: draws samples of a checkpoint in `workdir`, conditioned by config.guidance.
 
   Without guidance, or guided to a class, see `evaluation.sample`. Every other task writes `guided/NAME.png` per input,
-  guided.png with all of them, and guided.npz ("inputs", "measurements", "samples").
+  guided.png with all of them, and guided.npz ("inputs", "measurements", "samples", "finite").
 
   Raises:
     BadInput: if the config or the workdir is wrong. This comes before sampling.
+    SolvesFailed: if all images failed, after the files are written.
     Interrupted: after a signal to stop.
   """
   experiment = build(config)
@@ -94,7 +97,8 @@ def with_class(experiment: Experiment) -> Experiment:
   if g.label is not None and not 0 <= g.label < classes:
     raise BadInput(f"guidance.label={g.label} is no class: the classifier of {g.classifier!r} has {classes}, from 0.")
   guide = lambda score: condition_on(score, conditional, params)
-  return dataclasses.replace(experiment, guide=guide, sampled_classes=classes)
+  names = tuple(class_names(pathlib.Path(g.classifier), classes))
+  return dataclasses.replace(experiment, guide=guide, sampled_classes=classes, class_names=names)
 
 
 def check_fits(classifier: Experiment, config: ConfigDict, workdir: str) -> None:
@@ -184,7 +188,7 @@ def _inputs(config: ConfigDict) -> tuple[list[str], np.ndarray]:
   """Returns the names of the inputs, and the images (N, H, W, C), uint8."""
   g = config.guidance
   if g.input:
-    found = data.read_inputs(config)[: g.num_inputs]
+    found = data.read_inputs(config)
     return [name for name, _ in found], np.stack([image for _, image in found])
   source = data.load(config, "test")
   n = min(g.num_inputs, len(source))
@@ -241,9 +245,11 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   pictures.save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
   log.info("Wrote guided.png, guided.npz and %d pictures in guided/ to %s (%.1f s).", len(rows), path, seconds)
   if not finite.any():
+    solves = config.sampling.method in ("ode", "adaptive_sde") or g.task == "interpolate"
     raise evaluation.SolvesFailed(
-      f"All {finite.size} images failed: they are not finite, or their solves exceeded sampling.max_steps="
-      f"{config.sampling.max_steps}. Raise it, or use another sampler."
+      f"All {finite.size} images failed: they are not finite"
+      + (f", or their solves exceeded sampling.max_steps={config.sampling.max_steps}. Raise it" if solves else "")
+      + ". Use more steps, or another sampler."
     )
 
 

@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
@@ -107,7 +109,7 @@ def _ema_of_workdir(config: ConfigDict, workdir: str, checkpoint: str) -> Any:
     targets = {"ema_params": abstract_params(create(config, data.example_shape(config)), data.example_shape(config))}
     found = checkpoints.restore(manager, targets, signature(config), workdir, step)
   assert found is not None
-  return devices.local(found[1]["ema_params"])
+  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), devices.local(found[1]["ema_params"]))  # of one device
 
 
 def _metadata(file: pathlib.Path) -> dict[str, str]:

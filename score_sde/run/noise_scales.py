@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from score_sde.batch import Array
 from score_sde.run import data
-from score_sde.run.config import resolve
+from score_sde.run.config import BadInput, resolve
 from score_sde.run.report.progress import Bar
 
 log = logging.getLogger(__name__)
@@ -77,35 +77,37 @@ def langevin_step(gamma: float, steps: int) -> float:
   return float(e[np.argmin(np.abs(variance - 1))])
 
 
-def _under_ve(config: ConfigDict) -> ConfigDict:
-  """Returns a config that differs from `config` only in its SDE, which is VE, on whose scale the levels are."""
-  config = ConfigDict(config).copy_and_resolve_references()
-  with config.unlocked():
-    config.training.sde = "vesde"
-  return resolve(config)
-
-
 def suggest_sigmas(config: ConfigDict, examples: int = EXAMPLES) -> dict[str, Any]:
   """Prints and returns the settings that the techniques suggest for the data of `config`, as {dotted key: value}.
 
-  They come from the first `examples` training examples, on the scale on which a VE model of the config trains; fewer if
-  they are larger than a GiB. model.sigma_max is the largest distance between two examples. model.num_scales is the
-  length of a geometric sequence down to model.sigma_min. sampling.snr is that of NCSN's sampler, whose step is alpha =
-  2 snr² sigma², with the config's sampling.n_steps_each (5 if that is 1). All are accepted by the same config.
+  They come from the first `examples` training examples; fewer if those are larger than a GiB. Images are on the scale
+  on which VE trains: [0, 1], unless the config sets data.centered. model.sigma_max is the largest distance between two
+  examples. model.num_scales is the length of a geometric sequence down to model.sigma_min. sampling.snr is that of
+  NCSN's sampler, whose step is alpha = 2 snr² sigma², with the config's sampling.n_steps_each (5 if that is 1). A
+  config that can train under VE accepts all of them.
+
+  Raises:
+    BadInput: if the examples are too close to each other for a sequence of levels.
   """
-  given = resolve(config)
-  config = _under_ve(config)
+  centered = bool(config.data.centered)
+  config = resolve(config)
   source = data.load(config, "train")
   dims = math.prod(data.example_shape(config))
   count = min(examples, len(source), max(2, EXAMPLE_BYTES // (dims * (1 if data.is_image(config) else 4))))
   image = source.gather(np.arange(count))["image"]
-  scaling = dataclasses.replace(data.scaling_of(config), uniform_dequantization=False)
+  scaling = dataclasses.replace(data.scaling_of(config), uniform_dequantization=False, centered=centered)
   sigma_max = largest_distance(image, lambda part: scaling.prepare(None, part))
+  if round(sigma_max, 2) <= config.model.sigma_min:
+    raise BadInput(
+      f"The largest distance between {count} training examples is {sigma_max:.3g}, not above model.sigma_min="
+      f"{config.model.sigma_min}: there is no sequence of noise levels between the two. Use more examples, or a "
+      "smaller model.sigma_min."
+    )
   gamma = ratio(dims)
   levels = max(2, 1 + round(math.log(sigma_max / config.model.sigma_min) / math.log(gamma)))
   steps = config.sampling.n_steps_each if config.sampling.n_steps_each > 1 else 5
   step = langevin_step(gamma, steps)
-  found: dict[str, Any] = {} if given.training.sde == "vesde" else {"training.sde": "vesde"}
+  found: dict[str, Any] = {} if config.training.sde == "vesde" else {"training.sde": "vesde"}
   found |= {
     "model.sigma_max": round(sigma_max, 2),
     "model.num_scales": levels,

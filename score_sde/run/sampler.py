@@ -16,7 +16,7 @@ from score_sde.run import devices
 from score_sde.sampling import AdaptiveODE, AdaptiveSDE, AnySolver, Clip, Solver, TimeGrid, grid_for
 from score_sde.sampling.sample import check_condition, check_shape, check_times
 from score_sde.sampling.solver import all_finite
-from score_sde.sde import SDE, Score, as_argument, bind
+from score_sde.sde import SDE, Score, as_argument, bind, linear
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,10 @@ class Sampler:
       raise InvalidArgument(f"grid=None: {type(solver).__name__} needs a grid of time steps.", "grid")
     else:
       solver = solver.on(sde, grid)
-    if hasattr(solver, "axis_name"):
-      solver = dataclasses.replace(solver, axis_name=devices.AXIS)  # pyright: ignore[reportCallIssue]
-    self.solver: Any = solver
+    if clip:
+      clip(solver)  # checks the solver
+      linear(sde, "Clipping of x_0")
+    self.solver: Any = _spread(solver, axis_name=devices.AXIS)
     self._fits: dict[tuple[int, ...], int] = {}
     self._compile()
 
@@ -91,8 +92,8 @@ class Sampler:
     solver = self.solver
     if isinstance(solver, DDRM):
       solver = solver.given(condition)
-    elif hasattr(solver, "real"):
-      solver = dataclasses.replace(solver, real=real)
+    else:
+      solver = _spread(solver, real=real)
     if self.constraint:
       solver = self.constraint(condition)(solver)
     return self.clip(solver) if self.clip else solver
@@ -262,6 +263,16 @@ class Sampler:
           raise
         size = self._fits[shape[1:]] = max(count, size // 2 // count * count)
         log.warning("%d samples do not fit into memory together; drawing %d at a time.", total, size)
+
+
+def _spread(solver: Any, **values: Any) -> Any:
+  """Returns the solver, or the one that it wraps, with `values` about a batch that is spread over devices."""
+  if {f.name for f in dataclasses.fields(solver)} >= values.keys():
+    return dataclasses.replace(solver, **values)
+  inner = getattr(solver, "solver", None)
+  if dataclasses.is_dataclass(inner):
+    return dataclasses.replace(solver, solver=_spread(inner, **values))
+  return solver
 
 
 def _joined(parts: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]]:

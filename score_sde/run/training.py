@@ -288,6 +288,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     BadInput: if the config or the workdir is wrong. This comes before anything is compiled.
     DiskFull, CannotSave: if a checkpoint cannot be written; the previous one stays.
     data.Stalled: if no batch arrives for training.data_timeout seconds.
+    SolvesFailed: if all samples or likelihoods of the final report failed.
     Diverged: at the first loss, gradient or update that is not finite; the last good checkpoint stays.
     Interrupted: after a signal to stop, once the state is saved.
   """
@@ -318,10 +319,17 @@ def train(config: ConfigDict, workdir: str) -> None:
         run.curves.close()
     if devices.is_first_host():
       _draw_curves(config, path)
-    if t.final_report and t.task == "score":
-      evaluation.sample(config, workdir, experiment)
-    if t.final_report:
-      evaluation.evaluate(config, workdir, experiment)
+    if not t.final_report:
+      return
+    failure = None
+    if t.task == "score":
+      try:
+        evaluation.sample(config, workdir, experiment)
+      except evaluation.SolvesFailed as error:
+        failure = error  # the loss and the likelihood are still measured
+    evaluation.evaluate(config, workdir, experiment)
+    if failure:
+      raise failure
 
 
 def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:

@@ -74,7 +74,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Source], *, trains: bool) -> None:
-  """Compares the data with those that the run in `workdir` began with, which data.json there describes.
+  """Compares the data with data.json, which describes the data that the run in `workdir` began with.
 
   `sources` are splits by name. With `trains`, data.json is written. Runs without checkpoints accept any data.
 
@@ -84,13 +84,14 @@ def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Sou
   file, kept = workdir / "data.json", {}
   if file.is_file() and checkpoints.exists(str(workdir)):
     with foreign(str(file), "Remove it if the data are the same as before."):
-      kept = json.loads(file.read_text())["splits"]
+      splits = json.loads(file.read_text())["splits"]
+      kept = {name: (int(split["examples"]), str(split["identity"])) for name, split in splits.items()}
   found = {name: {"examples": len(source), "identity": identity(source)} for name, source in sources.items()}
   changes = [
-    f"{name} had {kept[name]['examples']:,} examples and has {now['examples']:,}"
-    + (", not the same ones" if kept[name]["examples"] == now["examples"] else "")
+    f"{name} had {kept[name][0]:,} examples and has {now['examples']:,}"
+    + (", not the same ones" if kept[name][0] == now["examples"] else "")
     for name, now in found.items()
-    if name in kept and kept[name]["identity"] != now["identity"]
+    if name in kept and kept[name][1] != now["identity"]
   ]
   if changes:
     message = (

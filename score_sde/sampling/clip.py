@@ -1,6 +1,7 @@
 """Clipping of x_0: a function from a solver to a solver that keeps the denoiser in the range of the data."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ class Clip(Options):
     quantile: of the absolute values of an example, for dynamic thresholding; None for static clipping.
 
   Raises:
-    InvalidArgument: unless low < high; for an adaptive solver, or an SDE that is not linear.
+    InvalidArgument: unless low < high, both finite; for an adaptive solver, or an SDE that is not linear.
 
   Example:
     >>> import jax, score_sde as ss
@@ -43,10 +44,12 @@ class Clip(Options):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if not self.low < self.high:
-      raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy low < high.", "low", "high")
+    if not -math.inf < self.low < self.high < math.inf:
+      raise InvalidArgument(
+        f"low={self.low} and high={self.high} must be finite and satisfy low < high.", "low", "high"
+      )
 
-  def __call__(self, solver: Solver) -> "Solver":
+  def __call__(self, solver: Any) -> "Solver":
     if not isinstance(solver, Solver):
       raise InvalidArgument(f"Clipping of x_0 needs a solver with steps on a grid, not {type(solver).__name__}.")
     return Clipped(noise_removal=solver.noise_removal, solver=solver, clip=self)
@@ -67,7 +70,8 @@ class Clip(Options):
 
     def clipped(x: Batch, t: Time) -> Batch:
       target = expand(kernel.alpha(t), x) * self.clipped(denoise(x, t))
-      return (target - x) / expand(kernel.sigma(t), x) ** 2
+      variance = expand(kernel.sigma(t), x) ** 2
+      return jnp.where(variance > 0, (target - x) / jnp.where(variance > 0, variance, 1.0), 0.0)  # 0 at t = 0, not NaN
 
     return clipped
 

@@ -48,8 +48,8 @@ class PredictorCorrector(Solver):
   n_steps_each: int = option(1, "Langevin steps at each time", "[1, inf)", needs={"corrector": _CORRECTS})
   norms: str = option(
     "sample",
-    "step of Langevin, and error of the adaptive ODE: sample has none of the batch in it, batch averages norms over it "
-    "as in the paper",
+    "measure of Langevin's step and of the adaptive ODE's error. sample: each sample alone (Langevin: from sigma(t)); "
+    "batch: norms averaged over the batch, as in the paper",
     choices=("sample", "batch"),
     needs={"corrector": _CORRECTS},
   )
@@ -100,6 +100,11 @@ class PredictorCorrector(Solver):
         )  # fmt: skip
     if self.corrector == "ald":
       linear(sde, "corrector='ald'")
+    if self.corrector == "langevin" and self.norms == "sample" and not sde.is_linear:
+      raise InvalidArgument(
+        f"norms='sample' takes the step of corrector='langevin' from sigma(t), which {name} does not have. Use "
+        "norms='batch'.", "norms", "corrector",
+      )  # fmt: skip
     if self._denoises:
       linear(sde, "predictor='none' with noise_removal=True")
     if self.predictor == "ancestral_sampling":

@@ -84,6 +84,8 @@ def sample(
   if solver is None:
     solver = papers_solver(sde)
   eps, start = sde.eps if eps is None else eps, sde.T if t_start is None else t_start
+  if eps > 0 and start > 0:
+    check_kernel(sde, [start, eps], dtype)
   keys = example_keys(key, first + jnp.arange(shape[0]))
   x = start_from(sde, keys, shape, x_T, dtype)
   check_condition(condition, shape[0])

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -465,10 +465,10 @@ class RectifiedFlow(LinearSDE):
     return jax.nn.sigmoid(-log_snr / 2)
 
 
-def check_kernel(sde: SDE, times: Sequence[float]) -> None:
-  """Checks that a linear SDE can be computed at `times` > 0, in the dtype in use. Other SDEs are not checked.
+def check_kernel(sde: SDE, times: Sequence[float], dtype: Any = None) -> None:
+  """Checks that a linear SDE can be computed at `times` > 0, in `dtype` (None: float32, or float64 under x64).
 
-  Samplers divide by alpha(t), and scores by sigma(t)².
+  Other SDEs are not checked. Samplers divide by alpha(t), and scores by sigma(t)².
 
   Raises:
     InvalidArgument: if alpha, sigma, sigma² or the diffusion is zero, infinite or not a number.
@@ -476,7 +476,7 @@ def check_kernel(sde: SDE, times: Sequence[float]) -> None:
   if not isinstance(sde, LinearSDE):
     return
   with jax.ensure_compile_time_eval():  # gives numbers, not tracers, also inside a compiled function
-    t = jnp.asarray(times, jnp.result_type(float))
+    t = jnp.asarray(times, jnp.result_type(float) if dtype is None else dtype)
     sigma = sde.sigma(t)
     found = {"alpha": sde.alpha(t), "sigma": sigma, "sigma^2": sigma**2, "diffusion": sde.diffusion(t, t)}
   for name, values in found.items():

@@ -100,7 +100,7 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
     with ocp.CheckpointManager(folder, options=options) as checkpoint_manager:
       yield checkpoint_manager
   except Exception as error:  # orbax raises many kinds for a background save; or it comes from another file of the run
-    unwritable = _os_error(error, _UNWRITABLE)
+    unwritable = _os_error(error, _UNWRITABLE) if keep_every is not None else None
     if isinstance(error, ScoreSDEError) or not (finds_no_room(error) or (unwritable and str(folder) in str(error))):
       raise
     _silence_abandoned_writes()

@@ -208,9 +208,21 @@ def settings_of(source: pathlib.Path) -> dict[str, Any] | None:
   folder = model_folder(source) if source.is_dir() else None
   if folder is None:
     return None
-  file = folder / "config.json"
-  with foreign(repr(str(file)), "Download it again."):
-    given = _DEFAULTS | json.loads(file.read_text())
+  with foreign(repr(str(folder / "config.json")), "Is it whole, and of a UNet2DModel?"):
+    return _settings(folder)
+
+
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
+  """Does the work of `settings_of` for a model's folder."""
+  given = _DEFAULTS | json.loads((folder / "config.json").read_text())
+  size = given.get("sample_size")
+  if isinstance(size, list) and len(set(size)) == 1:
+    size = size[0]
+  if not isinstance(size, int):
+    raise BadInput(
+      f"{str(folder / 'config.json')!r} has sample_size={size!r}; a square one is needed, such as 32. Write the "
+      "size of the model's images there."
+    )
   downs = given["down_block_types"]
   plusplus = any("Skip" in kind for kind in downs)
   kinds = {"SkipDownBlock2D", "AttnSkipDownBlock2D"} if plusplus else {"DownBlock2D", "AttnDownBlock2D"}
@@ -219,9 +231,9 @@ def settings_of(source: pathlib.Path) -> dict[str, Any] | None:
   _check_diffusers(given, plusplus, folder)
   widths = given["block_out_channels"]
   nf = math.gcd(*widths)
-  with_attention = [given["sample_size"] >> i for i, kind in enumerate(downs) if "Attn" in kind]
+  with_attention = [size >> i for i, kind in enumerate(downs) if "Attn" in kind]
   settings = {
-    "data.image_size": given["sample_size"],
+    "data.image_size": size,
     "data.num_channels": given["in_channels"],
     "data.centered": not given["center_input_sample"],
     "model.name": "ncsnpp" if plusplus else "ddpm",

@@ -68,17 +68,6 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
     config[section][name] = value
 
 
-def _default_grid(config: ConfigDict, sde: SDE, few: bool) -> str:
-  """Returns the grid that suits the sampler. The paper's batch norms go with the paper's discretization."""
-  s, g = config.sampling, config.guidance
-  if few:
-    return "log_snr" if sde.is_linear else "uniform"
-  starts_later = g.task == "edit" and g.t0 != sde.T
-  has_table = s.predictor != "ancestral_sampling" or sde.has_table
-  papers = s.method == "pc" and s.norms == "batch" and has_table and not starts_later
-  return "official" if papers else "uniform"
-
-
 class Resolved(ConfigDict):
   """Resolved config: every key has its value. Returned by `resolve`. Its sections are plain ConfigDicts."""
 
@@ -118,7 +107,7 @@ def resolve(config: ConfigDict) -> Resolved:
   _fill(config, "training.weighting", "simple")
   _fill(config, "training.objective", "dsm")
   _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
-  _fill(config, "sampling.grid", _default_grid(config, sde, few))
+  _fill(config, "sampling.grid", "log_snr" if few and sde.is_linear else "uniform")
   _fill(config, "sampling.num_steps", FewStep.default_steps if few else config.model.num_scales)
   _fill(config, "sampling.eps", sde.eps)
   _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)

@@ -160,7 +160,11 @@ class Sampling(Options):
   eps: float | None = option(None, "time at which sampling ends; follows the SDE", "(0, inf)")
   clip: str = option(
     "none", "keep estimates of x_0 in the range of the data: static clips, dynamic also scales (Saharia et al. 2022)",
-    choices=("none", "static", "dynamic"), needs={"method": Other(("ode", "adaptive_sde"))},
+    choices=("none", "static", "dynamic"),
+    needs=(
+      {"method": Other(("ode", "adaptive_sde")), "guidance.task": Other(("interpolate",))},
+      {"guidance.method": ("ddrm",)},
+    ),
   )  # fmt: skip
   clip_quantile: float = option(
     0.995, "quantile of an image's |x_0| that dynamic clipping keeps", "(0, 1]", needs={"clip": ("dynamic",)}

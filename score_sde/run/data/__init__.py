@@ -87,5 +87,6 @@ def name(config: ConfigDict) -> str:
   """Returns the data set's name for pictures and reports. Data in files is named by its folder."""
   if is_plugin(config.data.dataset):
     return config.data.dataset.rpartition(":")[2]
-  in_files = config.data.dataset in ("idx", "folder") and pathlib.Path(config.data.path).stem
+  path = pathlib.Path(config.data.path)
+  in_files = config.data.dataset in ("idx", "folder") and (path.stem if path.suffix == ".zip" else path.name)
   return in_files or config.data.dataset

@@ -27,7 +27,9 @@ def toy(config: ConfigDict, split: str) -> Arrays:
   """Draws the points of a toy: 100,000 for "train", 2,000 others for "test"."""
   size = 100_000 if split == "train" else 2_000
   points = TOYS[config.data.dataset](np.random.default_rng([config.seed, split == "train"]), size)
-  return Arrays(points.astype(np.float32), np.zeros(size, np.int32))
+  # The same distribution for any seed, so that a run can be resumed and evaluated with another one.
+  identity = f"{size} points of {config.data.dataset}"
+  return Arrays(points.astype(np.float32), np.zeros(size, np.int32), identity=identity)
 
 
 def as_bytes(image: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class Folder(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """Layout: the images of a folder, sorted by name, and what their folders say.
+  """Layout: the images of a folder, sorted by name, and the classes and splits that their folders give.
 
   Attributes:
     names: names of the images.
@@ -78,15 +78,25 @@ class Layout(NamedTuple):
 
 
 def _files(root: pathlib.Path) -> Iterator[str]:
-  """Yields all files below `root`. Follows links to folders, except to a folder that they are in."""
+  """Yields all files below `root`. Follows links to folders, except to a folder that they are in.
+
+  A hidden or system folder is not entered: it is yielded as if it were one file.
+  """
 
   def walk(folder: pathlib.Path, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    status = folder.stat()
+    try:
+      status, entries = folder.stat(), sorted(os.scandir(folder), key=lambda e: e.name)
+    except OSError as error:
+      log.warning("The folder %s cannot be read (%s) and is left out.", folder, error.strerror)
+      return
     here = (status.st_dev, status.st_ino)
     if here in above:
       return
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+    for entry in entries:
       path = folder / entry.name
+      if _is_litter(entry.name):
+        yield path.relative_to(root).as_posix()
+        continue
       if entry.is_dir():
         yield from walk(path, (*above, here))
       elif entry.is_file():
@@ -129,7 +139,7 @@ def _class_of(name: str) -> str:
 
 
 def _common_folder(names: list[str]) -> str:
-  """Returns the one folder that holds everything in a zip file, with "/", or ""."""
+  """Returns the one folder that holds all images of a zip file, with "/", or ""."""
   tops = {n.split("/")[0] if "/" in n else "" for n in names}
   return f"{tops.pop()}/" if len(tops) == 1 and tops != {""} else ""
 
@@ -168,14 +178,14 @@ def layout(folder: Folder) -> Layout:
   others = collections.Counter(suffix(n) for n in files if not is_image(n) and not n.endswith("dataset.json"))
   left_out = {f"{kind} files": count for kind, count in others.most_common(8)}
   if hidden := len(folder.names) - len(files):
-    left_out["hidden or system files"] = hidden
+    left_out["hidden or system files and folders"] = hidden
   if not images:
     found = f": {', '.join(sorted(others)[:8])}" if others else ""
     raise BadInput(
       f"data.path={str(folder.root)!r} holds no images (looked for {' '.join(IMAGE_SUFFIXES)}; 0 of {len(files)} files "
       f"match{found}). Point --config.data.path at the folder that holds them."
     )
-  prefix = _common_folder(files) if folder.root.is_file() else ""
+  prefix = _common_folder(images) if folder.root.is_file() else ""
   if prefix.rstrip("/").lower() in (_TRAIN, *_HELD_OUT):
     prefix = ""
   short = [n.removeprefix(prefix) for n in images]
@@ -345,7 +355,9 @@ def read_images(path: str, size: int | None, channels: int, batch: int) -> Itera
 
 
 def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
-  """Returns (name, image after `fit`) of each file of guidance.input, an image file or a folder of them, sorted.
+  """Returns (name, image after `fit`) of the first guidance.num_inputs images of guidance.input, sorted by name.
+
+  guidance.input is an image file, or a folder or a .zip of them.
 
   Raises:
     BadInput: if there is no image, or one cannot be read.
@@ -358,6 +370,7 @@ def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
   names = [n for n in files.names if not _is_litter(n) and n.lower().endswith(IMAGE_SUFFIXES)]
   if not names:
     raise BadInput(f"guidance.input={str(root)!r} is no image and no folder of images ({' '.join(IMAGE_SUFFIXES)}).")
+  names = names[: config.guidance.num_inputs]
   images = {name: _decoded(files, name, lambda image: fit(image, config)) for name in names}
   bad = {name: why for name, why in images.items() if isinstance(why, str)}
   if bad:

@@ -26,7 +26,8 @@ _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 # [SET-]train-images-idx3-ubyte, with "." for "-" (Kaggle), "t10k" or "test", and possibly .gz.
 _NAME = re.compile(r"(?P<set>.*?-)??(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx[1-4]-ubyte(\.gz)?")
 
-# Larger images are padded with black up to this ratio of sizes, and resized beyond it: 28 pixels become 32 by padding.
+# Images are padded with black if data.image_size is at most this many times theirs, else resized. 28 pixels become 32
+# by padding.
 _PADDED = 1.25
 
 
@@ -54,32 +55,38 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
 
 
 def _find(path: str) -> tuple[str, dict[tuple[str, str], pathlib.Path]]:
-  """Returns the set's name, such as "emnist-letters-", and its files by (split, kind).
+  """Returns the set's name, such as "emnist-letters", or that of its folder, and its files by (split, kind).
 
   `path` is a folder, or the beginning of the files' names in a folder.
   """
   root, begin = pathlib.Path(path), ""
+  if not path:
+    raise BadInput("data.dataset='idx' needs data.path, the folder of the four IDX files.")
   if not root.is_dir() and root.parent.is_dir() and root.name:
     root, begin = root.parent, root.name
-  sets: dict[str, dict[tuple[str, str], pathlib.Path]] = {}
+  sets: dict[pathlib.Path, dict[tuple[str, str], pathlib.Path]] = {}
   # At most three levels: torchvision keeps MNIST/raw/FILE, and Kaggle FILE/FILE.
   found = [p for depth in ("*", "*/*", "*/*/*") for p in sorted(root.glob(depth))] if root.is_dir() else []
   for file in found:
     match = _NAME.fullmatch(file.name)
     if match and file.is_file() and file.name.startswith(begin):
       split = "train" if match["split"] == "train" else "test"
-      sets.setdefault(match["set"] or "", {}).setdefault((split, match["kind"]), file)
+      own = file.parent.name == file.name  # Kaggle's folder of a single file
+      of_set = (file.parent.parent if own else file.parent) / (match["set"] or "").rstrip("-")
+      sets.setdefault(of_set, {}).setdefault((split, match["kind"]), file)
   if len(sets) > 1:
-    names = ", ".join(repr(str(root / name.rstrip("-"))) for name in sorted(sets))
-    raise BadInput(f"data.path={path!r} holds {len(sets)} sets of IDX files. Choose one as data.path: {names}.")
-  return next(iter(sets.items()), ("", {}))
+    names = ", ".join(repr(str(name)) for name in sorted(sets) if name != root)
+    moved = " (or move the others away from the files without a prefix)" if root in sets else ""
+    raise BadInput(f"data.path={path!r} holds {len(sets)} sets of IDX files. Choose one as data.path: {names}{moved}.")
+  found_set = next(iter(sets), pathlib.Path())
+  return found_set.name, sets.get(found_set, {})
 
 
 def idx(config: ConfigDict, split: str) -> Arrays:
   """Reads images and labels from the four IDX files of MNIST, Fashion-MNIST, EMNIST and others in their format.
 
-  Images are (N, H, W) or (N, H, W, C), of any type. Those of EMNIST are stored on their side, and are turned. If
-  data.image_size is larger by up to a quarter, they are padded with black. Otherwise they are resized.
+  Images are (N, H, W) or (N, H, W, C), of any type. EMNIST stores rows and columns exchanged; they are exchanged
+  back. If data.image_size is larger by up to a quarter, they are padded with black. Otherwise they are resized.
 
   Raises:
     BadInput: if a file is missing or damaged, or images and labels do not go together.

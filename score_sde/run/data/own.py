@@ -30,6 +30,19 @@ def shape_of(config: ConfigDict) -> tuple[int, ...]:
   return own(config, "train").gather(np.array([0]))["image"].shape[1:]
 
 
+def _checked(name: str, source: Any) -> Source:
+  """Returns a user's source, after a check of its optional attributes: `names`, `examples` and `identity`."""
+  for attribute in ("names", "examples"):
+    values = getattr(source, attribute, ())
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+      raise BadInput(f"data.dataset={name!r} gives a source whose `{attribute}` is no list of texts.")
+  if len(getattr(source, "examples", ())) not in (0, len(source)):
+    raise BadInput(f"data.dataset={name!r} gives a source of {len(source)} examples with another number of `examples`.")
+  if not isinstance(getattr(source, "identity", ""), str):
+    raise BadInput(f"data.dataset={name!r} gives a source whose `identity` is no text.")
+  return source
+
+
 class _Hashable:
   """Hashable config.data, for arguments of a cached function. Two are equal if all their values are equal."""
 
@@ -48,7 +61,7 @@ class _Hashable:
 def _load(name: str, split: str, data: _Hashable) -> Source:
   found = load("data.dataset", name, "from (config.data, split) to examples")(data.section, split)
   if hasattr(found, "gather"):
-    return found
+    return _checked(name, found)
   examples, labels = found if isinstance(found, tuple) else (found, None)
   examples = np.asarray(examples)
   image, points = examples.dtype == np.uint8 and examples.ndim == 4, examples.dtype.kind == "f" and examples.ndim == 2

@@ -67,7 +67,8 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
     record = records[int(chosen[i])]
     return _fitted(record["image"], config), int(record["label"]) if "label" in record else 0
 
-  label = builder.info.features.get("label")
+  features = builder.info.features
+  label = features["label"] if "label" in features else None  # noqa: SIM401  # it has no method get
   classes, names = getattr(label, "num_classes", None) or 1, tuple(getattr(label, "names", None) or ())
   identity = f"{builder.info.full_name} {wanted} {len(records)} {split}"
   return Lazy(len(chosen), read, classes, names if len(names) == classes else (), identity=identity)

@@ -1,17 +1,18 @@
 """FID of two sets of existing images: `python -m score_sde fid A B`."""
 
-import itertools
 import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from score_sde.run import features
 from score_sde.run.classifiers import load_classifier
 from score_sde.run.config import BadInput, default_config
 from score_sde.run.config.errors import foreign
+from score_sde.run.data.files import as_array
 from score_sde.run.data.folders import read_images
 from score_sde.run.evaluate.quality import measure
 from score_sde.run.report.progress import Bar
@@ -27,10 +28,13 @@ def _batches(path: str, size: int | None, channels: int) -> Iterator[np.ndarray]
   with foreign(repr(path)), np.load(path) as file:
     name = next((n for n in ("samples", "arr_0") if n in file), None)
     if name is None:
-      raise BadInput(f"{path!r} holds {', '.join(file)}; expected statistics (mu, sigma) or images (samples, arr_0).")
+      raise BadInput(f"{path!r} holds {', '.join(file)}; expected images under samples or arr_0.")
     images = file[name]
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    raise BadInput(f"{path!r} holds {images.dtype}{list(images.shape)}; expected uint8 images (N, H, W, 1 or 3).")
+  change = lambda x: as_array(Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x), size, channels)
   for i in range(0, len(images), features.AT_ONCE):
-    yield images[i : i + features.AT_ONCE]
+    yield np.stack([change(image) for image in images[i : i + features.AT_ONCE]])
 
 
 def _features(path: str, extractor: features.Extractor, size: int | None, channels: int) -> Iterator[Any]:
@@ -70,6 +74,8 @@ def fid(
   channels = 3
   if network == "inception":
     extractor = features.inception(inception_path)
+  elif size is not None:
+    raise BadInput(f"--image_size={size}: images are resized to the size of the classifier's. Leave it out.")
   else:
     its = load_classifier(network)[0].config.data
     config.data.image_size, config.data.num_channels = its.image_size, its.num_channels
@@ -78,12 +84,14 @@ def fid(
   if _is_statistics(b):
     reference = features.read(b, extractor)
   else:
-    reference, _ = features.collect(extractor.name, _features(b, extractor, size, channels), config.eval.num_features)
-    features.check_count(repr(b), reference.moments.count, len(reference.moments.mean))
-  parts = _features(a, extractor, size, channels)
-  first = next(parts)
-  row = measure(config, itertools.chain([first], parts), extractor, reference)
-  features.check_count(repr(a), row["images"], first[0].shape[1])
+    parts = list(_features(b, extractor, size, channels))
+    features.check_count(repr(b), sum(len(p[0]) for p in parts), parts[0][0].shape[1] if parts else 1)
+    reference, _ = features.collect(extractor.name, parts, config.eval.num_features)
+  if _is_statistics(a):
+    raise BadInput(f"{a!r} holds statistics, which only the second set may be. Exchange the two.")
+  parts = list(_features(a, extractor, size, channels))
+  features.check_count(repr(a), sum(len(p[0]) for p in parts), len(reference.moments.mean))
+  row = measure(config, parts, extractor, reference)
   print(
     f"{row['images']} images of {a} against {row['reference_images']} of {b}, {row['features']}: FID {row['fid']:.4f}"
     + (f", KID {row['kid']:.5f} ± {row['kid_std']:.5f}" if "kid" in row else "")

@@ -77,6 +77,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     "config": report["config_hash"],
     "seed": str(report["seed"]),
     "model": f"{report['model']}, {report['parameters']:,} parameters",
+    "weights": {"ema": "moving average of the parameters", "raw": "raw parameters"}.get(report.get("weights", ""), ""),
     "sampler": report["sampler"],
     "quantization of samples": report["quantization"],
     "split of losses and likelihoods": report["split"],

@@ -67,8 +67,9 @@ def warn_of_short_run(config: ConfigDict, steps: int) -> None:
   if config.model.ema_warmup or not 0 < steps < 1 / (1 - rate):
     return
   log.warning(
-    "The moving average of the parameters (model.ema_rate=%g) spans %s steps, and the run has %s: %.0f%% of it are "
-    "still the initial ones. Evaluate with --config.eval.weights=raw, or train with --config.model.ema_warmup=True.",
+    "The moving average of the parameters (model.ema_rate=%g) spans %s steps, and there are %s: the initial parameters "
+    "still have a weight of %.0f%% in it. Evaluate with --config.eval.weights=raw, or train with "
+    "--config.model.ema_warmup=True.",
     rate, f"{1 / (1 - rate):,.0f}", f"{steps:,}", 100 * rate**steps,
   )  # fmt: skip
 
@@ -115,8 +116,16 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   with checkpoints.manager(workdir) as manager:
     step, params = restore(manager, experiment, workdir, chosen_step(config.eval.checkpoint, workdir))
   drawn, nfe, finite, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=9)
-  if not devices.is_first_host():
-    return
+  if devices.is_first_host():
+    _write_samples(experiment, path, step, params, drawn, nfe, trajectory)
+  _need_some(int(finite.sum()), len(drawn), step)
+
+
+def _write_samples(
+  experiment: Experiment, path: pathlib.Path, step: int, params: Params, drawn: np.ndarray, nfe: float, trajectory: list
+) -> None:
+  """Writes the files of `sample`."""
+  config = experiment.config
   title = samples.title(experiment, step, nfe)
   reference = None
   if not data.is_image(config):
@@ -131,7 +140,6 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   if reference is not None and experiment.score_model.potential:
     samples.draw_density(path / "density.png", experiment, params, reference, title)
   log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
-  _need_some(int(finite.sum()), len(drawn), step)
 
 
 def _need_some(finite: int, total: int, step: int) -> None:
@@ -234,10 +242,13 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
     extractor, reference = quality.compared_with(config, e.num_samples)
     measure = quality.of_files(config, extractor, reference)
   settings = {name: as_dict(config[name]) for name in ("data", "model", "sampling", "eval", "guidance")}
+  settings["data"].pop("accept_changes")
   settings["eval"] = {k: v for k, v in settings["eval"].items() if k not in _BESIDE}
   trained = {"sde": config.training.sde, "continuous": config.training.continuous, "eps": config.training.eps}
   depends = (
-    settings | trained | {"seed": config.seed, "examples": len(source), "features": getattr(extractor, "name", "")}
+    settings
+    | trained
+    | {"seed": config.seed, "examples": data.identity(source), "features": getattr(extractor, "name", "")}
   )
   own = load("eval.metrics", e.metrics, "from (samples, test examples) to {name: number}") if e.metrics else None
   return _Plan(experiment, source, path, measure, extractor, own, reports.hash_of(depends))
@@ -290,7 +301,8 @@ def _kept_row(file: pathlib.Path, step: int) -> dict[str, Any] | None:
 def _keep_likelihoods(plan: _Plan, step: int, values: np.ndarray) -> None:
   """Adds the likelihoods of all examples (N,) to eval/likelihood.npz, with the names of the examples.
 
-  It holds "step" (K,), "bits_per_dim" (K, N) ("nats" for points; NaN for failed solves) and "name" (N,).
+  It holds "step" (K,), "bits_per_dim" (K, N) ("nats" for points; NaN for failed solves), "name" (N,), and the
+  "fingerprint" of the evaluation's settings. Steps of an evaluation with other settings are dropped.
   """
   if not devices.is_first_host():
     return
@@ -301,11 +313,12 @@ def _keep_likelihoods(plan: _Plan, step: int, values: np.ndarray) -> None:
   unit = "bits_per_dim" if data.is_image(config) else "nats"
   kept: dict[int, np.ndarray] = {}
   with contextlib.suppress(Exception), np.load(file) as arrays:  # another evaluation's, or a damaged one, is replaced
-    if np.array_equal(arrays["name"], names):
+    if str(arrays["fingerprint"]) == plan.fingerprint and np.array_equal(arrays["name"], names):
       kept = dict(zip(arrays["step"].tolist(), arrays[unit], strict=True))
   kept[step] = values
   steps = sorted(kept)
   arrays: dict[str, Any] = {"step": np.array(steps), unit: np.stack([kept[s] for s in steps]), "name": names}
+  arrays["fingerprint"] = np.array(plan.fingerprint)
   pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, **arrays))
 
 
@@ -350,7 +363,7 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> di
 
 
 class SolvesFailed(ScoreSDEError):
-  """Error: no solve finished, of the likelihoods or of the images that were asked for. What was made is written."""
+  """Error: all samples, or all likelihoods, failed. Files and reports are written before it is raised."""
 
 
 def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
@@ -385,9 +398,13 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
     _need_some(row.get("samples", 0) - row.get("samples_failed", 0), row.get("samples", 0), row["step"])
   failed = [row["step"] for row in rows if row.get("likelihood_failed") and not row["examples"]]
   if failed:
+    steps = ", ".join(map(str, failed))
+    advice = (
+      f", or their solves exceeded sampling.max_steps={config.sampling.max_steps}. Raise it, or eval.rtol and atol."
+    )
     raise SolvesFailed(
-      f"All likelihood solves of step {', '.join(map(str, failed))} exceeded sampling.max_steps="
-      f"{config.sampling.max_steps}: there are no bits/dim. Raise it, or eval.rtol and eval.atol."
+      f"All likelihoods of step {steps} failed: they are not finite"
+      + (advice if config.eval.likelihood == "ode" else ". Evaluate another checkpoint.")
     )
 
 
@@ -409,6 +426,7 @@ def _report(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any
     "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(experiment.abstract_params())),
     "config_hash": reports.config_hash(config),
     "seed": config.seed,
+    "weights": config.eval.weights,
     "sampler": samples.sampler_name(experiment) if config.eval.enable_sampling else "",
     "sampling": as_dict(config.sampling) if config.eval.enable_sampling else {},
     "quantization": config.eval.quantization if config.eval.enable_sampling and data.is_image(config) else "",

@@ -134,7 +134,7 @@ def captions(experiment: Experiment, workdir: pathlib.Path, n: int) -> list[str]
   labels = experiment.labels(0, n)
   if labels is None:
     return None
-  names = class_names(workdir, experiment.sampled_classes)
+  names = experiment.class_names or class_names(workdir, experiment.sampled_classes)
   return [names[i] for i in labels]
 
 

@@ -80,7 +80,7 @@ def sample_grid(
         width = 5.5 * 72 / columns  # of an image, in points
         size = min(9.0, width / max(0.62 * max(map(len, captions)), 2.0), 0.16 * width)
         for (left, top), text in zip(corners, captions, strict=False):
-          axes.text(left - 0.5, top - 0.7, text, fontsize=size, va="bottom", ha="left", clip_on=True)
+          axes.text(left - 0.5, top - 0.7, text, fontsize=size, va="bottom", ha="left", clip_on=True, parse_math=False)
     else:
       limit = _limits(panels[-1][1])
       axes.plot(*values.T, ".", markersize=2, alpha=0.5)

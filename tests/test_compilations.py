@@ -1,0 +1,58 @@
+"""Each program of a run is compiled once: a second compilation of a train step takes minutes on an accelerator."""
+
+import subprocess
+import sys
+
+import pytest
+import runs
+
+CODE = """
+import sys; sys.path[:0] = ['tests', '.']
+import jax, runs
+from score_sde.run import training, evaluate
+from score_sde.run.config import resolve
+
+compiled, calls = [], []
+count = lambda name, seconds, **more: compiled.append(name) if name.endswith('backend_compile_duration') else None
+jax.monitoring.register_event_duration_secs_listener(count)
+
+def counted(make):
+  def made(*args, **options):
+    run = make(*args, **options)
+    def call(*args):
+      before = len(compiled)
+      out = run(*args)
+      calls.append(len(compiled) - before)
+      return out
+    return call
+  return made
+
+workdir, parallelism = sys.argv[1:]
+training.make_train_steps = counted(training.make_train_steps)
+config = lambda total: runs.tiny(
+  model__nf=8, training__batch_size=8, training__n_iters=total, training__n_jitted_steps=2, training__log_freq=2,
+  training__eval_freq=4, training__snapshot_freq=4, training__snapshot_freq_for_preemption=4, eval__batch_size=8,
+  training__final_report=False, sampling__num_steps=4, sampling__num_samples=8, training__parallelism=parallelism,
+)
+training.train(config(8), workdir)
+print('fresh', *calls)
+calls.clear()
+training.train(config(14), workdir)
+print('resumed', *calls)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "parallelism"), [(1, "pmap"), (2, "pmap"), (2, "fsdp")])
+def test_the_train_step_is_compiled_once(tmp_path, devices, parallelism):
+  """Also where a run resumes, with snapshots, evaluations and samples between the steps."""
+  done = subprocess.run(
+    [sys.executable, "-c", CODE, str(tmp_path / "run"), parallelism], cwd=runs.ROOT, check=False,
+    env=runs.environment(devices), capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  for line, steps in zip(done.stdout.splitlines()[-2:], (4, 3), strict=True):
+    name, first, *later = line.split()
+    assert len(later) == steps - 1, name
+    assert int(first) >= 1
+    assert set(later) == {"0"}, done.stdout
