@@ -343,7 +343,7 @@ def test_clipping_reaches_the_runner_with_the_range_of_the_data():
     measured = ss.guidance.inpaint(jnp.ones((8, 8, 1)).at[:4].set(0), jnp.zeros((8, 8, 1)))
     measured = jax.tree.map(lambda a: jnp.repeat(a, 4, axis=0), measured)
     x, _ = make_sampler(config, make_sde(config))(score, jax.random.key(0), (4, 8, 8, 1), condition=measured)
-    assert np.abs(x[:, :4]).max() <= 1.01
+    assert np.abs(x[:, :4]).max() <= 1.1
   with pytest.raises(ss.InvalidArgument, match="Clipping of x_0 needs a linear SDE"):
     sampler_of(ss.PredictorCorrector(corrector="none"), Simulated(), 5, clip=ss.Clip())
 
