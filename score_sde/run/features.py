@@ -159,7 +159,7 @@ def downloaded() -> pathlib.Path:
   except (urllib.error.URLError, TimeoutError) as error:
     raise BadInput(
       f"eval.features='inception' needs {WEIGHTS}, which cannot be downloaded here ({error}). Fetch {URL} elsewhere "
-      "and give it as --config.eval.inception_path."
+      "and give it as --config.eval.inception_path (fid: --inception_path)."
     ) from error
   found = hashlib.sha256(content).hexdigest()
   if found != SHA256:
