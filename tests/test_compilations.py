@@ -43,7 +43,10 @@ print('resumed', *calls)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "parallelism"), [(1, "pmap"), (2, "pmap"), (2, "fsdp")])
+@pytest.mark.parametrize(
+  ("devices", "parallelism"),
+  [(2, "pmap"), *(pytest.param(*c, marks=pytest.mark.longest) for c in ((1, "pmap"), (2, "fsdp")))],
+)
 def test_the_train_step_is_compiled_once(tmp_path, devices, parallelism):
   """Also where a run resumes, with snapshots, evaluations and samples between the steps."""
   done = subprocess.run(

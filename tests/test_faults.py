@@ -369,9 +369,9 @@ def short(total, **values):
 @pytest.mark.parametrize(
   "values",
   [
-    {"training__batch_size": 24}, {"training__accumulation": 2}, {"training__log_freq": 4, "training__eval_freq": 8},
-    {"training__snapshot_freq": 6, "training__snapshot_freq_for_preemption": 6}, {"optim__lr": 1e-4},
-    {"optim__grad_clip": 0.0}, {"optim__weight_decay": 0.1}, {"training__n_jitted_steps": 1},
+    {"training__batch_size": 24, "optim__lr": 1e-4, "optim__grad_clip": 0.0},
+    {"training__accumulation": 2, "optim__weight_decay": 0.1, "training__log_freq": 4, "training__eval_freq": 8},
+    {"training__n_jitted_steps": 1, "training__snapshot_freq": 6, "training__snapshot_freq_for_preemption": 6},
   ],
   ids=lambda values: next(iter(values)),
 )  # fmt: skip
