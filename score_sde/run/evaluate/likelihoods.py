@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -150,6 +150,27 @@ def mean_bits_per_dim(
     values = np.asarray(bits_per_dim(log_density, dims, config.data.levels, scaling.slope))
   result = _mean_and_error(unit, values[finished]) if finished.any() else {}
   return {"likelihood": e.likelihood} | result | counts, np.where(finished, values, np.nan)
+
+
+def keep_likelihoods(
+  file: pathlib.Path, fingerprint: str, step: int, values: np.ndarray, unit: str, names: Sequence[str] = ()
+) -> None:
+  """Adds the likelihoods of all examples, `values` (N,) of a checkpoint, to an NPZ file.
+
+  It holds "step" (K,), the values under `unit` ("bits_per_dim" or "nats"), (K, N) with NaN for failed solves, "name"
+  (N,), by default the numbers of the examples, and the "fingerprint" of the evaluation's settings. Steps of an
+  evaluation with other settings are dropped.
+  """
+  name = np.array(list(names)[: len(values)] if names else range(len(values)), str)
+  kept: dict[int, np.ndarray] = {}
+  with contextlib.suppress(Exception), np.load(file) as old:  # another evaluation's, or a damaged one, is replaced
+    if str(old["fingerprint"]) == fingerprint and np.array_equal(old["name"], name):
+      kept = dict(zip(old["step"].tolist(), old[unit], strict=True))
+  kept[step] = values
+  steps = sorted(kept)
+  arrays: dict[str, Any] = {"step": np.array(steps), unit: np.stack([kept[s] for s in steps]), "name": name}
+  arrays["fingerprint"] = np.array(fingerprint)
+  pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, **arrays))
 
 
 def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:

@@ -1,6 +1,5 @@
 """Runs of `run.py --mode=sample` and `--mode=eval`: draw samples of checkpoints in a workdir, and measure them."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -20,7 +19,7 @@ from score_sde.run import checkpoints, data, devices
 from score_sde.run.config import BadInput, as_dict, signature
 from score_sde.run.config.plugins import load
 from score_sde.run.evaluate import quality, reports, samples
-from score_sde.run.evaluate.likelihoods import accuracy, mean_bits_per_dim, mean_loss
+from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
 from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
@@ -275,7 +274,10 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> di
     cache = unfinished / "likelihood"
     found, values = mean_bits_per_dim(experiment, params, plan.source, jax.random.fold_in(key, LIKELIHOOD), cache)
     row |= found
-    _keep_likelihoods(plan, step, values)
+    if devices.is_first_host():
+      file = plan.path / "eval" / f"likelihood{e.report.removeprefix('report')}.npz"
+      unit = "bits_per_dim" if data.is_image(config) else "nats"
+      keep_likelihoods(file, plan.fingerprint, step, values, unit, getattr(plan.source, "examples", ()))
   if e.enable_sampling:
     row |= _sampled(plan, step, params, unfinished / "samples")
   row["seconds"] = round(time.monotonic() - start, 1)
@@ -296,30 +298,6 @@ def _kept_row(file: pathlib.Path, step: int) -> dict[str, Any] | None:
     pass
   log.warning("%s is damaged; its row is measured again.", file)
   return None
-
-
-def _keep_likelihoods(plan: _Plan, step: int, values: np.ndarray) -> None:
-  """Adds the likelihoods of all examples (N,) to eval/likelihood.npz, with the names of the examples.
-
-  It holds "step" (K,), "bits_per_dim" (K, N) ("nats" for points; NaN for failed solves), "name" (N,), and the
-  "fingerprint" of the evaluation's settings. Steps of an evaluation with other settings are dropped.
-  """
-  if not devices.is_first_host():
-    return
-  config = plan.experiment.config
-  file = plan.path / "eval" / f"likelihood{config.eval.report.removeprefix('report')}.npz"
-  examples = getattr(plan.source, "examples", ()) or range(len(plan.source))
-  names = np.array(examples[: len(values)], str)
-  unit = "bits_per_dim" if data.is_image(config) else "nats"
-  kept: dict[int, np.ndarray] = {}
-  with contextlib.suppress(Exception), np.load(file) as arrays:  # another evaluation's, or a damaged one, is replaced
-    if str(arrays["fingerprint"]) == plan.fingerprint and np.array_equal(arrays["name"], names):
-      kept = dict(zip(arrays["step"].tolist(), arrays[unit], strict=True))
-  kept[step] = values
-  steps = sorted(kept)
-  arrays: dict[str, Any] = {"step": np.array(steps), unit: np.stack([kept[s] for s in steps]), "name": names}
-  arrays["fingerprint"] = np.array(plan.fingerprint)
-  pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, **arrays))
 
 
 def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> dict[str, Any]:
