@@ -41,10 +41,11 @@ def langevin(solver: PredictorCorrector, sde: SDE, score: Score) -> Correct:
   """Returns a corrector with e = 2 a(t) (snr r)², where r is the ratio of noise to score. Song et al. 2021, Alg. 4, 5.
 
   With norms="batch", r = E‖z‖ / E‖score‖ with means over the batch, as in the paper. Samples then depend on each other.
-  With norms="sample", r = sigma(t), which only a linear SDE has. In many dimensions the two agree, because ‖z‖ is close
-  to sqrt(d) and ‖score‖ to sqrt(d) / sigma(t). A ratio of the norms of one sample would depend on the noise and the state
-  that it multiplies: then the step no longer keeps p_t, and in few dimensions the error is large. A step of either kind
-  leaves the variance of p_t up to 1 / (1 - snr²) times too large, like every Langevin step without a correction.
+  With norms="sample", r = sigma(t), which only a linear SDE has. In many dimensions the two agree, because ‖z‖ is
+  close to sqrt(d) and ‖score‖ to sqrt(d) / sigma(t). A ratio of the norms of one sample would depend on the noise and
+  the state that it multiplies: then the step no longer keeps p_t, and in few dimensions the error is large. A step of
+  either kind leaves the variance of p_t up to 1 / (1 - snr²) times too large, like every Langevin step without a
+  correction.
   """
 
   def step(keys: Keys, x: Batch, t: Time) -> tuple[Batch, Batch]:
