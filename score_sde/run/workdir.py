@@ -73,10 +73,11 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   save_atomically(path, lambda file: file.write((json.dumps(value, indent=2, default=list) + "\n").encode()))
 
 
-def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Source], *, trains: bool) -> None:
+def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Source], *, trains: bool) -> dict:
   """Compares the data with data.json, which describes the data that the run in `workdir` began with.
 
-  `sources` are splits by name. With `trains`, data.json is written. Runs without checkpoints accept any data.
+  `sources` are splits by name. With `trains`, data.json is written. Runs without checkpoints accept any data. Returns
+  {split: {"examples": number, "identity": text}}.
 
   Raises:
     BadInput: if the examples of a split are others, or in another order, unless data.accept_changes is set.
@@ -107,6 +108,7 @@ def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Sou
     write_json(
       file, {"dataset": config.data.dataset, "splits": found, "classes": list(getattr(sources["train"], "names", ()))}
     )
+  return found
 
 
 def class_names(workdir: pathlib.Path, count: int) -> list[str]:

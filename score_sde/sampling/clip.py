@@ -10,7 +10,7 @@ from score_sde.batch import Array, Batch, Keys, Time, expand
 from score_sde.errors import InvalidArgument
 from score_sde.options import Options, option
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sampling.solver import Solver, Update
+from score_sde.sampling.solver import Solver, Update, Wrapped
 from score_sde.sde import SDE, Score, denoiser, linear
 
 
@@ -77,45 +77,20 @@ class Clip(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clipped(Solver):
+class Clipped(Wrapped):
   """Solver that makes the steps of `solver` with a clipped score."""
 
-  solver: Solver = dataclasses.field(default_factory=Solver)
   clip: Clip = dataclasses.field(default_factory=Clip)
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    for name in ("default_grid", "default_steps"):  # the defaults of the wrapped solver
-      object.__setattr__(self, name, getattr(self.solver, name))
-
-  @property
-  def predictor(self) -> str:
-    """Returns the predictor of the wrapped solver, on which the official grid depends."""
-    return getattr(self.solver, "predictor", "")
-
-  @property
-  def num_scales(self) -> int | None:
-    """Returns the noise levels of the wrapped solver, the number of steps of the published samplers."""
-    return getattr(self.solver, "num_scales", None)
-
-  def on(self, sde: SDE, grid: TimeGrid) -> "Clipped":
+  def on(self, sde: SDE, grid: TimeGrid) -> Wrapped:
     linear(sde, "Clipping of x_0")
-    return dataclasses.replace(self, solver=self.solver.on(sde, grid))
-
-  def init(self, sde: SDE, x: Batch, t: Time) -> Any:
-    return self.solver.init(sde, x, t)
+    return super().on(sde, grid)
 
   def step(self, sde: SDE, score: Score, keys: Keys, state: Any, t: Time, start: Time, stop: Time) -> Any:
-    return self.solver.step(sde, self.clip.score(sde, score), keys, state, t, start, stop)
+    return super().step(sde, self.clip.score(sde, score), keys, state, t, start, stop)
 
   def finish(self, sde: SDE, score: Score, state: Any, t: Time) -> Batch:
-    return self.solver.finish(sde, self.clip.score(sde, score), state, t)
-
-  def evaluations(self, steps: int) -> int:
-    return self.solver.evaluations(steps)
-
-  def intervals(self, steps: int) -> int:
-    return self.solver.intervals(steps)
+    return super().finish(sde, self.clip.score(sde, score), state, t)
 
   def followed_by(self, update: Update) -> Solver:
     return dataclasses.replace(self, solver=self.solver.followed_by(update))

@@ -166,13 +166,12 @@ def make_grid(
     raise InvalidArgument(f"t_start={start} must lie in (0, {sde.T}].", "t_start")
   if not 0 < eps < start:
     raise InvalidArgument(f"eps={eps} must lie in (0, {start}), so that time runs from noise to data.", "eps")
+  check_kernel(sde, [start, eps])
   if name == "official":
     if start != sde.T:
       raise InvalidArgument(
         f"grid='official' starts at {sde.T}, not at t_start={start}: use 'uniform'.", "grid", "t_start"
       )
-    check_kernel(sde, [start, eps])
     return official(sde, n, eps, tabulated)
   with jax.ensure_compile_time_eval():  # gives numbers, not tracers, also inside a compiled function
-    check_kernel(sde, [start, eps])
     return TimeGrid.through(CHAINED[name](sde, n, eps, start))

@@ -96,27 +96,34 @@ class Solver(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Updated(Solver):
-  """Solver that makes the steps of `solver` and applies `update` to x and its mean after each of them."""
+class Wrapped(Solver):
+  """Base of solvers that change something about the steps of another `solver`, to which they leave all else."""
 
   solver: Solver = dataclasses.field(default_factory=Solver)
-  update: Update = dataclasses.field(default=lambda sde, keys, x, mean, t: (x, mean))
 
   def __post_init__(self) -> None:
     super().__post_init__()
     for name in ("default_grid", "default_steps"):  # the defaults of the wrapped solver
       object.__setattr__(self, name, getattr(self.solver, name))
 
-  def on(self, sde: SDE, grid: TimeGrid) -> "Updated":
+  @property
+  def predictor(self) -> str:
+    """Returns the predictor of the wrapped solver, on which the official grid depends."""
+    return getattr(self.solver, "predictor", "")
+
+  @property
+  def num_scales(self) -> int | None:
+    """Returns the noise levels of the wrapped solver, the number of steps of the published samplers."""
+    return getattr(self.solver, "num_scales", None)
+
+  def on(self, sde: SDE, grid: TimeGrid) -> "Wrapped":
     return dataclasses.replace(self, solver=self.solver.on(sde, grid))
 
   def init(self, sde: SDE, x: Batch, t: Time) -> Any:
     return self.solver.init(sde, x, t)
 
   def step(self, sde: SDE, score: Score, keys: Keys, state: Any, t: Time, start: Time, stop: Time) -> Any:
-    state = self.solver.step(sde, score, keys, state, t, start, stop)
-    x, mean = self.update(sde, fold(keys, UPDATE), state.x, state.mean, stop)
-    return state._replace(x=x, mean=mean)
+    return self.solver.step(sde, score, keys, state, t, start, stop)
 
   def finish(self, sde: SDE, score: Score, state: Any, t: Time) -> Batch:
     return self.solver.finish(sde, score, state, t)
@@ -126,6 +133,18 @@ class Updated(Solver):
 
   def intervals(self, steps: int) -> int:
     return self.solver.intervals(steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Updated(Wrapped):
+  """Solver that makes the steps of `solver` and applies `update` to x and its mean after each of them."""
+
+  update: Update = dataclasses.field(default=lambda sde, keys, x, mean, t: (x, mean))
+
+  def step(self, sde: SDE, score: Score, keys: Keys, state: Any, t: Time, start: Time, stop: Time) -> Any:
+    state = super().step(sde, score, keys, state, t, start, stop)
+    x, mean = self.update(sde, fold(keys, UPDATE), state.x, state.mean, stop)
+    return state._replace(x=x, mean=mean)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,6 +133,15 @@ def _is_litter(name: str) -> bool:
   return any(part.startswith(".") or part in _LITTER for part in name.split("/"))
 
 
+def _is_image(name: str) -> bool:
+  return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _images(names: list[str]) -> list[str]:
+  """Returns the names of image files, without hidden and system ones."""
+  return [n for n in names if _is_image(n) and not _is_litter(n)]
+
+
 def _class_of(name: str) -> str:
   """Returns the folder that gives the class: the first one, or "" for a file that is in none."""
   return name.split("/")[0] if "/" in name else ""
@@ -140,7 +149,7 @@ def _class_of(name: str) -> str:
 
 def _common_folder(names: list[str]) -> str:
   """Returns the one folder that holds all images of a zip file, with "/", or ""."""
-  tops = {n.split("/")[0] if "/" in n else "" for n in names}
+  tops = set(map(_class_of, names))
   return f"{tops.pop()}/" if len(tops) == 1 and tops != {""} else ""
 
 
@@ -172,10 +181,9 @@ def layout(folder: Folder) -> Layout:
     BadInput: if there are no images, or too few of them.
   """
   files = [n for n in folder.names if not _is_litter(n)]
-  is_image = lambda name: name.lower().endswith(IMAGE_SUFFIXES)
-  images = [n for n in files if is_image(n)]
+  images = _images(files)
   suffix = lambda name: pathlib.PurePosixPath(name).suffix.lower() or name
-  others = collections.Counter(suffix(n) for n in files if not is_image(n) and not n.endswith("dataset.json"))
+  others = collections.Counter(suffix(n) for n in files if not _is_image(n) and not n.endswith("dataset.json"))
   left_out = {f"{kind} files": count for kind, count in others.most_common(8)}
   if hidden := len(folder.names) - len(files):
     left_out["hidden or system files and folders"] = hidden
@@ -335,7 +343,7 @@ def read_images(path: str, size: int | None, channels: int, batch: int) -> Itera
     BadInput: if there are no images, one cannot be read, or their sizes differ.
   """
   files = open_folder(path, "The path of the images")
-  names = [n for n in files.names if not _is_litter(n) and n.lower().endswith(IMAGE_SUFFIXES)]
+  names = _images(files.names)
   if not names:
     raise BadInput(f"{path!r} holds no images (looked for {' '.join(IMAGE_SUFFIXES)}).")
   read = lambda name: _decoded(files, name, lambda image: as_array(image, size, channels))
@@ -367,7 +375,7 @@ def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
     files = Folder(root.parent, [root.name], root.parent.__truediv__, lambda _: 0)
   else:
     files = open_folder(config.guidance.input, "guidance.input")
-  names = [n for n in files.names if not _is_litter(n) and n.lower().endswith(IMAGE_SUFFIXES)]
+  names = _images(files.names)
   if not names:
     raise BadInput(f"guidance.input={str(root)!r} is no image and no folder of images ({' '.join(IMAGE_SUFFIXES)}).")
   names = names[: config.guidance.num_inputs]

@@ -233,7 +233,7 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
   if e.enable_sampling and e.save_samples in ("png", "array_record") and not data.is_image(config):
     raise BadInput(f"eval.save_samples={e.save_samples!r} needs images, not {config.data.dataset!r}. Use 'npz'.")
   source = data.load(config, e.bpd_dataset)
-  check_data(config, path, {e.bpd_dataset: source}, trains=False)
+  found = check_data(config, path, {e.bpd_dataset: source}, trains=False)
   measure, extractor = None, None
   if e.enable_sampling and e.fidelity_engine == "torch-fidelity":
     measure = quality.by_torch_fidelity(config)
@@ -247,7 +247,7 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
   depends = (
     settings
     | trained
-    | {"seed": config.seed, "examples": data.identity(source), "features": getattr(extractor, "name", "")}
+    | {"seed": config.seed, "examples": found[e.bpd_dataset]["identity"], "features": getattr(extractor, "name", "")}
   )
   own = load("eval.metrics", e.metrics, "from (samples, test examples) to {name: number}") if e.metrics else None
   return _Plan(experiment, source, path, measure, extractor, own, reports.hash_of(depends))
