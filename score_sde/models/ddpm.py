@@ -99,7 +99,7 @@ class DDPM(nn.Module):
     def attention_where_wanted(h, wanted=True):
       return attention(h) if wanted and h.shape[1] in self.attn_resolutions else h
 
-    temb = self._embedding(labels, y, keys, outer)
+    temb = self._embedding(labels, y, keys, act, outer)
     h = x if self.centered else 2 * x - 1
 
     # Down: every activation is kept for the way up.
@@ -129,12 +129,12 @@ class DDPM(nn.Module):
       return h
     return h / expand(sigma_of_index(labels, self.sigma_min, self.sigma_max, self.num_scales), h)
 
-  def _embedding(self, labels, y, keys, act):
+  def _embedding(self, labels, y, keys, act, outer):
     if not self.conditional:
       return None
     temb = positional_embedding(labels, self.nf, self.freq_shift, self.flip_sin_to_cos)
     temb = dense(4 * self.nf, self.dtype)(temb)
-    temb = dense(4 * self.nf, self.dtype)(act(temb))
+    temb = dense(4 * self.nf, self.dtype)(outer(temb))
     if self.num_classes:
       temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(y, len(labels), keys)
-    return temb
+    return act(temb)

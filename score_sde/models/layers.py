@@ -94,10 +94,59 @@ def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
   return nn.Dense(features, dtype=dtype, kernel_init=default_init())
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def normalize_groups(x: Array, scale: Array, bias: Array, groups: int, epsilon: float) -> Array:
+  """Returns scale (x - mean) / sqrt(variance + epsilon) + bias, with statistics of each example's groups of channels.
+
+  Means are taken over the pixels of each channel first. The norm is then one multiplication and one addition per entry.
+  So is its derivative, by a rule of its own: half the operations of a derivative that is taken one by one.
+
+  Args:
+    x: float32 images (B, H, W, C).
+    scale, bias: (C,).
+    groups: number of groups; divides C.
+    epsilon: added to the variance.
+  """
+  entries = x[0].size // groups
+  scale, bias, sum_of, spread = _group_views(x, scale, bias, groups)
+  mean, r = _group_statistics(x, sum_of, entries, epsilon)
+  factor = r * scale
+  return x * spread(factor) + spread(bias - mean * factor)
+
+
+def _group_views(x, scale, bias, groups):
+  """Returns scale and bias as (groups, size), the sum over groups (B, groups, 1), and the way back to channels."""
+  b, channels = x.shape[0], x.shape[-1]
+  shape = (groups, channels // groups)
+  sum_of = lambda a: jnp.sum(jnp.sum(a, (1, 2)).reshape(b, *shape), 2, keepdims=True)
+  spread = lambda a: a.reshape(b, 1, 1, channels)
+  return scale.reshape(shape), bias.reshape(shape), sum_of, spread
+
+
+def _group_statistics(x, sum_of, entries, epsilon):
+  """Returns the mean and the inverse of the standard deviation of each group."""
+  mean = sum_of(x) / entries
+  return mean, jax.lax.rsqrt(jnp.maximum(sum_of(x * x) / entries - mean * mean, 0) + epsilon)
+
+
+@normalize_groups.defjvp
+def _normalize_groups_jvp(groups, epsilon, primals, tangents):
+  x, dx = primals[0], tangents[0]
+  entries = x[0].size // groups
+  scale, bias, sum_of, spread = _group_views(x, primals[1], primals[2], groups)
+  dscale, dbias, *_ = _group_views(dx, tangents[1], tangents[2], groups)
+  mean, r = _group_statistics(x, sum_of, entries, epsilon)
+  factor = r * scale
+  dmean = sum_of(dx)  # times entries, as the next one
+  dr = (r**3 / -entries) * (sum_of(x * dx) - mean * dmean)
+  dfactor = dr * scale + r * dscale
+  dshift = dbias - mean * dfactor - dmean * (factor / entries)
+  return x * spread(factor) + spread(bias - mean * factor), dx * spread(factor) + x * spread(dfactor) + spread(dshift)
+
+
 class GroupNorm(nn.Module):
   """GroupNorm in float32 over NHWC images, with parameters `scale` and `bias`. Wu & He 2018.
 
-  Means are taken over the pixels of each channel first. The norm is then one multiplication and one addition per entry.
   The result is that of nn.GroupNorm in half the time on a CPU.
   """
 
@@ -106,15 +155,9 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    b, channels = x.shape[0], x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (channels,))
-    bias = self.param("bias", nn.initializers.zeros, (channels,))
-    x = x.astype(jnp.float32)
-    size = channels // self.num_groups
-    over_group = lambda a: jnp.repeat(jnp.mean(a.reshape(b, self.num_groups, size), axis=2), size, axis=1)
-    mean, square = over_group(jnp.mean(x, axis=(1, 2))), over_group(jnp.mean(x * x, axis=(1, 2)))
-    factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon)
-    return x * factor[:, None, None, :] + (bias - mean * factor)[:, None, None, :]
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    return normalize_groups(x.astype(jnp.float32), scale, bias, self.num_groups, self.epsilon)
 
 
 def group_norm(channels: int, groups: int | None = None, epsilon: float = 1e-6) -> GroupNorm:
@@ -150,16 +193,17 @@ def _mix(h: Array) -> Array:
   return h ^ (h >> 16)
 
 
-def cheap_bits(keys: Array, shape: tuple[int, ...]) -> Array:
+def cheap_bits(keys: Array, shape: tuple[int, ...], stream: int = 0) -> Array:
   """Draws 32 random bits for each element of arrays of `shape`, one array per key: (B,) -> (B, *shape), uint32.
 
-  Threefry gives two words per key. A hash of these words and the index of an element gives its bits. This is good
-  enough for dropout and takes a tenth of threefry's work. The compiler fuses it into the code that uses the bits and
-  recomputes it in the backward pass, so no bits are kept in memory.
+  A hash of the two words of a key, the number of the `stream` and the index of an element gives its bits. This is good
+  enough for dropout, and takes a tenth of the work of threefry and of the time to compile it. The compiler fuses it
+  into the code that uses the bits and recomputes it in the backward pass, so no bits are kept in memory.
   """
-  words = jax.vmap(lambda key: jax.random.bits(key, (2,)))(keys).reshape(-1, 2, *(1 for _ in shape))
-  number = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-  return _mix(_mix(number + words[:, 0]) ^ words[:, 1])
+  words = jax.random.key_data(keys)
+  first, second = (words[:, i].reshape(-1, *(1 for _ in shape)) for i in (0, -1))
+  number = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+  return _mix(_mix(number + first) ^ (second ^ np.uint32(stream)))
 
 
 class Dropout(nn.Module):
@@ -170,8 +214,8 @@ class Dropout(nn.Module):
   def __call__(self, x: Array, keys: Array | None) -> Array:
     if keys is None or self.rate == 0:
       return x
-    keys = fold(keys, zlib.crc32("/".join(self.path).encode()))  # each layer draws its own mask
-    keep = cheap_bits(keys, x.shape[1:]) >= np.uint32(self.rate * 2**32)
+    layer = zlib.crc32("/".join(self.path).encode())  # each layer draws its own mask
+    keep = cheap_bits(keys, x.shape[1:], layer) >= np.uint32(self.rate * 2**32)
     return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
@@ -284,27 +328,27 @@ def _fir_axis(x: Array, taps: np.ndarray, axis: int, up: int, down: int, pad: tu
   taps = taps[::-1]  # convolution, not correlation
   n = x.shape[axis]
   length = (n * up + sum(pad) - len(taps)) // down + 1
-  # Output i sums taps[j] z[i down + j - pad[0]] with z[up m] = x[m]; phases of i repeat every `up` outputs.
-  phases = []
-  for phase in range(up):
-    count = len(range(phase, length, up))
-    total = 0.0
-    for j, tap in enumerate(taps):
-      offset = phase * down + j - pad[0]
-      if offset % up:
-        continue
-      first = offset // up
-      last = first + (count - 1) * down  # up and down never exceed one together
-      low, high = max(0, -first), max(0, last + 1 - n)
-      padded = jnp.pad(x, [(low, high) if a == axis else (0, 0) for a in range(x.ndim)])
-      total = total + float(tap) * jax.lax.slice_in_dim(padded, first + low, last + low + 1, down, axis)
-    phases.append(total)
+  count = -(-length // up)
+  # Output i sums taps[j] z[i down + j - pad[0]] with z[up m] = x[m]; phases of i repeat every `up` outputs. Each is a
+  # list of (tap, index of the first entry that it meets); up and down never exceed one together.
+  offsets = [[(tap, phase * down + j - pad[0]) for j, tap in enumerate(taps)] for phase in range(up)]
+  phases = [[(tap, o // up) for tap, o in phase if o % up == 0] for phase in offsets]
+  low = max(0, *(-first for phase in phases for _, first in phase))
+  high = max(0, *(first + (count - 1) * down + 1 - n for phase in phases for _, first in phase))
+  padded = jnp.pad(x, [(low, high) if a == axis else (0, 0) for a in range(x.ndim)])
+  met = lambda first: jax.lax.slice_in_dim(padded, first + low, first + low + (count - 1) * down + 1, down, axis)
+
+  def filtered(phase: list[tuple[float, int]]) -> Array:
+    of_tap: dict[float, list[Array]] = {}  # filters are symmetric: entries with the same tap are added first
+    for tap, first in phase:
+      of_tap.setdefault(float(tap), []).append(met(first))
+    return functools.reduce(jnp.add, (tap * functools.reduce(jnp.add, parts) for tap, parts in of_tap.items()))
+
+  outputs = [filtered(phase) for phase in phases]
   if up == 1:
-    return phases[0]
-  width = max(p.shape[axis] for p in phases)
-  phases = [jnp.pad(p, [(0, width - p.shape[a]) if a == axis else (0, 0) for a in range(x.ndim)]) for p in phases]
-  shape = (*x.shape[:axis], width * up, *x.shape[axis + 1 :])
-  return jax.lax.slice_in_dim(jnp.stack(phases, axis=axis + 1).reshape(shape), 0, length, 1, axis)
+    return outputs[0]
+  shape = (*x.shape[:axis], count * up, *x.shape[axis + 1 :])
+  return jax.lax.slice_in_dim(jnp.stack(outputs, axis=axis + 1).reshape(shape), 0, length, 1, axis)
 
 
 def fir(x: Array, kernel: tuple[int, ...], *, up: int = 1, down: int = 1, pad: tuple[int, int]) -> Array:
@@ -412,7 +456,10 @@ class Combine(nn.Module):
 
 
 class ResnetBlockDDPMpp(nn.Module):
-  """Residual block of Ho et al.: GroupNorm, activation and convolution, twice. Adds the time embedding in between."""
+  """Residual block of Ho et al.: GroupNorm, activation and convolution, twice. Adds the time embedding in between.
+
+  The embedding `temb` comes activated: one activation serves all blocks.
+  """
 
   features: int | None = None
   dropout: float = 0.0
@@ -429,7 +476,7 @@ class ResnetBlockDDPMpp(nn.Module):
     features = self.features or x.shape[-1]
     h = conv(features, 3, self.dtype)(self.act(group_norm(x.shape[-1], self.groups, self.epsilon)(x)))
     if temb is not None:
-      h = h + dense(features, self.dtype)(self.act(temb))[:, None, None, :]
+      h = h + dense(features, self.dtype)(temb)[:, None, None, :]
     h = Dropout(self.dropout)(self.act(group_norm(features, self.groups, self.epsilon)(h)), keys)
     h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
     if x.shape[-1] != features:
@@ -438,7 +485,10 @@ class ResnetBlockDDPMpp(nn.Module):
 
 
 class ResnetBlockBigGANpp(nn.Module):
-  """Residual block of BigGAN (Brock et al. 2019). With `up` or `down` it changes the resolution of both branches."""
+  """Residual block of BigGAN (Brock et al. 2019). With `up` or `down` it changes the resolution of both branches.
+
+  The embedding `temb` comes activated: one activation serves all blocks.
+  """
 
   features: int | None = None
   up: bool = False
@@ -460,7 +510,7 @@ class ResnetBlockBigGANpp(nn.Module):
       resample = functools.partial(upsample if self.up else downsample, kernel=self.kernel)
     h = conv(features, 3, self.dtype)(resample(h))
     if temb is not None:
-      h = h + dense(features, self.dtype)(self.act(temb))[:, None, None, :]
+      h = h + dense(features, self.dtype)(temb)[:, None, None, :]
     h = Dropout(self.dropout)(self.act(group_norm(features)(h)), keys)
     h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
     if channels != features or self.up or self.down:

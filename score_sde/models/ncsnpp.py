@@ -178,7 +178,7 @@ class NCSNpp(nn.Module):
     temb = dense(4 * self.nf, self.dtype)(act(temb))
     if self.num_classes:
       temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(y, len(labels), keys)
-    return temb
+    return act(temb)
 
   def _noise_level(self, labels):
     if self.embedding_type == "fourier":

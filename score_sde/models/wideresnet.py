@@ -42,7 +42,7 @@ class WideResnetBlock(nn.Module):
     h = _norm_relu(x, "init_bn")
     shortcut = h if self.activate_first else x
     h = _conv(self.features, "conv1", self.dtype, self.stride)(h)
-    h = h + nn.Dense(self.features, dtype=self.dtype)(swish(temb))[:, None, None, :]
+    h = h + nn.Dense(self.features, dtype=self.dtype)(temb)[:, None, None, :]
     h = _conv(self.features, "conv2", self.dtype)(_norm_relu(h, "bn_2"))
     if self.stride > 1:
       shortcut = nn.avg_pool(shortcut, (self.stride,) * 2, (self.stride,) * 2)
@@ -98,7 +98,7 @@ class WideResnet(nn.Module):
 
     temb = GaussianFourierProjection(128, self.fourier_scale)(jnp.log(sigma))
     temb = nn.Dense(512, dtype=self.dtype)(temb)
-    temb = nn.Dense(512, dtype=self.dtype)(swish(temb))
+    temb = swish(nn.Dense(512, dtype=self.dtype)(swish(temb)))
 
     x = _conv(16, "init_conv", self.dtype)(x)
     for i, (width, stride) in enumerate(((16, 1), (32, 2), (64, 2))):

@@ -24,6 +24,7 @@ from score_sde.run.config.networks import warn_of_attention
 from score_sde.run.devices import Mesh
 from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, build
+from score_sde.run.packing import LARGEST_PACKED, Packing
 from score_sde.run.report import curves, pictures
 from score_sde.run.report.progress import Bar, Interrupted, stop_asked
 from score_sde.run.workdir import check_data, claimed, make_workdir, write_config
@@ -104,22 +105,26 @@ class TrainStep:
 
   def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     value, gradient = self._value_and_grad(state.params, batch, jax.random.fold_in(state.key, state.step))
-    updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    packing = Packing(state.params, LARGEST_PACKED if self.mesh is None else devices.SMALLEST_SHARDED)
+    gradient, params, ema_params = (packing.pack(tree) for tree in (gradient, state.params, state.ema_params))
+    if self.mesh is None:
+      value, gradient = devices.mean((value, gradient))
+    updates, opt_state = self.optimizer.update(gradient, packing.pack_within(state.opt_state), params)
+    params: Any = optax.apply_updates(params, updates)
     rate = self.ema_rate
     if self.ema_warmup:
       rate = jnp.minimum(rate, (1 + state.step) / (10 + state.step))
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - rate)
+    ema_params: Any = optax.incremental_update(params, ema_params, 1 - rate)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
-    return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+    params, ema_params = packing.unpack(params), packing.unpack(ema_params)
+    return TrainState(state.step + 1, params, ema_params, packing.unpack_within(opt_state), state.key), metrics
 
   @functools.cached_property
   def _value_and_grad(self) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
-    """The function (params, batch, key) -> mean loss of the whole batch and its gradient."""
+    """The function (params, batch, key) -> mean loss and its gradient, of a share without a mesh, else of the batch."""
     if self.mesh:
       return devices.over_shards(self._of_share, self.mesh)
-    of_share = self._of_share()
-    return lambda *args: devices.mean(of_share(*args))
+    return self._of_share()
 
   def _of_share(
     self, change: Callable = lambda objective: objective
