@@ -20,6 +20,7 @@ from score_sde.batch import (
   Keys,
   PerExample,
   Stack,
+  Time,
   Weights,
   as_key,
   example_keys,
@@ -105,24 +106,40 @@ class ExactLikelihood(Options):
     log_prior = prior_logp or sde.prior_logp
 
     def one(key: Array, x: Array, condition: Any) -> LogDensity:
-      reverse = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
-      if self.probe == "exact":
-        probes, weight = basis(x, x.size), 1.0
-      else:
-        probes, weight = PROBES[self.probe](key, (self.num_probes, *x.shape), x.dtype), 1 / self.num_probes
-
-      def field(t: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
-        x, _ = state
-        drift = lambda x: reverse.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
-        value, products = value_and_jvps(drift, x, probes)
-        return value, weight * jnp.sum(products * probes)
-
+      field, probes = self._field(sde, score, key, x, condition)
       options = {"rtol": self.rtol, "atol": self.atol, "solver": self.solver, "max_steps": self.max_steps}
       state = (x, jnp.zeros((), x.dtype))
       (z, delta), nfe, t = solve(field, state, probes, self.eps, sde.T, **options)
       return LogDensity(log_prior(z[None])[0] + delta, z, nfe, t)
 
     return jax.vmap(one)(keys, x, condition)
+
+  def evaluate(
+    self, sde: SDE, score: Callable[..., Array], keys: Keys, x: Batch, t: Time, condition: Any = None
+  ) -> tuple[Batch, PerExample]:
+    """Returns (dx/dt, divergence) of the probability flow at x (B, ...) and times t (B,): one evaluation of a solve."""
+
+    def one(key: Array, x: Array, t: Array, condition: Any) -> tuple[Array, Array]:
+      field, probes = self._field(sde, score, key, x, condition)
+      return field(t, (x, jnp.zeros((), x.dtype)), probes)
+
+    return jax.vmap(one)(keys, x, t, condition)
+
+  def _field(self, sde, score, key, x, condition):
+    """Returns the derivative of one example's (x, log-density) in time, and its probes."""
+    reverse = Reverse(sde, bind(score, jax.tree.map(lambda c: c[None], condition)), probability_flow=True)
+    if self.probe == "exact":
+      probes, weight = basis(x, x.size), 1.0
+    else:
+      probes, weight = PROBES[self.probe](key, (self.num_probes, *x.shape), x.dtype), 1 / self.num_probes
+
+    def field(t: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
+      x, _ = state
+      drift = lambda x: reverse.drift(x[None], jnp.reshape(t, (1,)).astype(x.dtype))[0]
+      value, products = value_and_jvps(drift, x, probes)
+      return value, weight * jnp.sum(products * probes)
+
+    return field, probes
 
 
 def log_likelihood(

@@ -144,6 +144,10 @@ def _normalize_groups_jvp(groups, epsilon, primals, tangents):
   return x * spread(factor) + spread(bias - mean * factor), dx * spread(factor) + x * spread(dfactor) + spread(dshift)
 
 
+# One function per shape serves all norms of a network: they are traced and lowered once.
+_normalize_groups = jax.jit(normalize_groups, static_argnums=(3, 4))
+
+
 class GroupNorm(nn.Module):
   """GroupNorm in float32 over NHWC images, with parameters `scale` and `bias`. Wu & He 2018.
 
@@ -157,7 +161,7 @@ class GroupNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    return normalize_groups(x.astype(jnp.float32), scale, bias, self.num_groups, self.epsilon)
+    return _normalize_groups(x.astype(jnp.float32), scale, bias, self.num_groups, self.epsilon)
 
 
 def group_norm(channels: int, groups: int | None = None, epsilon: float = 1e-6) -> GroupNorm:

@@ -22,14 +22,14 @@ from ml_collections import ConfigDict, config_flags
 import score_sde
 from score_sde.errors import ScoreSDEError
 from score_sde.models import MODELS
-from score_sde.run import devices, guide, heap, training
+from score_sde.run import devices, guide, heap, plan, training
 from score_sde.run.checkpoints import finds_no_room
 from score_sde.run.config import SDES, BadInput, describe, keys, resolve, unknown_key, why_unread
 from score_sde.run.data import Stalled
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
 from score_sde.sampling import METHODS
 
-MODES = ("train", "sample", "eval")
+MODES = ("train", "sample", "eval", "plan")
 
 
 def _fail(message: str) -> NoReturn:
@@ -66,6 +66,9 @@ _NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator: number
 _HOST_INDEX = flags.DEFINE_integer("host_index", None, "With --coordinator: index of this process, from 0.")
 _HOST_TIMEOUT = flags.DEFINE_integer("host_timeout", 300, "Seconds after which a silent host counts as lost.")
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
+_TARGET = flags.DEFINE_string(
+  "target", "local", "With --mode=plan: the machine, e.g. local, tpu:v5e:2x4, tpu:v6e:4x4 or cuda:h100:8."
+)
 
 
 def _connect() -> None:
@@ -146,7 +149,7 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
     _fail(f"Unexpected argument {rest[-1]!r}: every setting is a flag of the form --name=value.")
   if len(rest) < 1 + len(positional):
     _fail(f"{positional[len(rest) - 1]} is missing.")
-  if needs_workdir and not _WORKDIR.value:
+  if needs_workdir and not _WORKDIR.value and _MODE.value != "plan":
     _fail("--workdir is missing. Give a folder for the run, e.g. --workdir=runs/quickstart.")
   if _MODE.value not in MODES:
     _fail(f"--mode={_MODE.value} is unknown; choose one of {', '.join(MODES)}.")
@@ -186,8 +189,12 @@ def run() -> None:
   """Runs run.py and the commands train, sample and eval."""
 
   def action() -> None:
-    config, workdir = resolve(_CONFIG.value), os.path.expanduser(str(_WORKDIR.value))
+    config, workdir = resolve(_CONFIG.value), os.path.expanduser(_WORKDIR.value or "")
     _check_effects(config, sys.argv)
+    if _MODE.value == "plan":
+      file = next(a.partition("=")[2] or b for a, b in pairwise([*sys.argv, ""]) if re.match(r"--?config(=|$)", a))
+      plan.main(config, _TARGET.value, workdir or None, pathlib.Path(file.partition(":")[0]).stem)
+      return
     if _MODE.value == "train":
       training.train(config, workdir)
     elif _MODE.value == "sample":
@@ -276,6 +283,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
   "train": ("--config=FILE --workdir=FOLDER", "train, or resume where the newest checkpoint stands", _mode("train")),
   "sample": ("--config=FILE --workdir=FOLDER", "draw samples of a checkpoint, conditioned or not", _mode("sample")),
   "eval": ("--config=FILE --workdir=FOLDER", "measure loss, bits/dim and samples of checkpoints", _mode("eval")),
+  "plan": (
+    "--config=FILE [--target=local|tpu:v5e:2x4|cuda:h100:8] [--workdir=FOLDER]",
+    "print what a run costs on a machine, without it",
+    _mode("plan"),
+  ),
   "compare": ("RUN...", "print evaluations side by side", _compare),
   "import": ("SOURCE --config=FILE --workdir=FOLDER", "make published weights a run", _import),
   "export": (

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 # Larger arrays stay as they are: copying them costs more than the operations that it saves.
-LARGEST_PACKED = 2**14
+SMALL = 2**12
 Tree = Any
 
 
@@ -22,7 +22,7 @@ class Packing:
 
   Args:
     tree: arrays, abstract or not.
-    limit: arrays of `limit` and more elements stay as they are.
+    limit: arrays of `limit` and more elements stay as they are; 0 packs none.
 
   Example:
     >>> import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Packing:
     [(5,), (6, 2)]
   """
 
-  def __init__(self, tree: Tree, limit: int = LARGEST_PACKED):
+  def __init__(self, tree: Tree, limit: int = SMALL):
     leaves, self._structure = jax.tree.flatten(tree)
     self._lengths = [x.shape[0] if x.shape else 1 for x in leaves]
     groups: dict[Any, list[int]] = {}
@@ -43,7 +43,8 @@ class Packing:
   def pack(self, tree: Tree) -> list[jax.Array]:
     """Returns the arrays of `tree`, packed."""
     leaves = self._structure.flatten_up_to(tree)
-    return [leaves[g[0]] if len(g) == 1 else jnp.concatenate([leaves[i] for i in g]) for g in self._groups]
+    packed = [leaves[g[0]] if len(g) == 1 else jnp.concatenate([leaves[i] for i in g]) for g in self._groups]
+    return jax.lax.optimization_barrier(packed)  # or the joining would be compiled into each use
 
   def unpack(self, packed: list[jax.Array]) -> Tree:
     """Returns the tree whose arrays were packed to `packed`."""

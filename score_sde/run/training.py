@@ -24,7 +24,7 @@ from score_sde.run.config.networks import warn_of_attention
 from score_sde.run.devices import Mesh
 from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, build
-from score_sde.run.packing import LARGEST_PACKED, Packing
+from score_sde.run.packing import SMALL, Packing
 from score_sde.run.report import curves, pictures
 from score_sde.run.report.progress import Bar, Interrupted, stop_asked
 from score_sde.run.workdir import check_data, claimed, make_workdir, write_config
@@ -88,7 +88,8 @@ class TrainStep:
     classes: whether the network gets labels.
     ema_rate, ema_warmup: options of the moving average of the parameters, see config.model.
     parts: number of parts that a device's share of the batch is split into, to compute one after the other.
-    unrolled: compile the parts one after the other instead of as a loop.
+    unrolled: the network has convolutions and runs on CPU. Then the parts are compiled one after the other instead of
+      as a loop, and small parameters are updated one by one: XLA's CPU backend is slow at joining them.
     mesh: the mesh over which the state is split, or None.
   """
 
@@ -105,7 +106,7 @@ class TrainStep:
 
   def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     value, gradient = self._value_and_grad(state.params, batch, jax.random.fold_in(state.key, state.step))
-    packing = Packing(state.params, LARGEST_PACKED if self.mesh is None else devices.SMALLEST_SHARDED)
+    packing = Packing(state.params, 0 if self.unrolled else SMALL)
     gradient, params, ema_params = (packing.pack(tree) for tree in (gradient, state.params, state.ema_params))
     if self.mesh is None:
       value, gradient = devices.mean((value, gradient))

@@ -7,11 +7,12 @@ batch. Hosts communicate through JAX's own runtime (`jax.distributed`) and share
 """
 
 import contextlib
+import contextvars
 import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -24,10 +25,12 @@ from jax.sharding import PartitionSpec as P
 from score_sde.errors import InvalidArgument, ScoreSDEError
 
 AXIS = "batch"
+# Devices of another machine that a run is planned for, see `planned`; empty for the devices that JAX has.
+_planned: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("planned", default=())
 # The two axes of a mesh with sharded parameters: both split the batch, the second also the parameters.
 DATA, FSDP = "data", "fsdp"
 # Smaller arrays are not worth a collective: every device holds a full copy.
-SMALLEST_SHARDED = 2**12
+SMALLEST_SHARDED = 2**12  # at least packing.SMALL, so that what is packed is not split
 Tree = Any
 
 
@@ -107,9 +110,27 @@ def hosts_lost() -> Iterator[None]:
     ) from error
 
 
+@contextlib.contextmanager
+def planned(devices: Sequence[Any]) -> Iterator[None]:
+  """Makes all functions here answer for other `devices`, one host's, within the context. Nothing can run there.
+
+  Programs are built as on those devices, and `lower` compiles them.
+  """
+  token = _planned.set(tuple(devices))
+  try:
+    yield
+  finally:
+    _planned.reset(token)
+
+
+def _devices() -> Sequence[Any]:
+  """Returns the devices of all hosts."""
+  return _planned.get() or jax.devices()
+
+
 def device_count() -> int:
   """Returns the number of devices of this host."""
-  return jax.local_device_count()
+  return len(_planned.get()) or jax.local_device_count()
 
 
 def host_index() -> int:
@@ -126,19 +147,18 @@ def is_first_host() -> bool:
 
 
 def on_cpu() -> bool:
-  return jax.default_backend() == "cpu"
+  return _devices()[0].platform == "cpu"
 
 
 def describe() -> str:
   """Returns the number of devices and hosts in words, e.g. '8 cpu devices on 1 host'."""
-  devices = jax.local_devices()
-  total, hosts = jax.device_count(), jax.process_count()
-  return f"{total} {devices[0].platform} device{'s' * (total > 1)} on {hosts} host{'s' * (hosts > 1)}"
+  total, hosts = len(_devices()), host_count()
+  return f"{total} {_devices()[0].platform} device{'s' * (total > 1)} on {hosts} host{'s' * (hosts > 1)}"
 
 
 def check_batch_size(key: str, size: int, parts: int = 1) -> None:
   """Raises InvalidArgument unless the global batch size divides by devices x `parts`. `key` is its config key."""
-  total = jax.device_count() * parts
+  total = len(_devices()) * parts
   if size < 1 or size % total:
     nearest = max(total, round(size / total) * total)
     accumulated = f" in training.accumulation={parts} parts" if parts > 1 else ""
@@ -234,7 +254,7 @@ def _map_over_hosts(packed: Callable, shared: list[int], mapped: list[int], out_
 
 def _mesh() -> Mesh:
   """Returns all devices of all hosts as a mesh of one axis."""
-  return Mesh(np.array(jax.devices()), (AXIS,))
+  return Mesh(np.array(_devices()), (AXIS,))
 
 
 def replicate(tree: Tree) -> Tree:
@@ -292,11 +312,11 @@ def fsdp_mesh(size: int) -> Mesh:
   Raises:
     InvalidArgument: if `size` does not divide the number of devices.
   """
-  total = jax.device_count()
+  total = len(_devices())
   size = size or total
   if total % size:
     raise InvalidArgument(f"training.fsdp_devices={size} does not divide {describe()}. Give a divisor of {total}.")
-  return Mesh(np.array(jax.devices()).reshape(total // size, size), (DATA, FSDP))
+  return Mesh(np.array(_devices()).reshape(total // size, size), (DATA, FSDP))
 
 
 def _spec(x: Any, size: int) -> P:
@@ -366,6 +386,33 @@ def on_mesh(fn: Callable, mesh: Mesh, state: Tree) -> Callable[[Tree, Tree], tup
   run = jax.jit(fn, in_shardings=(place, split), out_shardings=(place, everywhere), donate_argnums=0)
   share = lambda x: jax.make_array_from_process_local_data(split, np.asarray(x))
   return lambda state, batches: run(state, jax.tree.map(share, batches))
+
+
+def lower(
+  fn: Callable, shared: Tree, batch: Tree, mesh: Mesh | None = None, *, out_shared: bool = False, donate: bool = False
+) -> jax.stages.Lowered:
+  """Lowers `fn`, (shared, batch) -> result, for all devices without running it. Arguments may be abstract.
+
+  Args:
+    fn: as for `map_batch`: a function of each device's share of the batch. With a `mesh`, one of the whole batch.
+    shared: a tree that is the same on all devices, or split by `shardings` with a `mesh`.
+    batch: arrays (B, ...).
+    mesh: an `fsdp_mesh`, or None.
+    out_shared: True if all devices return the same, as a train step does. Otherwise the result is (B, ...).
+    donate: give up the buffers of `shared`.
+  """
+  donated = (0,) if donate else ()
+  if mesh is not None:
+    place, split = shardings(shared, mesh), NamedSharding(mesh, P((DATA, FSDP)))
+    out = (place, NamedSharding(mesh, P())) if out_shared else split
+    run = jax.jit(fn, in_shardings=(place, split), out_shardings=out, donate_argnums=donated)
+    return run.lower(shared, batch)
+  one = _mesh()
+  place = lambda tree, spec: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(one, spec)), tree
+  )
+  run = jax.shard_map(fn, mesh=one, in_specs=(P(), P(AXIS)), out_specs=P() if out_shared else P(AXIS), check_vma=False)
+  return jax.jit(run, donate_argnums=donated).lower(place(shared, P()), place(batch, P(AXIS)))
 
 
 # --- collectives ------------------------------------------------------------------------------------------------------
