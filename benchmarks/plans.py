@@ -1,10 +1,11 @@
 """What the train step of every config costs on a GPU, on eight, and on a TPU slice: the table of docs/accelerators.md.
 
-`python -m benchmarks.plans [--configs=vp,edm] [--targets=cuda:h100:1,cuda:h100:8,tpu:v5e]` needs the compilers of both targets
-(`pip install -e '.[plan-tpu,plan-gpu]'`) and no accelerator. It compiles each program once: configs whose networks, batch sizes and
-images are the same share a row. Each row is written to docs/accelerators.json as soon as it is known, and a second run goes on from
-there; rows of other versions of JAX or of the code can be removed by hand. The table is written to docs/accelerators.md, below the line
-that says so. On a TPU the smallest slice of eight chips and more that the program fits into is taken.
+`python -m benchmarks.plans [--configs=vp,edm] [--targets=cuda:h100:1,cuda:h100:8,tpu:v5e]` needs the compilers of both
+targets (`pip install -e '.[plan-tpu,plan-gpu]'`) and no accelerator. It compiles each program once: configs whose
+networks, batch sizes and images are the same share a row. Each row is written to docs/accelerators.json as soon as it
+is known. A second run goes on from there; remove rows by hand to measure them again. The table is written to
+docs/accelerators.md, below the line that says so. On a TPU the smallest slice of eight chips and more that the program
+fits into is taken.
 """
 
 import argparse
@@ -81,8 +82,8 @@ def candidates(config: str, target: str) -> list[str]:
 def table(rows: dict[str, dict], programs: dict[str, list[str]], targets: list[str]) -> str:
   """Returns the table in Markdown."""
   lines = [
-    "| config | parameters | batch | target | state, GiB | temporary, GiB | peak of memory, GiB | GFLOP a step | GB moved | "
-    "collectives, MiB | images/s at the peak | compiled, CPU s |",
+    "| config | parameters | batch | target | state, GiB | temporary, GiB | peak of memory, GiB | GFLOP a step | "
+    "GB moved | collectives, MiB | images/s at the peak | compiled, CPU s |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
   ]
   for names in programs.values():
@@ -97,8 +98,9 @@ def table(rows: dict[str, dict], programs: dict[str, list[str]], targets: list[s
       moved = f"{row['bytes'] / 1e9:.1f}" if row["bytes"] else "-"
       fits = "" if row["fits"] else f" of {row['available'] / GIB:.1f}: does not fit"
       lines.append(
-        f"| {shown} | {row['parameters'] / 1e6:.1f} M | {row['batch_size']} | {row['target']} | {row['state'] / GIB:.2f} | "
-        f"{row['temporary'] / GIB:.2f} | {row['total'] / GIB:.2f}{fits} | {row['gflop']:,.0f} | {moved} | "
+        f"| {shown} | {row['parameters'] / 1e6:.1f} M | {row['batch_size']} | {row['target']} | "
+        f"{row['state'] / GIB:.2f} | {row['temporary'] / GIB:.2f} | {row['total'] / GIB:.2f}{fits} | "
+        f"{row['gflop']:,.0f} | {moved} | "
         f"{row['collectives'] / 2**20:.0f} | {row['images_per_second']:,.0f} | {row['compile_seconds']:.0f} |"
       )
   notes = [

@@ -26,6 +26,7 @@ from score_sde.run import devices, guide, heap, plan, training
 from score_sde.run.checkpoints import finds_no_room
 from score_sde.run.config import SDES, BadInput, describe, keys, resolve, unknown_key, why_unread
 from score_sde.run.data import Stalled
+from score_sde.run.devices import programs
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
 from score_sde.sampling import METHODS
 
@@ -192,9 +193,9 @@ def run() -> None:
     config, workdir = resolve(_CONFIG.value), os.path.expanduser(_WORKDIR.value or "")
     _check_effects(config, sys.argv)
     if _MODE.value == "plan":
-      file = next(a.partition("=")[2] or b for a, b in pairwise([*sys.argv, ""]) if re.match(r"--?config(=|$)", a))
-      plan.main(config, _TARGET.value, workdir or None, pathlib.Path(file.partition(":")[0]).stem)
+      plan.main(config, _TARGET.value, workdir or None, pathlib.Path(_config_file().partition(":")[0]).stem)
       return
+    programs.cache_programs(pathlib.Path(workdir, "compiled"))
     if _MODE.value == "train":
       training.train(config, workdir)
     elif _MODE.value == "sample":
@@ -259,6 +260,31 @@ def _fid() -> None:
   app.run(action)
 
 
+def _sweep() -> None:
+  from score_sde.run.sweep import sweep
+
+  flags.DEFINE_multi_string("set", [], "KEY=VALUE,VALUE,...: values to combine. Repeat it for more keys.")
+  flags.DEFINE_bool("run", False, "Run the commands one after the other instead of printing them.")
+  flags.DEFINE_string("slurm", "", "Write a SLURM array script to this file.")
+
+  def main(arguments: Sequence[str]) -> None:
+    passed = [a for a in sys.argv[1:] if re.match(r"--?(no)?config\.", a)]
+    given = flags.FLAGS
+    _call(
+      lambda: sweep(
+        _CONFIG.value, _config_file(), os.path.expanduser(str(_WORKDIR.value)), given.set, passed, run=given.run,
+        slurm=os.path.expanduser(str(given.slurm)),
+      )
+    )  # fmt: skip
+
+  app.run(main, flags_parser=_parse)
+
+
+def _config_file() -> str:
+  """Returns the value of the flag --config."""
+  return next(a.partition("=")[2] or b for a, b in pairwise([*sys.argv, ""]) if re.match(r"--?config(=|$)", a))
+
+
 def _compare() -> None:
   from score_sde.run.evaluate.compare import compare
 
@@ -287,6 +313,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
     "--config=FILE [--target=local|tpu:v5e:2x4|cuda:h100:8] [--workdir=FOLDER]",
     "print what a run costs on a machine, without it",
     _mode("plan"),
+  ),
+  "sweep": (
+    "--config=FILE --workdir=FOLDER --set KEY=VALUE,VALUE,... [--set ...] [--run | --slurm=FILE.sh]",
+    "print or run one training per combination of settings",
+    _sweep,
   ),
   "compare": ("RUN...", "print evaluations side by side", _compare),
   "import": ("SOURCE --config=FILE --workdir=FOLDER", "make published weights a run", _import),

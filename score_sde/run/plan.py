@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 from score_sde.batch import example_keys
 from score_sde.errors import ScoreSDEError
 from score_sde.likelihood import ExactLikelihood
-from score_sde.run import data, devices, training
+from score_sde.run import devices, training
 from score_sde.run.config import BadInput, as_bad_input, make, resolve, sde_name
 from score_sde.run.devices.targets import (
   GIB,
   QUICK,
+  NoCompiler,
   Target,
   bytes_accessed,
   collectives,
@@ -86,12 +87,9 @@ def plan(
     programs: the programs to compile.
 
   Raises:
-    BadInput: for a wrong config or target.
-    NoCompiler: if the compiler for the target is not installed.
+    BadInput: for a wrong config or target, or if the compiler for the target is not installed.
   """
-  config = resolve(config)
-  with as_bad_input({"target": "--target"}):
-    machine = find_target(target)
+  config, machine = resolve(config), _found(target)
   with devices.planned(machine.devices):
     experiment = build(config)
     work = _programs(experiment, programs)
@@ -119,6 +117,14 @@ def plan(
   return result
 
 
+def _found(target: str) -> Target:
+  try:
+    with as_bad_input({"target": "--target"}):
+      return find_target(target)
+  except NoCompiler as error:
+    raise BadInput(str(error)) from error
+
+
 # --- the programs -----------------------------------------------------------------------------------------------------
 
 
@@ -129,16 +135,10 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
   mesh = training.make_mesh(config)
   state = jax.eval_shape(lambda: training.init_state(experiment))
   step = training.make_train_step(experiment, mesh)
-  single = dataclasses.replace(step, mesh=None, parts=1)
-  image = np.uint8 if data.is_image(config) else np.float32
-  examples = lambda n: {
-    "image": jax.ShapeDtypeStruct((n, *experiment.shape), image), "label": jax.ShapeDtypeStruct((n,), np.int32),
-    "index": jax.ShapeDtypeStruct((n,), np.int32),
-  }  # fmt: skip
-  work = {
+  work: dict[str, tuple[Callable, Callable]] = {
     "train_step": (
-      lambda: devices.lower(step, state, examples(size), mesh, out_shared=True, donate=True),
-      lambda: devices.lower(single, state, examples(share), out_shared=True),
+      lambda: devices.lower(step, state, training.abstract_batch(experiment, size), mesh, out_shared=True, donate=True),
+      lambda: training.lower_share(experiment),
     )
   }
   if config.training.task == "classifier":
@@ -152,9 +152,14 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
   def score(params: Any, batch: dict) -> Any:
     return bind(experiment.score(params), experiment.condition(batch["label"]))(batch["x"], batch["t"])
 
-  work["score"] = (
-    lambda: devices.lower(score, params, points(size)), lambda: devices.lower(score, params, points(share)),
-  )  # fmt: skip
+  def pair(fn: Callable) -> tuple[Callable, Callable]:
+    def alone() -> Any:
+      with devices.planned(jax.local_devices()[:1]):
+        return devices.lower(fn, params, points(share))
+
+    return lambda: devices.lower(fn, params, points(size)), alone
+
+  work["score"] = pair(score)
   if not experiment.sde.why_no_likelihood:
     exact = make(ExactLikelihood, config, "eval", max_steps=config.sampling.max_steps)
 
@@ -164,9 +169,7 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
         experiment.sde, experiment.score(params), keys, batch["x"], batch["t"], experiment.condition(batch["label"])
       )
 
-    work["likelihood"] = (
-      lambda: devices.lower(likelihood, params, points(size)), lambda: devices.lower(likelihood, params, points(share)),
-    )  # fmt: skip
+    work["likelihood"] = pair(likelihood)
   return {name: work[name] for name in names if name in work}
 
 
@@ -177,8 +180,7 @@ def _compile(lower: Callable, alone: Callable, target: Target) -> Program:
   text = lowered.as_text()
   operations = len(re.findall(r"\b(?:stablehlo|chlo)\.\w+", text))
   lowering = time.monotonic() - start
-  with devices.planned(jax.devices()[:1]):
-    flops = float((alone().cost_analysis() or {}).get("flops", math.nan))
+  flops = float((alone().cost_analysis() or {}).get("flops", math.nan))
   start, cpu = time.monotonic(), time.process_time()
   try:
     compiled = lowered.compile(compiler_options=dict(QUICK.get(platform, {})) or None)
@@ -291,7 +293,7 @@ def _times(plan: dict, programs: dict[str, Program], peak: float, bandwidth: flo
 def overrides_that_fit(config: ConfigDict, target: str, most: int = 3) -> dict[str, float]:
   """Compiles the train step with overrides that save memory. Returns {overrides: bytes} of up to `most` that fit."""
   found: dict[str, float] = {}
-  for overrides in _savings(config, len(find_target(target).devices)):
+  for overrides in _savings(config, len(_found(target).devices)):
     changed = config.copy_and_resolve_references()
     for key, value in overrides.items():
       section, name = key.split(".")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import logging
 import math
 import pathlib
@@ -19,14 +20,15 @@ from score_sde.batch import Array, example_keys, fold
 from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices, heap
 from score_sde.run import evaluate as evaluation
-from score_sde.run.config import BadInput, sde_name, signature
+from score_sde.run.config import BadInput, as_dict, sde_name, signature
 from score_sde.run.config.networks import warn_of_attention
-from score_sde.run.devices import Mesh
+from score_sde.run.devices import Mesh, programs
 from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, build
 from score_sde.run.packing import SMALL, Packing
 from score_sde.run.report import curves, pictures
 from score_sde.run.report.progress import Bar, Interrupted, stop_asked
+from score_sde.run.speed import Profile, Speed
 from score_sde.run.workdir import check_data, claimed, make_workdir, write_config
 from score_sde.scaling import Scaling
 
@@ -219,6 +221,28 @@ def start_state(experiment: Experiment) -> TrainState:
   return jax.jit(lambda: init_state(experiment), out_shardings=place)()
 
 
+def abstract_batch(experiment: Experiment, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes and dtypes of a batch of `size` raw examples."""
+  image = np.uint8 if data.is_image(experiment.config) else np.float32
+  shapes = {"image": (experiment.shape, image), "label": ((), np.int32), "index": ((), np.int32)}
+  return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def lower_share(experiment: Experiment) -> jax.stages.Lowered:
+  """Lowers the training step of one device's share of the batch, without splitting it further, to count its work."""
+  step = dataclasses.replace(make_train_step(experiment), mesh=None, parts=1)
+  share = experiment.config.training.batch_size // (devices.device_count() * devices.host_count())
+  state = jax.eval_shape(lambda: init_state(experiment))
+  with devices.planned(jax.local_devices()[:1]):
+    return devices.lower(step, state, abstract_batch(experiment, share), out_shared=True)
+
+
+def step_flops(experiment: Experiment) -> float:
+  """Returns the operations of a training step on all devices together, as the equations ask for them."""
+  of_share: Any = lower_share(experiment).cost_analysis() or {}
+  return devices.device_count() * devices.host_count() * float(of_share.get("flops", 0.0))
+
+
 def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:
   """Returns the loss per example, without dropout or flips: (params, key, batch (B, ...)) -> (B,)."""
   loss, scaling, size = experiment.loss, experiment.scaling, experiment.config.training.batch_size
@@ -259,8 +283,16 @@ def restore_state(manager: Any, experiment: Experiment, workdir: str) -> TrainSt
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def _check_frequencies(config: ConfigDict) -> None:
-  n = config.training.n_jitted_steps
+def _check_options(config: ConfigDict) -> None:
+  n, profiled = config.training.n_jitted_steps, tuple(config.training.profile_steps)
+  if profiled and not (
+    len(profiled) == 2 and all(isinstance(i, int) for i in profiled) and 0 <= profiled[0] < profiled[1]
+  ):
+    raise BadInput(f"training.profile_steps={profiled} must be a first and a last step, such as (100, 110).")
+  if config.training.wandb_project and importlib.util.find_spec("wandb") is None:
+    raise BadInput(
+      f"training.wandb_project={config.training.wandb_project!r} needs Weights & Biases: pip install -e '.[wandb]'."
+    )
   for name in ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption"):
     value = config.training[name]
     if value % n:
@@ -300,7 +332,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   """
   experiment = build(config)
   config, t = experiment.config, experiment.config.training
-  _check_frequencies(config)
+  _check_options(config)
   warn_of_attention(config, experiment.shape)
   path = make_workdir(workdir)
   with claimed(path):
@@ -385,7 +417,10 @@ class Run:
       "Resuming" if self.step else "Starting", self.total, self.step, f"{parameters:,}", len(source), experiment.shape,
       devices.describe(),
     )  # fmt: skip
-    self.curves = curves.Curves(path, self.step, writes=devices.is_first_host())
+    project = self.options.wandb_project
+    self.curves = curves.Curves(
+      path, self.step, devices.is_first_host(), (project, as_dict(self.config)) if project else None
+    )
 
   def finish_snapshot(self) -> None:
     """Measures and draws the snapshot at which a run resumes, if the earlier run ended after saving but before that."""
@@ -401,18 +436,21 @@ class Run:
     if self.step >= self.total:
       return
     config, t = self.config, self.options
-    train_steps, eval_loss = make_train_steps(self.experiment), make_eval_loss(self.experiment)
+    train_steps = programs.warns_of_recompilation("train step", make_train_steps(self.experiment))
+    eval_loss = make_eval_loss(self.experiment)
     eval_key = jax.random.fold_in(jax.random.key(config.seed), EVAL)
     blocks = _blocks(config, data.within(data.batches(config, self.source, self.step), t.data_timeout), self.step)
     # Metrics of the newest block. They are read one block later, so the host runs at most one block ahead.
     pending = None
     shown: dict[str, float] = {}  # beside the bar
-    with Bar("train", self.total, " steps", self.step) as bar:
+    speed = Speed(t.batch_size, config.model.dtype, lambda: step_flops(self.experiment))
+    with Bar("train", self.total, " steps", self.step) as bar, Profile(self.path, t.profile_steps) as profile:
       while self.step < self.total:
         block = next(blocks)
+        profile.at(self.step, self.state)
         self.state, values = train_steps(self.state, block)
         if pending is not None:
-          shown = {"loss": self._received(*pending)["loss"]}
+          shown = {"loss": self._received(*pending)["loss"]} | speed.shown
         pending = (self.step, values)
         self.step += len(block["index"])
         bar.show(self.step, **shown)
@@ -424,7 +462,8 @@ class Run:
         stop = asks and devices.any_host(stop_asked())
         if saves or stop or due["log_freq"] or due["eval_freq"]:
           row = self._received(*pending)
-          pending, shown = None, {"loss": row["loss"]}
+          row |= speed.measure(self.step)
+          pending, shown = None, {"loss": row["loss"]} | speed.shown
           if due["eval_freq"]:
             losses = eval_loss(
               devices.local(self.state.ema_params), jax.random.fold_in(eval_key, self.step), self._eval_batch()
@@ -441,6 +480,8 @@ class Run:
           self._measure()
         if due["snapshot_freq"]:
           self._draw_samples()
+        if pending is None:
+          speed.start(self.step)
 
   def _received(self, first: int, values: dict) -> dict[str, float]:
     """Waits for the metrics of the block that began at step `first` and returns their means.

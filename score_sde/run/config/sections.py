@@ -137,6 +137,10 @@ class Training(Options):
     50, "steps of DPM-Solver++ for the samples of fid_samples", "[1, inf)", needs={"fid_samples": ()}
   )
   final_report: bool = option(False, "evaluate and draw samples when training ends")
+  wandb_project: str = option("", "project of Weights & Biases to log to (pip install -e '.[wandb]'); unset: none")
+  profile_steps: tuple[int, ...] = option(
+    (), "first and last step of a profile for TensorBoard and Perfetto, such as (100, 110); (): none"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,6 +113,9 @@ def find_target(text: str) -> Target:
   """
   if text == "local":
     return _local()
+  if not os.environ.get("JAX_PLATFORMS"):
+    # Only the CPU of this machine is needed. JAX would look for the accelerators whose compilers are installed.
+    jax.config.update("jax_platforms", "cpu")
   kind, _, rest = text.partition(":")
   name, _, shape = rest.partition(":")
   known = {n: c for n, c in CHIPS.items() if c.platform == kind}
@@ -153,7 +156,7 @@ def _topology(platform: str, name: str, extra: str, **options: Any) -> Sequence[
     return topologies.get_topology_desc(platform=platform, **options).devices
   except Exception as error:  # the error's type depends on what is missing
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    missing = re.search(r"not found|No such file|does not exist|Unable to find|[Uu]nknown|not in the list", text)
+    missing = re.search(r"not installed|not implemented|not found|No such file|[Uu]nknown", text)
     if missing or isinstance(error, ImportError | FileNotFoundError):
       raise NoCompiler(
         f"--target={name} needs a compiler that is not installed: pip install -e '.[{extra}]'."
@@ -162,9 +165,15 @@ def _topology(platform: str, name: str, extra: str, **options: Any) -> Sequence[
 
 
 def _tpus(text: str, name: str, shape: str) -> Sequence[Any]:
-  # Without a TPU, libtpu must not ask the cloud what this machine is, nor lock it.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  # Without a TPU, libtpu must not ask the cloud what this machine is, nor lock it, nor say that it does not know.
+  quiet = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+  }
+  for variable, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", **quiet}.items():
+    os.environ.setdefault(variable, value)
   single = {"chips_per_host_bounds": _SINGLE[shape]} if shape in _SINGLE else {}
   return _topology("tpu", text, "plan-tpu", topology_name=f"{name}:{shape}", **single)
 

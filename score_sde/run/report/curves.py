@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import pathlib
+import secrets
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -16,23 +17,29 @@ FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss", "fid")
 class Curves:
   """Curves: writes the metrics of a run. If the run resumes at `step`, later rows are removed. One host `writes`.
 
+  `wandb` has the project and the config for Weights & Biases, which copies what TensorBoard gets; None for none.
+
   Attributes:
     measured: steps of the snapshots whose FID is already in metrics.csv.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int, writes: bool = True):
+  def __init__(
+    self, workdir: pathlib.Path, step: int, writes: bool = True, wandb: tuple[str, dict[str, Any]] | None = None
+  ):
     self._path = workdir / "metrics.csv"
     rows = [row for row in read(workdir) if row["step"] <= step]
     self.measured = {row["step"] for row in rows if _has_fid(row)}
-    self._tensorboard = None
+    self._tensorboard, self._wandb = None, None
     if not writes:
       return
+    if wandb:
+      self._wandb = _follow(workdir, *wandb)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(FIELDS))
     writer.writeheader()
     writer.writerows(_written(row) for row in rows)
     pictures.save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
-    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+    self._tensorboard = SummaryWriter(str(workdir.resolve() / "tensorboard"), purge_step=step + 1 if step else None)
 
   def write(self, step: int, **values: float) -> None:
     """Adds a row. Values that are no field of metrics.csv only go to TensorBoard."""
@@ -56,6 +63,25 @@ class Curves:
   def close(self) -> None:
     if self._tensorboard:
       self._tensorboard.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def _follow(workdir: pathlib.Path, project: str, config: dict[str, Any]) -> Any:
+  """Starts a run of Weights & Biases, or resumes that of the workdir, which follows its TensorBoard files."""
+  import wandb
+  import wandb.integration.tensorboard as following
+
+  file = workdir / "wandb_id"
+  if not file.exists():
+    pictures.save_atomically(file, lambda f: f.write(secrets.token_hex(8).encode()))
+  folder = str(workdir.resolve() / "tensorboard")
+  if not wandb.patched["tensorboard"]:
+    following.patch(root_logdir=folder, tensorboard_x=True)
+  return wandb.init(
+    project=project, name=workdir.resolve().name, id=file.read_text(), resume="allow", dir=str(workdir.resolve()),
+    config=config,
+  )  # fmt: skip
 
 
 def _written(row: dict[str, float]) -> dict[Any, str]:

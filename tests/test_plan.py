@@ -1,0 +1,240 @@
+"""Plans of runs: counts against closed forms, and programs compiled for machines that are not here."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+
+import score_sde as ss
+from configs import quickstart
+from configs.ve import cifar10_ncsnpp_continuous
+from score_sde.batch import example_keys
+from score_sde.errors import InvalidArgument
+from score_sde.run import devices, plan, training
+from score_sde.run.config import BadInput, resolve
+from score_sde.run.devices import targets
+from score_sde.run.experiment import build
+from score_sde.run.packing import Packing
+
+
+def small_unet():
+  """An NCSN++ with every kind of layer, of a few channels."""
+  config = cifar10_ncsnpp_continuous.get_config()
+  return runs.changed(
+    config, model__nf=8, model__ch_mult=(1, 2), model__num_res_blocks=1, data__image_size=16, training__batch_size=8,
+    model__attn_resolutions=(8,),
+  )  # fmt: skip
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_packed_comes_back():
+  tree = {
+    "a": jnp.arange(3.0),
+    "b": [jnp.ones((2, 5)), jnp.zeros((4, 5))],
+    "c": jnp.float32(7),
+    "d": jnp.ones((100, 100)),
+  }
+  packing = Packing(tree)
+  packed = packing.pack(tree)
+  assert sorted(x.shape for x in packed) == [(), (3,), (6, 5), (100, 100)]
+  jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed), tree)
+  moments = optax.adam(1e-3).init(tree)
+  jax.tree.map(np.testing.assert_array_equal, packing.unpack_within(packing.pack_within(moments)), moments)
+
+
+def test_a_step_does_not_depend_on_packing():
+  """Parameters, moments and average are those of an update array by array."""
+  experiment = build(runs.tiny(training__batch_size=8, model__nf=16))
+  with devices.planned(jax.devices()[:1]):
+    step = dataclasses.replace(training.make_train_step(experiment), unrolled=False)
+  state = training.init_state(experiment)
+  index = jnp.arange(8, dtype=jnp.int32)
+  batch = {"image": jnp.ones((8, *experiment.shape), jnp.uint8) * index[:, None, None, None].astype(jnp.uint8)}
+  batch |= {"label": index, "index": index}
+  ends = [
+    jax.vmap(s, in_axes=(None, 0), axis_name="batch")(state, jax.tree.map(lambda x: x[None], batch))[0]
+    for s in (step, dataclasses.replace(step, unrolled=True))
+  ]
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+  jax.tree.map(close, *(training.saved_form(end)["params"] for end in ends))
+  jax.tree.map(close, *(end.ema_params for end in ends))
+
+
+HLO = """HloModule step
+
+%body (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %n = f32[4]{0} negate(%p)
+}
+
+ENTRY %main (a: f32[8,4], b: bf16[4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = bf16[4]{0} parameter(1)
+  %f = f32[8,4]{1,0} fusion(%a, %b), kind=kLoop, calls=%fused
+  %c = (f32[8,4]{1,0}, u8[1000]{0}) custom-call(%f, %a), custom_call_target="__cudnn$convForward"
+  %g = f32[8,4]{1,0} get-tuple-element(%c), index=0
+  %r = f32[8,4]{1,0} all-reduce(%g), to_apply=%add
+  ROOT %w = f32[4]{0} while(%x), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+
+
+def test_bytes_and_collectives_are_read_from_a_program():
+  """Fusion: 128 + 8 read, 128 written; convolution: 256 and 128 without its scratch; all-reduce: 256; loop: 3 x 32."""
+  assert targets.bytes_accessed(HLO) == (128 + 8 + 128) + (256 + 128) + 256 + 3 * 32
+  assert targets.collectives(HLO) == {"all-reduce": {"count": 1, "bytes": 128}}
+
+
+@pytest.mark.parametrize(
+  ("name", "part"),
+  [
+    ("gpu", "give local, tpu:v5e:2x4 or cuda:h100:8"),
+    ("cuda:h1000:8", "Did you mean 'cuda:h100:8'"),
+    ("cuda:h100", "a number of GPUs"),
+    ("tpu:v5e:8", "a topology"),
+  ],
+)
+def test_a_wrong_target_is_named(name, part):
+  with pytest.raises(InvalidArgument, match=part):
+    targets.find_target(name)
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch):
+  def fail(**_):
+    raise NotImplementedError("topology not implemented for cuda")
+
+  monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", fail)
+  with pytest.raises(BadInput, match=r"--target=cuda:h100:8 needs a compiler .* pip install -e '\.\[plan-gpu\]'"):
+    plan.plan(quickstart.get_config(), "cuda:h100:8")
+
+
+# --- a plan -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_counts_what_the_equations_ask_for():
+  """A perceptron: 2 operations per weight and example; parameters, moments and average of 4 bytes, all donated."""
+  config = runs.changed(quickstart.get_config(), training__batch_size=256)
+  found = plan.plan(config)
+  experiment = build(config)
+  leaves = jax.tree.leaves(experiment.abstract_params())
+  parameters = sum(x.size for x in leaves)
+  weights = sum(x.size for x in leaves if x.ndim == 2)
+  assert (
+    found["parameters"]["total"]
+    == parameters
+    == sum(part["parameters"] for part in found["parameters"]["parts"].values())
+  )
+  share = 256 / jax.device_count()
+  score, step, solve = (found["programs"][n] for n in ("score", "train_step", "likelihood"))
+  assert score["flops"] == pytest.approx(2 * weights * share, rel=0.05)
+  assert step["flops"] == pytest.approx(3 * score["flops"] + 15 * parameters, rel=0.1)
+  assert 1.3 < solve["flops"] / score["flops"] < 2.2  # a forward derivative; labels need none
+  state = 16 * parameters
+  memory = found["memory"]
+  assert memory["parameters"] + memory["ema"] + memory["optimizer"] == pytest.approx(state, rel=1e-4)
+  assert step["donated"] == pytest.approx(state, rel=1e-3)
+  assert memory["fits"]
+  assert step["bytes"] > 2 * state
+  run = found["run"]
+  assert run["steps"] == config.training.n_iters
+  assert run["evaluations_per_sample"] == config.sampling.num_steps
+  times = found["time"]
+  assert times["50%"]["training_hours"] == pytest.approx(2 * times["100%"]["training_hours"])
+  assert times["30%"]["images_per_second"] == pytest.approx(0.3 * times["100%"]["images_per_second"])
+  assert json.loads(json.dumps(found, default=float))
+  text = plan.report(found)
+  assert f"{parameters:,}" in text
+  assert "share of the peak" in text
+
+
+def test_a_run_that_does_not_fit_gets_overrides_that_were_tried(tmp_path, monkeypatch, capsys):
+  """A machine on which memory goes with the share of the batch, and half of it with rematerialisation."""
+  whole = plan.plan(quickstart.get_config(), programs=("train_step",))
+  tried = []
+
+  def planned(config, target, **_):
+    tried.append((config.training.accumulation, config.model.remat, config.model.dtype))
+    total = 16e9 / config.training.accumulation * (0.5 if config.model.remat else 1)
+    return {**whole, "memory": {**whole["memory"], "total": total, "available": 5e9, "fits": total <= 5e9}}
+
+  monkeypatch.setattr(plan, "plan", planned)
+  with pytest.raises(plan.DoesNotFit) as raised:
+    plan.main(small_unet(), "local", str(tmp_path), "small")
+  assert "needs 14.9 GiB on each device of local, which has 4.7 GiB" in str(raised.value)
+  assert "It fits with --config.training.accumulation=4 (3.7 GiB); --config.training.accumulation=8" in str(
+    raised.value
+  )
+  assert (1, True, "float32") in tried  # tried, and too little
+  assert "WHICH IS TOO MUCH" in capsys.readouterr().out
+  saved = json.loads((tmp_path / "plan.json").read_text())
+  assert not saved["memory"]["fits"]
+  assert "--config.model.remat=True --config.training.accumulation=2" in saved["overrides_that_fit"]
+
+
+# --- programs for machines that are not here --------------------------------------------------------------------------
+
+COMPILERS = {"tpu:v5e:2x2": "libtpu", "cuda:h100:2": "jax_cuda13_plugin"}
+
+
+@pytest.fixture(params=COMPILERS)
+def machine(request):
+  if importlib.util.find_spec(COMPILERS[request.param]) is None:
+    pytest.skip(f"{COMPILERS[request.param]} is not installed: pip install -e '.[plan-tpu,plan-gpu]'")
+  return request.param
+
+
+def lowered_step(config):
+  experiment = build(config)
+  state = jax.eval_shape(lambda: training.init_state(experiment))
+  batch = training.abstract_batch(experiment, config.training.batch_size)
+  return devices.lower(training.make_train_step(experiment), state, batch, out_shared=True, donate=True), state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_train_steps_compile_for_accelerators(machine, dtype):
+  """All state is donated, gradients are reduced together, nothing is float64 or calls the host."""
+  target = targets.find_target(machine)
+  config = resolve(small_unet() if dtype == "bfloat16" else quickstart.get_config())
+  config.model.dtype = dtype
+  with devices.planned(target.devices):
+    lowered, state = lowered_step(config)
+    compiled = lowered.compile(compiler_options=targets.QUICK[target.chip.platform])
+  text, memory = compiled.as_text(), compiled.memory_analysis()
+  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(training.saved_form, state)))
+  size += sum(x.size * 4 for x in jax.tree.leaves(state.ema_params))
+  assert memory.alias_size_in_bytes >= size
+  assert "f64[" not in text
+  assert "callback" not in text
+  reduced = targets.collectives(text)
+  assert set(reduced) == {"all-reduce"}
+  assert reduced["all-reduce"]["count"] <= 3
+  if dtype == "bfloat16":
+    assert "bf16[" in text
+
+
+@pytest.mark.slow
+def test_samplers_compile_for_accelerators(machine):
+  target = targets.find_target(machine)
+  with devices.planned(target.devices):
+    experiment = build(resolve(quickstart.get_config()))
+    params = jax.eval_shape(lambda: training.init_state(experiment).params)
+
+    def draw(params, batch):
+      score = experiment.score(params)
+      keys = example_keys(jax.random.key(0), batch["index"])
+      return ss.sample(keys[0], experiment.sde, score, (len(keys), *experiment.shape), solver=ss.UniPC(), steps=3)
+
+    batch = {"index": jax.ShapeDtypeStruct((8,), np.int32)}
+    compiled = devices.lower(draw, params, batch).compile(compiler_options=targets.QUICK[target.chip.platform])
+  assert "f64[" not in compiled.as_text()
+  assert targets.collectives(compiled.as_text()) == {}
