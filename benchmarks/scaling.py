@@ -13,7 +13,6 @@ Times on simulated devices would mean nothing, and none are given but that of co
 """
 
 import argparse
-import collections
 import json
 import math
 import os
@@ -27,24 +26,6 @@ import time
 # those of GPU and TPU keep them until that is done, and it is them that this is about.
 NOTHING_MERGED = "--xla_disable_hlo_passes=cse"
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-COLLECTIVE = re.compile(
-  r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(", re.MULTILINE
-)
-
-
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-  """{kind: (number, bytes that come out on each device)} of a compiled program."""
-  found = collections.defaultdict(lambda: [0, 0])
-  for shapes, kind, _ in COLLECTIVE.findall(hlo):
-    sizes = [
-      BYTES.get(t, 4) * math.prod(int(n) for n in dims.split(",") if n)
-      for t, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    ]
-    found[kind][0] += 1
-    found[kind][1] += sum(sizes)
-  return {kind: tuple(values) for kind, values in found.items()}
-
 
 def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
   """Compiles one train step on all devices of this process; returns what a row of the table says."""
@@ -54,6 +35,7 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
   from jax.sharding import PartitionSpec as P
 
   from score_sde.run import devices, training
+  from score_sde.run.devices.targets import collectives
   from score_sde.run.experiment import build
 
   config = runpy.run_path(path)["get_config"]()
@@ -91,7 +73,9 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
 
 def row(found: dict) -> str:
   mib = lambda b: f"{b / 2**20:,.1f}"
-  kinds = ", ".join(f"{n} {kind} of {mib(size)}" for kind, (n, size) in sorted(found["collectives"].items())) or "none"
+  kinds = (
+    ", ".join(f"{c['count']} {kind} of {mib(c['bytes'])}" for kind, c in sorted(found["collectives"].items())) or "none"
+  )
   cells = [found["devices"], found["parallelism"], *(mib(found[k]) for k in ("state", "donated", "temporary")), kinds]
   return "| " + " | ".join(map(str, cells)) + f" | {found['compile']:.0f} |"
 

@@ -50,6 +50,7 @@ def draw(workdir, **guidance):
   return np.load(f"{workdir}/guided.npz")
 
 
+@pytest.mark.longest
 def test_measurements_of_every_kind_get_posterior_samples(runs):
   for task in ("super_resolution", "fourier", "phase_retrieval"):
     out = draw(runs["model"], task=task)

@@ -184,6 +184,7 @@ def test_slurm_s_processes_find_each_other_and_use_every_gpu(nodes, more, visibl
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_hosts_stop_together_where_one_gets_a_signal_and_go_on(tmp_path):
   hosts = start_hosts(tmp_path / "run", 2, 1, "--config.training.n_iters=100000")
   reaches(tmp_path / "run", 20)

@@ -25,6 +25,7 @@ from score_sde.run.config import BadInput, as_bad_input, make, resolve, sde_name
 from score_sde.run.devices.targets import (
   GIB,
   QUICK,
+  WITHOUT_TILES,
   NoCompiler,
   Target,
   bytes_accessed,
@@ -182,8 +183,14 @@ def _compile(lower: Callable, alone: Callable, target: Target) -> Program:
   lowering = time.monotonic() - start
   flops = float((alone().cost_analysis() or {}).get("flops", math.nan))
   start, cpu = time.monotonic(), time.process_time()
+  options = dict(QUICK.get(platform, {}))
   try:
-    compiled = lowered.compile(compiler_options=dict(QUICK.get(platform, {})) or None)
+    try:
+      compiled = lowered.compile(compiler_options=options or None)
+    except jax.errors.JaxRuntimeError as error:
+      if platform != "cuda" or "tile sizes" not in str(error):
+        raise
+      compiled = lowered.compile(compiler_options=options | WITHOUT_TILES)
   except jax.errors.JaxRuntimeError as error:
     used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not used:
@@ -333,13 +340,16 @@ def _duration(hours: float) -> str:
   return f"{hours * 3600:.1f} s"
 
 
+def _size(count: float) -> str:
+  return f"{count / GIB:.2f} GiB" if count >= 0.1 * GIB else f"{count / 2**20:.1f} MiB"
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
 def report(found: dict[str, Any]) -> str:
   """Returns a plan in words and tables."""
   config, target, memory, run = (found[k] for k in ("config", "target", "memory", "run"))
-  gib = lambda n: f"{n / GIB:.2f} GiB"
   lines = [
     f"{sde_name(config['sde'])} with {config['model']} on {config['dataset']}: batch {config['batch_size']} on "
     f"{target['devices']} x {target['chip']} ({config['dtype']}, {config['parallelism']}"
@@ -356,24 +366,24 @@ def report(found: dict[str, Any]) -> str:
   for name, p in found["programs"].items():
     moved = f"{p['bytes'] / 1e9:10.2f}" if p["bytes"] else f"{'-':>10}"
     lines.append(
-      f"{name.replace('_', ' '):<22}{p['flops'] / 1e9:>10.2f}{moved}{gib(p['temporary']):>12}"
+      f"{name.replace('_', ' '):<22}{p['flops'] / 1e9:>10.2f}{moved}{_size(p['temporary']):>12}"
       f"{p['compile_seconds']:>11.1f} s"
     )
   for kind, c in found["programs"]["train_step"]["collectives"].items():
     lines.append(f"  {kind} in a step: {c['count']}, {c['bytes'] / 2**20:.1f} MiB")
-  lines += ["", f"memory per device: {gib(memory['total'])} of {gib(memory['available'])}" + ("" if memory["fits"] else
-            ", WHICH IS TOO MUCH")]  # fmt: skip
+  too_much = "" if memory["fits"] else ", WHICH IS TOO MUCH"
+  lines += ["", f"memory per device: {_size(memory['total'])} of {_size(memory['available'])}{too_much}"]
   for name in ("parameters", "ema", "optimizer", "gradients", "activations"):
-    lines.append(f"  {name:<14}{gib(memory[name]):>12}")
+    lines.append(f"  {name:<14}{_size(memory[name]):>12}")
   samples = run.get("samples_per_snapshot")
   lines += ["", f"the run: {run['steps']:,} steps, {run['examples']:,} examples, {run['snapshots']} snapshots" + (
     f" of {samples} samples with {run['evaluations_per_sample'] or 'an adaptive number of'} evaluations" if samples
     else "")]  # fmt: skip
   lines.append(f"{'share of the peak':<22}{'images/s':>12}{'training':>12}{'sampling':>12}")
   for share, rates in found["time"].items():
-    hours = lambda h: f"{h:.1f} h" if h < 48 else f"{h / 24:.1f} days"
-    sampling = hours(rates["sampling_hours"]) if "sampling_hours" in rates else "-"
-    lines.append(f"{share:<22}{rates['images_per_second']:>12,.0f}{hours(rates['training_hours']):>12}{sampling:>12}")
+    sampling = _duration(rates["sampling_hours"]) if "sampling_hours" in rates else "-"
+    training_time = _duration(rates["training_hours"])
+    lines.append(f"{share:<22}{rates['images_per_second']:>12,.0f}{training_time:>12}{sampling:>12}")
   return "\n".join(lines)
 
 

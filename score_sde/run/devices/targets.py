@@ -209,6 +209,8 @@ QUICK: dict[str, dict[str, Any]] = {
   "cuda": {"xla_gpu_autotune_level": 0},
   "cpu": {},
 }
+# Without that search, XLA may choose tiles for a product on a GPU that do not divide it. Then cuBLAS computes it.
+WITHOUT_TILES = {"xla_gpu_enable_triton_gemm": False}
 
 
 # --- reading a compiled program ---------------------------------------------------------------------------------------
