@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 import runs
+
+from score_sde.run import evaluate
 
 CODE = """
 import sys; sys.path[:0] = ['tests', '.']
@@ -59,3 +62,26 @@ def test_the_train_step_is_compiled_once(tmp_path, devices, parallelism):
     assert len(later) == steps - 1, name
     assert int(first) >= 1
     assert set(later) == {"0"}, done.stdout
+
+
+@pytest.mark.slow
+def test_sampler_loss_and_likelihood_are_compiled_once_for_all_checkpoints(trained):
+  """An evaluation of two snapshots compiles no more programs than one of one snapshot, and so does a second one."""
+  folder, config = trained
+  compiled = []
+  listen = lambda name, seconds, **more: compiled.append(name) if name.endswith("backend_compile_duration") else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  counts = []
+  for name, first, last in (("one", 20, 20), ("two", 20, 40), ("again", 20, 40)):
+    evaluated = runs.changed(
+      config.copy_and_resolve_references(), eval__begin_ckpt=first, eval__end_ckpt=last, eval__report=name,
+      eval__enable_bpd=True, eval__enable_sampling=True, eval__num_samples=16, eval__num_examples=16,
+      eval__save_samples="none",
+    )  # fmt: skip
+    before = len(compiled)
+    evaluate.evaluate(evaluated, str(folder))
+    counts.append(len(compiled) - before)
+  one, two, again = counts
+  assert one > 0
+  assert two <= one, counts
+  assert again <= one, counts

@@ -93,8 +93,8 @@ def test_a_split_state_is_given_up_for_the_new_one_and_gathered_where_it_is_used
   whole = 16 * one["parameters"]  # parameters, their average and two moments: float32 though products are not
   assert whole <= one["donated"] <= one["state"] < 1.01 * whole
   assert whole / 4 <= four["donated"] <= four["state"] < 1.1 * whole / 4
-  gathers, scatters = four["collectives"]["all-gather"], four["collectives"]["reduce-scatter"]
-  assert 1 < scatters[0] < gathers[0] <= 2 * scatters[0]  # the first layers' are still there when gradients begin
+  gathers, scatters = (four["collectives"][kind]["count"] for kind in ("all-gather", "reduce-scatter"))
+  assert 1 < scatters < gathers <= 2 * scatters  # the first layers' are still there when gradients begin
 
 
 @pytest.mark.slow
@@ -110,6 +110,9 @@ def test_hosts_train_as_one_process_does(hosts, more, tmp_path):
   assert together == pytest.approx(alone, abs=1e-5)
   left = sorted(p.name for p in (tmp_path / "together").glob(".*"))
   assert left == [".claimed"]  # no half a file
+  logs = tmp_path / "together" / "logs"
+  assert sorted(p.name for p in logs.iterdir()) == [f"host_{i}.log" for i in range(hosts)]
+  assert "Starting a run of 20 steps" in (logs / "host_0.log").read_text()
 
 
 @pytest.fixture(scope="module", params=["8 devices", pytest.param("2 hosts", marks=pytest.mark.longest)])

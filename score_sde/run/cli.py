@@ -28,6 +28,7 @@ from score_sde.run.config import SDES, BadInput, describe, keys, resolve, unknow
 from score_sde.run.data import Stalled
 from score_sde.run.devices import programs
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
+from score_sde.run.workdir import copy_stderr, make_workdir
 from score_sde.sampling import METHODS
 
 MODES = ("train", "sample", "eval", "plan")
@@ -196,6 +197,8 @@ def run() -> None:
       plan.main(config, _TARGET.value, workdir or None, pathlib.Path(_config_file().partition(":")[0]).stem)
       return
     programs.cache_programs(pathlib.Path(workdir, "compiled"))
+    if devices.host_count() > 1:
+      copy_stderr(make_workdir(workdir))
     if _MODE.value == "train":
       training.train(config, workdir)
     elif _MODE.value == "sample":

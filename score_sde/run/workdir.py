@@ -7,6 +7,8 @@ import logging
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +68,22 @@ def claimed(path: pathlib.Path) -> Iterator[None]:
       yield
     finally:
       handle.truncate(0)
+
+
+def copy_stderr(workdir: pathlib.Path) -> None:
+  """Copies all that this process writes to stderr from now on to logs/host_INDEX.log in `workdir`.
+
+  Another process, `tee`, does it. So the last lines of a process that dies are there, too, and those of C++ code.
+  """
+  file = workdir / "logs" / f"host_{devices.host_index()}.log"
+  file.parent.mkdir(parents=True, exist_ok=True)
+  # A scheduler sends its signals to all processes of a job: tee must outlive this one.
+  command = ["sh", "-c", 'trap "" TERM INT HUP; exec tee -a "$0"', str(file)]
+  tee = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), stderr=subprocess.DEVNULL)
+  assert tee.stdin is not None
+  sys.stderr.flush()
+  os.dup2(tee.stdin.fileno(), sys.stderr.fileno())
+  tee.stdin.close()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
