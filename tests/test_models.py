@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen
 import golden_cases
 import jax
 import jax.numpy as jnp
@@ -270,6 +271,26 @@ def test_swish_has_its_closed_form_derivatives(x64):
   np.testing.assert_allclose(layers.swish(x), x * s, atol=1e-14)
   np.testing.assert_allclose(jax.vmap(jax.grad(layers.swish))(x), first, atol=1e-14)
   np.testing.assert_allclose(jax.vmap(jax.grad(jax.grad(layers.swish)))(x), second, atol=1e-14)
+
+
+def test_group_norm_and_its_derivatives_are_those_of_flax(x64):
+  """Value, forward and backward derivative, and the derivative of the derivative, which is written out by hand."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  x, dx = (3 + 2 * jax.random.normal(key, (2, 4, 6, 8)) for key in keys[:2])
+  scale, bias = (jax.random.normal(key, (8,)) for key in keys[2:])
+  theirs = flax.linen.GroupNorm(num_groups=4, epsilon=1e-3)
+  norms = (
+    lambda x, scale, bias: layers.normalize_groups(x, scale, bias, 4, 1e-3),
+    lambda x, scale, bias: theirs.apply({"params": {"scale": scale, "bias": bias}}, x),
+  )
+  loss = lambda norm: lambda *args: jnp.sum(jnp.sin(norm(*args)) * dx)
+  slope = lambda norm: lambda *args: jax.jvp(loss(norm), args, (dx, bias, scale))[1]
+  results = [
+    (norm(x, scale, bias), jax.jvp(norm, (x, scale, bias), (dx, bias, scale))[1],
+     jax.grad(loss(norm), (0, 1, 2))(x, scale, bias), jax.grad(slope(norm), (0, 1, 2))(x, scale, bias))
+    for norm in norms
+  ]  # fmt: skip
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), *results)
 
 
 def test_cheap_bits_are_fair_and_independent():
