@@ -34,21 +34,25 @@ def groups() -> dict[str, list[str]]:
   for file in sorted((ROOT / "configs").rglob("*.py")):
     if "def get_config" not in file.read_text() or file.name in ("base.py", "papers.py"):
       continue
-    config = runpy.run_path(str(file))["get_config"]()
+    name = str(file.relative_to(ROOT / "configs"))[:-3]
+    config = load(name)
     model = {k: v for k, v in config.model.to_dict().items() if k not in CONSTANTS}
     about = [model, config.data.image_size, config.data.num_channels, config.training.batch_size, config.training.task,
              config.training.accumulation]  # fmt: skip
-    found.setdefault(json.dumps(about, sort_keys=True, default=str), []).append(
-      str(file.relative_to(ROOT / "configs"))[:-3]
-    )
+    found.setdefault(json.dumps(about, sort_keys=True, default=str), []).append(name)
   return found
+
+
+def load(config: str):
+  """Returns the config of a name such as "vp/cifar10_dit"."""
+  return runpy.run_path(str(ROOT / "configs" / f"{config}.py"))["get_config"]()
 
 
 def one(config: str, target: str) -> dict:
   """Returns the plan of a config's train step."""
   from score_sde.run.plan import plan
 
-  return plan(runpy.run_path(str(ROOT / "configs" / f"{config}.py"))["get_config"](), target, programs=("train_step",))
+  return plan(load(config), target, programs=("train_step",))
 
 
 def measured(config: str, target: str) -> dict:
@@ -75,7 +79,7 @@ def candidates(config: str, target: str) -> list[str]:
   """Returns the targets to try one after the other until one fits."""
   if target.count(":") == 2:
     return [target]
-  size = runpy.run_path(str(ROOT / "configs" / f"{config}.py"))["get_config"]().training.batch_size
+  size = load(config).training.batch_size
   return [f"{target}:{s}" for s in SLICES if size % math.prod(map(int, s.split("x"))) == 0]
 
 

@@ -30,9 +30,6 @@ NOTHING_MERGED = "--xla_disable_hlo_passes=cse"
 def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
   """Compiles one train step on all devices of this process; returns what a row of the table says."""
   import jax
-  import numpy as np
-  from jax.sharding import NamedSharding
-  from jax.sharding import PartitionSpec as P
 
   from score_sde.run import devices, training
   from score_sde.run.devices.targets import collectives
@@ -48,16 +45,10 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
   state = jax.eval_shape(lambda: training.init_state(experiment))
   mesh = devices.fsdp_mesh(config.training.fsdp_devices if parallelism == "fsdp" else 1)
   # With one device to a copy of the parameters, the mesh is what pmap does.
-  place = devices.shardings(state, mesh)
-  batch = {"image": (np.uint8, experiment.shape), "label": (np.int32, ()), "index": (np.int32, ())}
-  split = NamedSharding(mesh, P((devices.DATA, devices.FSDP)))
-  abstract = {k: jax.ShapeDtypeStruct((n, *shape), dtype) for k, (dtype, shape) in batch.items()}
-  step = jax.jit(
-    training.make_train_step(experiment, mesh), in_shardings=(place, split),
-    out_shardings=(place, NamedSharding(mesh, P())), donate_argnums=0,
-  )  # fmt: skip
+  step = training.make_train_step(experiment, mesh)
   start = time.monotonic()
-  compiled = step.lower(state, abstract).compile(compiler_options={"xla_backend_optimization_level": 0})
+  lowered = devices.lower(step, state, training.abstract_batch(experiment, n), mesh, out_shared=True, donate=True)
+  compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
   memory = compiled.memory_analysis()
   return {
     "devices": n,

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import runs
 from configs import quickstart
 from score_sde.run import training
 from score_sde.run.config import BadInput
-from score_sde.run.devices import programs
+from score_sde.run.devices import programs, targets
 from score_sde.run.speed import Speed
 from score_sde.run.sweep import combinations, commands, slurm_script
 
@@ -180,5 +181,13 @@ def test_weights_and_biases_must_be_installed(monkeypatch):
 
 
 def test_chips_are_known_by_their_names():
-  assert dataclasses.is_dataclass(programs.CHIPS["h100"])
+  assert dataclasses.is_dataclass(targets.CHIPS["h100"])
+  for name, kind in {
+    "v5e": "TPU v5 lite",
+    "v5p": "TPU v5",
+    "v6e": "TPU v6 lite",
+    "h100": "NVIDIA H100 80GB HBM3",
+  }.items():
+    assert targets.chip_of(types.SimpleNamespace(device_kind=kind)) is targets.CHIPS[name]
+  assert targets.chip_of(types.SimpleNamespace(device_kind="cpu")) is None
   assert programs.peak_flops("float32") is None  # a CPU's peak is in no table

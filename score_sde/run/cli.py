@@ -24,7 +24,7 @@ from score_sde.errors import ScoreSDEError
 from score_sde.models import MODELS
 from score_sde.run import devices, guide, heap, plan, training
 from score_sde.run.checkpoints import finds_no_room
-from score_sde.run.config import SDES, BadInput, describe, keys, resolve, unknown_key, why_unread
+from score_sde.run.config import SDES, BadInput, check_key, describe, keys, resolve, why_unread
 from score_sde.run.data import Stalled
 from score_sde.run.devices import programs
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
@@ -118,15 +118,10 @@ def _overridden(argv: Sequence[str]) -> list[str]:
 def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
   """Ends the program at the first override of a key that `config` does not have."""
   for key in _overridden(argv):
-    value = config
-    for name in key.split("."):
-      if not isinstance(value, ConfigDict) or name not in value:
-        _fail(unknown_key(config, key))
-      value = value[name]
-    if isinstance(value, ConfigDict):
-      _fail(
-        f"--config.{key} is a section of the config: set one of its keys, such as --config.{key}.{next(iter(value))}."
-      )
+    try:
+      check_key(config, key, "--config.")
+    except BadInput as error:
+      _fail(str(error))
 
 
 def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
@@ -137,12 +132,17 @@ def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
       raise BadInput(f"--config.{key} has no effect here: only {reader} reads it. Leave it out, or set that, too.")
 
 
-def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
-  """Reads and checks the flags. `positional` names the arguments that are no flags."""
+def _config_file(argv: Sequence[str]) -> str:
+  """Returns the value of the last flag --config. Ends the program if there is none."""
   files = [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if re.match(r"--?config(=|$)", a)]
   if not files:
     _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")
-  _check_overrides(_read_config(files[-1]), argv)
+  return files[-1]
+
+
+def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
+  """Reads and checks the flags. `positional` names the arguments that are no flags."""
+  _check_overrides(_read_config(_config_file(argv)), argv)
   try:
     rest = flags.FLAGS(argv)
   except (flags.Error, ValueError, TypeError) as error:
@@ -194,7 +194,7 @@ def run() -> None:
     config, workdir = resolve(_CONFIG.value), os.path.expanduser(_WORKDIR.value or "")
     _check_effects(config, sys.argv)
     if _MODE.value == "plan":
-      plan.main(config, _TARGET.value, workdir or None, pathlib.Path(_config_file().partition(":")[0]).stem)
+      plan.main(config, _TARGET.value, workdir or None, pathlib.Path(_config_file(sys.argv).partition(":")[0]).stem)
       return
     programs.cache_programs(pathlib.Path(workdir, "compiled"))
     if devices.host_count() > 1:
@@ -275,17 +275,12 @@ def _sweep() -> None:
     given = flags.FLAGS
     _call(
       lambda: sweep(
-        _CONFIG.value, _config_file(), os.path.expanduser(str(_WORKDIR.value)), given.set, passed, run=given.run,
-        slurm=os.path.expanduser(str(given.slurm)),
+        _CONFIG.value, _config_file(sys.argv), os.path.expanduser(str(_WORKDIR.value)), given.set, passed,
+        run=given.run, slurm=os.path.expanduser(str(given.slurm)),
       )
     )  # fmt: skip
 
   app.run(main, flags_parser=_parse)
-
-
-def _config_file() -> str:
-  """Returns the value of the flag --config."""
-  return next(a.partition("=")[2] or b for a, b in pairwise([*sys.argv, ""]) if re.match(r"--?config(=|$)", a))
 
 
 def _compare() -> None:

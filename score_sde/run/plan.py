@@ -144,7 +144,7 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
   }
   if config.training.task == "classifier":
     return work
-  params = jax.eval_shape(lambda: training.init_state(experiment).params)
+  params = state.params
   points = lambda n: {
     "x": jax.ShapeDtypeStruct((n, *experiment.shape), np.float32), "t": jax.ShapeDtypeStruct((n,), np.float32),
     "label": jax.ShapeDtypeStruct((n,), np.int32),
@@ -218,11 +218,8 @@ def _state_bytes(experiment: Experiment) -> dict[str, float]:
   mesh = training.make_mesh(experiment.config)
 
   def size(tree: Any) -> float:
-    split = devices.shardings(tree, mesh) if mesh is not None else jax.tree.map(lambda _: None, tree)
-    local = lambda x, place: place.shard_shape(x.shape) if place is not None else x.shape
-    shapes = jax.tree.map(local, tree, split, is_leaf=lambda x: x is None)
-    sizes = jax.tree.map(lambda x, shape: x.dtype.itemsize * math.prod(shape), tree, shapes)
-    return float(sum(jax.tree.leaves(sizes)))
+    leaves = jax.tree.leaves(devices.placed(tree, mesh))
+    return float(sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves))
 
   params = size(state.params)
   return {

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from score_sde.errors import ScoreSDEError
-from score_sde.run.config import BadInput, unknown_key
+from score_sde.run.config import BadInput, check_key
 from score_sde.run.report.pictures import save_atomically
 from score_sde.run.report.progress import Interrupted, stop_asked
 
@@ -39,10 +39,10 @@ def combinations(config: ConfigDict, settings: Sequence[str]) -> list[dict[str, 
     found = [v.strip() for v in re.split(r",(?![^(\[]*[)\]])", text)]
     if not all(found):
       raise BadInput(f"--set {setting!r} must be KEY=VALUE,VALUE,..., such as optim.lr=1e-4,2e-4.")
-    section, _, name = key.partition(".")
-    known = name in config[section] if section in config and isinstance(config[section], ConfigDict) else key in config
-    if not known or (not name and isinstance(config[section], ConfigDict)):
-      raise BadInput(f"--set {setting!r}: " + unknown_key(config, key))
+    try:
+      check_key(config, key, "")
+    except BadInput as error:
+      raise BadInput(f"--set with the key {key!r}: {error}") from error
     if key in values:
       raise BadInput(f"--set {setting!r}: {key} is set twice. Give all its values in one --set.")
     values[key] = found

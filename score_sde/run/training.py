@@ -231,7 +231,7 @@ def abstract_batch(experiment: Experiment, size: int) -> dict[str, jax.ShapeDtyp
 def lower_share(experiment: Experiment) -> jax.stages.Lowered:
   """Lowers the training step of one device's share of the batch, without splitting it further, to count its work."""
   step = dataclasses.replace(make_train_step(experiment), mesh=None, parts=1)
-  share = experiment.config.training.batch_size // (devices.device_count() * devices.host_count())
+  share = experiment.config.training.batch_size // devices.total_count()
   state = jax.eval_shape(lambda: init_state(experiment))
   with devices.planned(jax.local_devices()[:1]):
     return devices.lower(step, state, abstract_batch(experiment, share), out_shared=True)
@@ -240,7 +240,7 @@ def lower_share(experiment: Experiment) -> jax.stages.Lowered:
 def step_flops(experiment: Experiment) -> float:
   """Returns the operations of a training step on all devices together, as the equations ask for them."""
   of_share: Any = lower_share(experiment).cost_analysis() or {}
-  return devices.device_count() * devices.host_count() * float(of_share.get("flops", 0.0))
+  return devices.total_count() * float(of_share.get("flops", 0.0))
 
 
 def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:

@@ -6,7 +6,7 @@ keys are placeholders, and `resolve` fills those that were not set. The keys are
 that read them (`readers`): each option field of a solver, a loss, an SDE or a network is a key of the config.
 """
 
-from score_sde.run.config.errors import BadInput, as_bad_input, choose, get, unknown_key
+from score_sde.run.config.errors import BadInput, as_bad_input, check_key, choose, get, unknown_key
 from score_sde.run.config.keys import as_dict, default_config
 from score_sde.run.config.readers import describe, keys, make, names_of, values_for, why_unread
 from score_sde.run.config.resolve import resolve, signature
@@ -31,6 +31,7 @@ __all__ = [
   "BadInput",
   "as_bad_input",
   "as_dict",
+  "check_key",
   "choose",
   "default_config",
   "describe",

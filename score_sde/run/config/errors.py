@@ -59,6 +59,19 @@ def unknown_key(config: ConfigDict, key: str) -> str:
   return f"config has no key {key!r}.{hint} Keys of {section or 'config'}: {', '.join(known)}."
 
 
+def check_key(config: ConfigDict, key: str, shown: str) -> None:
+  """Raises BadInput unless the dotted `key` is one of `config` and no section. `shown` begins the name of the key."""
+  value: Any = config
+  for name in key.split("."):
+    if not isinstance(value, ConfigDict) or name not in value:
+      raise BadInput(unknown_key(config, key))
+    value = value[name]
+  if isinstance(value, ConfigDict):
+    raise BadInput(
+      f"{shown}{key} is a section of the config: set one of its keys, such as {shown}{key}.{next(iter(value))}."
+    )
+
+
 def get(config: ConfigDict, key: str) -> Any:
   """Returns the value of a dotted key such as "model.nf"."""
   for name in key.split("."):

@@ -150,15 +150,20 @@ def on_cpu() -> bool:
   return _devices()[0].platform == "cpu"
 
 
+def total_count() -> int:
+  """Returns the number of devices of all hosts."""
+  return len(_devices())
+
+
 def describe() -> str:
   """Returns the number of devices and hosts in words, e.g. '8 cpu devices on 1 host'."""
-  total, hosts = len(_devices()), host_count()
+  total, hosts = total_count(), host_count()
   return f"{total} {_devices()[0].platform} device{'s' * (total > 1)} on {hosts} host{'s' * (hosts > 1)}"
 
 
 def check_batch_size(key: str, size: int, parts: int = 1) -> None:
   """Raises InvalidArgument unless the global batch size divides by devices x `parts`. `key` is its config key."""
-  total = len(_devices()) * parts
+  total = total_count() * parts
   if size < 1 or size % total:
     nearest = max(total, round(size / total) * total)
     accumulated = f" in training.accumulation={parts} parts" if parts > 1 else ""
@@ -312,7 +317,7 @@ def fsdp_mesh(size: int) -> Mesh:
   Raises:
     InvalidArgument: if `size` does not divide the number of devices.
   """
-  total = len(_devices())
+  total = total_count()
   size = size or total
   if total % size:
     raise InvalidArgument(f"training.fsdp_devices={size} does not divide {describe()}. Give a divisor of {total}.")
@@ -401,18 +406,15 @@ def lower(
     out_shared: True if all devices return the same, as a train step does. Otherwise the result is (B, ...).
     donate: give up the buffers of `shared`.
   """
-  donated = (0,) if donate else ()
-  if mesh is not None:
-    place, split = shardings(shared, mesh), NamedSharding(mesh, P((DATA, FSDP)))
-    out = (place, NamedSharding(mesh, P())) if out_shared else split
-    run = jax.jit(fn, in_shardings=(place, split), out_shardings=out, donate_argnums=donated)
-    return run.lower(shared, batch)
-  one = _mesh()
-  place = lambda tree, spec: jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(one, spec)), tree
-  )
-  run = jax.shard_map(fn, mesh=one, in_specs=(P(), P(AXIS)), out_specs=P() if out_shared else P(AXIS), check_vma=False)
-  return jax.jit(run, donate_argnums=donated).lower(place(shared, P()), place(batch, P(AXIS)))
+  over, spec = (_mesh(), P(AXIS)) if mesh is None else (mesh, P((DATA, FSDP)))
+  split = NamedSharding(over, spec)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch)
+  if mesh is None:
+    fn = jax.shard_map(fn, mesh=over, in_specs=(P(), spec), out_specs=P() if out_shared else spec, check_vma=False)
+    out = None
+  else:
+    out = (shardings(shared, mesh), NamedSharding(mesh, P())) if out_shared else split
+  return jax.jit(fn, out_shardings=out, donate_argnums=(0,) if donate else ()).lower(placed(shared, mesh), batch)
 
 
 # --- collectives ------------------------------------------------------------------------------------------------------
@@ -454,7 +456,7 @@ def shard(tree: Tree, axis: int = 0) -> Tree:
 
 
 def placed(abstract: Tree, mesh: Mesh | None = None) -> Tree:
-  """Returns abstract arrays with the sharding to which a checkpoint is restored, whatever devices wrote it.
+  """Returns abstract arrays with the sharding that a training state has, whatever devices wrote its checkpoint.
 
   With an `fsdp_mesh` they are split over it. Without one, all devices of all hosts get a copy, see `replicate`.
   """

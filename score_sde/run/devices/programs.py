@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from score_sde.run.devices.targets import CHIPS
+from score_sde.run.devices.targets import GIB, chip_of
 
 log = logging.getLogger(__name__)
 
-_compiled = 0  # programs that this process has compiled, or read from the cache, since `_counts` was first called
+_compiled = 0  # programs that this process has compiled, or read from the cache, since `_count` was first called
 
 
 def cache_programs(folder: pathlib.Path) -> None:
@@ -89,13 +89,11 @@ def memory() -> dict[str, float]:
   stats = [s for s in (d.memory_stats() for d in jax.local_devices()) if s and "bytes_in_use" in s]
   if not stats:
     return {}
-  most = lambda key: max(s.get(key, 0) for s in stats) / 2**30
+  most = lambda key: max(s.get(key, 0) for s in stats) / GIB
   return {"memory_gib": most("bytes_in_use"), "highest_memory_gib": most("peak_bytes_in_use")}
 
 
 def peak_flops(dtype: str) -> float | None:
   """Returns the peak operations per second of all devices of this run; None if their kind is in no table."""
-  kind = jax.devices()[0].device_kind.lower()
-  names = {"tpu v5 lite": "v5e", "tpu v5": "v5p", "tpu v5p": "v5p", "tpu v6 lite": "v6e"}
-  chips = [CHIPS[names[kind]]] if kind in names else [c for c in CHIPS.values() if c.name.lower() == kind]
-  return chips[0].flops[dtype] * jax.device_count() if chips and dtype in chips[0].flops else None
+  chip = chip_of(jax.devices()[0])
+  return chip.flops[dtype] * jax.device_count() if chip and dtype in chip.flops else None

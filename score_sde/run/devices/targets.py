@@ -79,6 +79,18 @@ CHIPS = {
   ),
 }  # fmt: skip
 
+# What JAX calls the chips whose names it shortens.
+_KINDS = {"tpu v5 lite": "v5e", "tpu v5": "v5p", "tpu v5p": "v5p", "tpu v6 lite": "v6e"}
+
+
+def chip_of(device: Any) -> Chip | None:
+  """Returns the chip of a JAX device; None if it is in no table."""
+  kind = device.device_kind.lower()
+  if kind in _KINDS:
+    return CHIPS[_KINDS[kind]]
+  return next((chip for chip in CHIPS.values() if chip.name.lower() == kind), None)
+
+
 # Chips per host in each direction, where a slice is smaller than a host.
 _SINGLE = {"1x1": (1, 1, 1), "1x1x1": (1, 1, 1)}
 
@@ -88,20 +100,14 @@ class Target:
   """Machine that a run is planned for: `devices` of one kind of `chip`.
 
   Attributes:
-    text: its name, such as "tpu:v5e:2x4".
     chip: the chip.
     devices: JAX devices that stand for its devices.
     usable: bytes of memory per device that a program can have.
   """
 
-  text: str
   chip: Chip
   devices: Sequence[Any]
   usable: float
-
-  @property
-  def peak(self) -> dict[str, float]:
-    return self.chip.flops
 
 
 def find_target(text: str) -> Target:
@@ -129,10 +135,10 @@ def find_target(text: str) -> Target:
       raise InvalidArgument(f"target={text!r} must end with a number of GPUs, such as cuda:{name}:8.", "target")
     # JAX takes three quarters of a GPU's memory, unless this says otherwise.
     share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
-    return Target(text, chip, _gpus(chip, int(shape)), share * chip.memory)
+    return Target(chip, _gpus(text, chip, int(shape)), share * chip.memory)
   if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
     raise InvalidArgument(f"target={text!r} must end with a topology, such as tpu:{name}:2x4.", "target")
-  return Target(text, chip, _tpus(text, name, shape), chip.memory)
+  return Target(chip, _tpus(text, name, shape), chip.memory)
 
 
 def _local() -> Target:
@@ -141,12 +147,11 @@ def _local() -> Target:
   if platform == "cpu":
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     chip = Chip("cpu", f"{kind} device of this machine", total / len(devices))
-    return Target("local", chip, devices, chip.memory)
-  matching = [c for c in CHIPS.values() if c.name.lower() == kind.lower()]
+    return Target(chip, devices, chip.memory)
   stats = devices[0].memory_stats() or {}
-  chip = matching[0] if matching else Chip("cuda" if platform == "gpu" else platform, kind, 0.0)
+  chip = chip_of(devices[0]) or Chip("cuda" if platform == "gpu" else platform, kind, 0.0)
   usable = float(stats.get("bytes_limit", chip.memory))
-  return Target("local", dataclasses.replace(chip, memory=max(chip.memory, usable)), devices, usable)
+  return Target(dataclasses.replace(chip, memory=max(chip.memory, usable)), devices, usable)
 
 
 def _topology(platform: str, name: str, extra: str, **options: Any) -> Sequence[Any]:
@@ -178,10 +183,8 @@ def _tpus(text: str, name: str, shape: str) -> Sequence[Any]:
   return _topology("tpu", text, "plan-tpu", topology_name=f"{name}:{shape}", **single)
 
 
-def _gpus(chip: Chip, count: int) -> Sequence[Any]:
-  about = describe_gpu(chip)
-  text = f"cuda:{next(n for n, c in CHIPS.items() if c is chip)}:{count}"
-  return _topology("cuda", text, "plan-gpu", topology=f"1x1x{count}", target_config=about)
+def _gpus(text: str, chip: Chip, count: int) -> Sequence[Any]:
+  return _topology("cuda", text, "plan-gpu", topology=f"1x1x{count}", target_config=describe_gpu(chip))
 
 
 def describe_gpu(chip: Chip) -> str:
@@ -264,11 +267,10 @@ def _bytes_of_body(bodies: dict[str, str], name: str) -> int:
       times = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
       total += (int(times[1]) if times else 1) * (_bytes_of_body(bodies, body[1]) if body else 0)
       continue
-    written = (
-      re.sub(r"[su]8\[\d+\]", "", shape) if kind == "custom-call" else shape
-    )  # without a library's scratch space
+    if kind == "custom-call":  # the scratch space of a library is no result
+      shape = re.sub(r"[su]8\[\d+\]", "", shape)
     operands = re.findall(r"%([\w.-]+)", rest.split("), ")[0])
-    total += size_of(written) + sum(size_of(shapes.get(o, "")) for o in operands)
+    total += size_of(shape) + sum(size_of(shapes.get(o, "")) for o in operands)
   return total
 
 
