@@ -66,22 +66,23 @@ def test_the_train_step_is_compiled_once(tmp_path, devices, parallelism):
 
 @pytest.mark.slow
 def test_sampler_loss_and_likelihood_are_compiled_once_for_all_checkpoints(trained):
-  """An evaluation of two snapshots compiles no more programs than one of one snapshot, and so does a second one."""
+  """An evaluation of two snapshots compiles no more programs than one of one snapshot.
+
+  A first evaluation fills the caches of single operations, which other tests may have filled or not.
+  """
   folder, config = trained
   compiled = []
   listen = lambda name, seconds, **more: compiled.append(name) if name.endswith("backend_compile_duration") else None
   jax.monitoring.register_event_duration_secs_listener(listen)
   counts = []
-  for name, first, last in (("one", 1, 1), ("two", 1, 2), ("again", 1, 2)):
+  for name, last in (("first", 2), ("one", 1), ("two", 2)):
     evaluated = runs.changed(
-      config.copy_and_resolve_references(), eval__begin_ckpt=first, eval__end_ckpt=last, eval__report=f"report_{name}",
+      config.copy_and_resolve_references(), eval__begin_ckpt=1, eval__end_ckpt=last, eval__report=f"report_{name}",
       eval__enable_bpd=True, eval__enable_sampling=True, eval__num_samples=16, eval__num_examples=16,
       eval__save_samples="none",
     )  # fmt: skip
     before = len(compiled)
     evaluate.evaluate(evaluated, str(folder))
     counts.append(len(compiled) - before)
-  one, two, again = counts
-  assert one > 0
-  assert two <= one, counts
-  assert again <= one, counts
+  _, one, two = counts
+  assert 0 < one == two, counts

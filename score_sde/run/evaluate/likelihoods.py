@@ -40,17 +40,10 @@ def mean_loss(
   Returns:
     {"loss", "loss_error"}.
   """
-  config, loss, scaling = experiment.config, experiment.loss, experiment.scaling
-  total = min(len(source), config.eval.num_examples or len(source))
-  classes = config.model.num_classes > 0
-
-  def losses(params, key, batch):
-    keys = example_keys(key, batch["index"])
-    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), batch["label"] if classes else None
-    return loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
-
-  run = devices.over_devices(losses, shared=2)
-  values = _over_batches("loss", config, source, lambda batch: run(params, key, batch), cache)
+  config = experiment.config
+  total = np.int32(min(len(source), config.eval.num_examples or len(source)))
+  run = _losses(experiment)
+  values = _over_batches("loss", config, source, lambda batch: run(params, key, total, batch), cache)
   return _mean_and_error("loss", values)
 
 
@@ -78,15 +71,7 @@ def accuracy(
     ratios = np.array([config.training.single_sigma])
   times = np.asarray(sde.time_of_log_snr(jnp.asarray(-2 * np.log(ratios), jnp.float32)))
 
-  model, scaling = experiment.classifier, experiment.scaling
-
-  def right(params, key, t, batch):
-    keys = example_keys(key, batch["index"])
-    x = scaling.prepare(fold(keys, DATA), batch["image"])
-    logits = model.at_time(params, fold(keys, PROBE), x, jnp.full(keys.shape, t))
-    return jnp.argmax(logits, axis=1) == batch["label"]
-
-  run = devices.over_devices(right, shared=3)
+  run = _right(experiment)
 
   def share(i, t):
     at_t = lambda batch: run(params, key, t, batch)
@@ -115,10 +100,7 @@ def mean_bits_per_dim(
   """
   config, e = experiment.config, experiment.config.eval
   dims = math.prod(experiment.shape)
-  log_p, score = _likelihood(experiment), experiment.score(params)
-  # The likelihood is that of dequantized data, however the model was trained. The chain's is that of discrete images.
-  scaling = dataclasses.replace(experiment.scaling, uniform_dequantization=e.likelihood != "chain")
-  prepare = jax.jit(lambda keys, image: scaling.prepare(fold(keys, DATA), image))
+  (prepare, log_p), score = _likelihood(experiment), experiment.score(params)
 
   def run(repeat, batch):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
@@ -141,13 +123,13 @@ def mean_bits_per_dim(
       len(failed), len(finished), some,
     )  # fmt: skip
   counts = {"likelihood_nfe": float(nfe), "likelihood_failed": len(failed), "examples": int(finished.sum())}
-  unit = "bits_per_dim" if scaling.is_image else "nats"
-  if not scaling.is_image:
+  unit = "bits_per_dim" if experiment.scaling.is_image else "nats"
+  if not experiment.scaling.is_image:
     values = -log_density
   elif e.likelihood == "chain":
     values = -log_density / (dims * math.log(2))
   else:
-    values = np.asarray(bits_per_dim(log_density, dims, config.data.levels, scaling.slope))
+    values = np.asarray(bits_per_dim(log_density, dims, config.data.levels, experiment.scaling.slope))
   result = _mean_and_error(unit, values[finished]) if finished.any() else {}
   return {"likelihood": e.likelihood} | result | counts, np.where(finished, values, np.nan)
 
@@ -173,9 +155,49 @@ def keep_likelihoods(
   pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, **arrays))
 
 
-def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-  """Returns (score, keys, x, y) -> (log-density or log-probability, evaluations, time reached), each (B,)."""
+# The programs are kept for the next checkpoint of the same experiment: likelihoods of a large network take minutes to
+# trace and to compile.
+_kept_for_one_experiment = functools.lru_cache(maxsize=1)
+
+
+@_kept_for_one_experiment
+def _losses(experiment: Experiment) -> Callable[..., jax.Array]:
+  """Returns (params, key, total, batch) -> losses (B,), compiled."""
+  loss, scaling = experiment.loss, experiment.scaling
+
+  def losses(params, key, total, batch):
+    keys = example_keys(key, batch["index"])
+    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), experiment.classes(batch["label"])
+    return loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
+
+  return devices.over_devices(losses, shared=3)
+
+
+@_kept_for_one_experiment
+def _right(experiment: Experiment) -> Callable[..., jax.Array]:
+  """Returns (params, key, t, batch) -> whether the classifier is right about each example (B,), compiled."""
+  model, scaling = experiment.classifier, experiment.scaling
+
+  def right(params, key, t, batch):
+    keys = example_keys(key, batch["index"])
+    x = scaling.prepare(fold(keys, DATA), batch["image"])
+    logits = model.at_time(params, fold(keys, PROBE), x, jnp.full(keys.shape, t))
+    return jnp.argmax(logits, axis=1) == batch["label"]
+
+  return devices.over_devices(right, shared=3)
+
+
+@_kept_for_one_experiment
+def _likelihood(experiment: Experiment) -> tuple[Callable[..., jax.Array], Callable[..., tuple[jax.Array, ...]]]:
+  """Returns two compiled functions.
+
+  The first prepares images, (keys, image) -> x. The second is (score, keys, x, y) -> (log-density or log-probability,
+  evaluations, time reached), each (B,).
+  """
   config, sde = experiment.config, experiment.sde
+  # The likelihood is that of dequantized data, however the model was trained. The chain's is that of discrete images.
+  scaling = dataclasses.replace(experiment.scaling, uniform_dequantization=config.eval.likelihood != "chain")
+  prepare = jax.jit(lambda keys, image: scaling.prepare(fold(keys, DATA), image))
   if config.eval.likelihood == "ode":
     exact = make(ExactLikelihood, config, "eval", max_steps=config.sampling.max_steps)
     log_p = devices.over_devices(lambda score, batch: exact(sde, score, *batch))
@@ -184,7 +206,7 @@ def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Ar
       found = log_p(score, (keys, x, y))
       return found.log_p, found.nfe.astype(jnp.float32), found.t
 
-    return by_ode
+    return prepare, by_ode
   if config.eval.likelihood == "elbo":
     bound = make(EvidenceBound, config, "eval")
   else:
@@ -198,7 +220,7 @@ def _likelihood(experiment: Experiment) -> Callable[..., tuple[jax.Array, jax.Ar
     constant = lambda value: jnp.full(x.shape[:1], value, jnp.float32)
     return run(score, (keys, x, y)), constant(bound.evaluations), constant(sde.T)
 
-  return by_bound
+  return prepare, by_bound
 
 
 def _over_batches(
