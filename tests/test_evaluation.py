@@ -13,11 +13,10 @@ import runs
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from score_sde.run import evaluate, features
+from score_sde.run import evaluate, features, storage
 from score_sde.run.config import BadInput
-from score_sde.run.evaluate import compare, samples
+from score_sde.run.evaluate import compare, likelihoods, samples
 from score_sde.run.evaluate.runs import POLL_SECONDS
-from score_sde.run.report import pictures
 
 
 def rows_of(folder, name="report"):
@@ -55,7 +54,7 @@ def test_bits_per_dim_go_on_where_they_were_stopped(trained, monkeypatch):
   config = config.copy_and_resolve_references()
   config.eval.likelihood, config.eval.num_times, config.eval.batch_size, config.eval.num_repeats = "elbo", 4, 8, 2
   config.eval.enable_loss, config.eval.enable_bpd, written = False, True, []
-  save = pictures.save_atomically
+  save = storage.save_atomically
 
   def dies(path, write):
     save(path, write)
@@ -64,7 +63,7 @@ def test_bits_per_dim_go_on_where_they_were_stopped(trained, monkeypatch):
       raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(pictures, "save_atomically", dies)
+    patch.setattr(likelihoods, "save_atomically", dies)
     with pytest.raises(KeyboardInterrupt):
       evaluate.evaluate(config, str(folder))
   left = sorted(p.name for p in (folder / "eval").glob("unfinished_*/*/likelihood/*"))

@@ -196,7 +196,7 @@ def run() -> None:
     if _MODE.value == "plan":
       plan.main(config, _TARGET.value, workdir or None, pathlib.Path(_config_file(sys.argv).partition(":")[0]).stem)
       return
-    programs.cache_programs(pathlib.Path(workdir, "compiled"))
+    programs.cache_programs(os.path.join(workdir, "compiled"))
     if devices.host_count() > 1:
       copy_stderr(make_workdir(workdir))
     if _MODE.value == "train":

@@ -29,9 +29,9 @@ from score_sde.run.checkpoints import torch_file
 from score_sde.run.classifiers import load_classifier
 from score_sde.run.config import BadInput, resolve
 from score_sde.run.config.errors import foreign
-from score_sde.run.report.pictures import save_atomically
 from score_sde.run.report.progress import Bar
-from score_sde.run.workdir import make_workdir
+from score_sde.run.storage import save_atomically
+from score_sde.run.workdir import make_file
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,7 @@ def stats(config: ConfigDict, output: str) -> None:
     raise BadInput("eval.features is unset: give 'inception', or the workdir of a classifier (configs/classifier/).")
   if not output.endswith(".npz"):
     raise BadInput(f"{output!r} must end in .npz.")
-  path = make_workdir(str(pathlib.Path(output).parent)) / pathlib.Path(output).name
+  path = make_file(output)
   reference = of_data(config, make(config), "train")
   write(path, reference)
   log.info("Wrote %s: %s of %d images.", output, reference.extractor, reference.moments.count)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +35,7 @@ from score_sde.run.data.files import as_shown
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
+from score_sde.run.storage import path_of, save_atomically
 from score_sde.run.workdir import class_names
 from score_sde.sampling import AdaptiveODE
 from score_sde.sde import linear
@@ -97,7 +97,7 @@ def with_class(experiment: Experiment) -> Experiment:
   if g.label is not None and not 0 <= g.label < classes:
     raise BadInput(f"guidance.label={g.label} is no class: the classifier of {g.classifier!r} has {classes}, from 0.")
   guide = lambda score: condition_on(score, conditional, params)
-  names = tuple(class_names(pathlib.Path(g.classifier), classes))
+  names = tuple(class_names(path_of(g.classifier), classes))
   return dataclasses.replace(experiment, guide=guide, sampled_classes=classes, class_names=names)
 
 
@@ -242,7 +242,7 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   arrays["inputs"] = evaluation.to_uint8(_shown(experiment, x))
   if "measurement" in columns:
     arrays["measurements"] = evaluation.to_uint8(columns["measurement"])
-  pictures.save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
+  save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
   log.info("Wrote guided.png, guided.npz and %d pictures in guided/ to %s (%.1f s).", len(rows), path, seconds)
   if not finite.any():
     solves = config.sampling.method in ("ode", "adaptive_sde") or g.task == "interpolate"

@@ -21,6 +21,7 @@ from score_sde.run.config import BadInput, default_config, make_sde, resolve, si
 from score_sde.run.config.networks import create
 from score_sde.run.config.plugins import is_plugin
 from score_sde.run.experiment import abstract_params, make_model
+from score_sde.run.storage import Path, path_of
 
 
 def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
@@ -56,7 +57,7 @@ def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()
 
 def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
   """Returns the config with which the run in `workdir` was trained, see `parse_config`."""
-  file = pathlib.Path(workdir).expanduser() / "config.json"
+  file = path_of(workdir) / "config.json"
   if not file.is_file() or not checkpoints.exists(workdir):
     raise BadInput(f"{workdir!r} holds no trained model: it has no config.json or no checkpoints.")
   return parse_config(file.read_text(), str(file), allowed=allowed)
@@ -64,7 +65,7 @@ def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> Config
 
 def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> Model:
   """Returns the trained model in `path`; see `score_sde.load`."""
-  file, allowed = pathlib.Path(path).expanduser(), None if allow_code else ()
+  file, allowed = path_of(path), None if allow_code else ()
   if file.suffix != ".safetensors":
     config = resolve(read_config(str(file), allowed=allowed))
     return _model(config, lambda: _ema_of_workdir(config, str(file), checkpoint))
@@ -78,7 +79,7 @@ def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> 
       f"config.json of the run beside the file, as {beside.name}."
     )
   config = resolve(parse_config(text, str(file), allowed=allowed))
-  return _model(config, lambda: _ema_of_file(config, file))
+  return _model(config, lambda: _ema_of_file(config, pathlib.Path(file)))
 
 
 def _model(config: ConfigDict, read_params: Any) -> Model:
@@ -112,7 +113,7 @@ def _ema_of_workdir(config: ConfigDict, workdir: str, checkpoint: str) -> Any:
   return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), devices.local(found[1]["ema_params"]))  # of one device
 
 
-def _metadata(file: pathlib.Path) -> dict[str, str]:
+def _metadata(file: Path) -> dict[str, str]:
   try:
     with safetensors.safe_open(file, "np") as opened:
       return opened.metadata() or {}

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import math
-import pathlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from score_sde.run.devices.targets import (
   measured_peak,
 )
 from score_sde.run.experiment import Experiment, build
+from score_sde.run.storage import path_of
 from score_sde.run.workdir import write_json
 from score_sde.sde import bind
 
@@ -394,8 +394,7 @@ def main(config: ConfigDict, target: str, workdir: str | None, name: str) -> Non
   if not found["memory"]["fits"]:
     log.info("It does not fit. Trying overrides ...")
     found["overrides_that_fit"] = overrides_that_fit(resolve(config), target)
-  file = pathlib.Path(workdir, "plan.json") if workdir else pathlib.Path(f"plan_{name}_{target.replace(':', '_')}.json")
-  file.parent.mkdir(parents=True, exist_ok=True)
+  file = path_of(workdir) / "plan.json" if workdir else path_of(f"plan_{name}_{target.replace(':', '_')}.json")
   write_json(file, json.loads(json.dumps(found, default=float)))
   print(report(found))
   print(f"\n{file}")

@@ -1,7 +1,6 @@
 """Speed and profile of a training run."""
 
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 
 from score_sde.run.devices import programs
+from score_sde.run.storage import Folder, Path
 
 log = logging.getLogger(__name__)
 
@@ -48,27 +48,33 @@ class Speed:
 class Profile:
   """Context that records the steps `first` to `last` in the folder `profile` of the workdir; none without `steps`."""
 
-  def __init__(self, workdir: pathlib.Path, steps: Sequence[int]):
-    self._folder, self._steps, self._runs = workdir / "profile", tuple(steps), False
+  def __init__(self, workdir: Path, steps: Sequence[int]):
+    self._steps, self._runs = tuple(steps), False
+    self._folder = Folder(workdir / "profile") if steps else None
 
   def __enter__(self) -> "Profile":
     return self
 
   def __exit__(self, *_: Any) -> None:
     if self._runs:
-      jax.profiler.stop_trace()
+      self._stop()
+
+  def _stop(self) -> None:
+    assert self._folder is not None
+    jax.profiler.stop_trace()
+    self._folder.close()
+    self._runs, self._steps = False, ()
+    log.info("Profile in %s: tensorboard --logdir=%s", self._folder.path, self._folder.path)
 
   def at(self, step: int, state: Any) -> None:
     """Starts or ends the recording if it is time. Call it before each block of steps."""
-    if not self._steps:
+    if not self._steps or self._folder is None:
       return
     first, last = self._steps
     if first <= step < last and not self._runs:
       jax.block_until_ready(state)
-      jax.profiler.start_trace(str(self._folder))
+      jax.profiler.start_trace(str(self._folder.local))
       self._runs = True
     elif step >= last and self._runs:
       jax.block_until_ready(state)
-      jax.profiler.stop_trace()
-      self._runs, self._steps = False, ()
-      log.info("Profile in %s: tensorboard --logdir=%s", self._folder, self._folder)
+      self._stop()

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from score_sde.errors import ScoreSDEError
 from score_sde.run.config import BadInput, check_key
-from score_sde.run.report.pictures import save_atomically
 from score_sde.run.report.progress import Interrupted, stop_asked
+from score_sde.run.storage import in_bucket, path_of, save_atomically
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,12 @@ def commands(
 
 def slurm_script(runs: list[list[str]], workdir: str) -> str:
   """Returns a SLURM script: a job array with one task per run. Submitted again, it resumes all runs."""
+  logs = "" if in_bucket(workdir) else f"{workdir}/"
   lines = "\n".join(f"  {shlex.quote(shlex.join(run))}" for run in runs)
   return (
     "#!/bin/bash\n"
     f"#SBATCH --job-name=sweep --array=0-{len(runs) - 1} --gpus-per-node=1\n"
-    f"#SBATCH --output={os.path.join(workdir, 'slurm_%A_%a.log')} --signal=B:TERM@120 --requeue\n\n"
+    f"#SBATCH --output={logs}slurm_%A_%a.log --signal=B:TERM@120 --requeue\n\n"
     f"runs=(\n{lines}\n)\n\n"
     "# The shell passes the signal that SLURM sends before the time limit: the run saves its state and ends.\n"
     'eval "srun ${runs[$SLURM_ARRAY_TASK_ID]} &"\n'
@@ -95,8 +96,9 @@ def sweep(
   """
   runs = commands(config_file, workdir, combinations(config, settings), flags)
   if slurm:
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)  # SLURM writes its logs there, and does not create it
-    save_atomically(pathlib.Path(slurm), lambda file: file.write(slurm_script(runs, workdir).encode()))
+    if not in_bucket(workdir):
+      path_of(workdir).mkdir(parents=True, exist_ok=True)  # SLURM writes its logs there, and does not create it
+    save_atomically(slurm, lambda file: file.write(slurm_script(runs, workdir).encode()))
     print(f"sbatch {slurm}  # {len(runs)} runs")
     return
   if not run:

@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import logging
 import math
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +28,7 @@ from score_sde.run.packing import SMALL, Packing
 from score_sde.run.report import curves, pictures
 from score_sde.run.report.progress import Bar, Interrupted, stop_asked
 from score_sde.run.speed import Profile, Speed
+from score_sde.run.storage import Path
 from score_sde.run.workdir import check_data, claimed, make_workdir, write_config
 from score_sde.scaling import Scaling
 
@@ -370,7 +370,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       raise failure
 
 
-def _draw_curves(config: ConfigDict, path: pathlib.Path) -> None:
+def _draw_curves(config: ConfigDict, path: Path) -> None:
   """Draws curves.png, and fid.png if FIDs were measured."""
   rows, run = curves.read(path), f"{sde_name(config.training.sde)}, {config.model.name}"
   of = lambda name: np.array([(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))])
@@ -395,7 +395,7 @@ class Run:
   def __init__(
     self,
     experiment: Experiment,
-    path: pathlib.Path,
+    path: Path,
     manager: Any,
     source: data.Source,
     test_source: data.Source,
@@ -509,6 +509,7 @@ class Run:
 
   def _save(self) -> None:
     heap.give_back()  # frees the memory of the previous save
+    self.curves.sync()
     state = saved_form(self.state)
     checkpoints.save(self.manager, self.step, state, self.state.ema_params, signature(self.config))
 
@@ -520,7 +521,7 @@ class Run:
     self.curves.write(self.step, **found)
 
   @property
-  def _picture(self) -> pathlib.Path:
+  def _picture(self) -> Path:
     """File of a snapshot's samples."""
     return self.path / "samples" / f"step_{self.step:08d}.png"
 

@@ -1,7 +1,6 @@
 """Workdir: creates the folder of a run, claims it for one job and writes the small files in it."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -14,69 +13,58 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.run import checkpoints, devices
+from score_sde.run import checkpoints, devices, storage
 from score_sde.run.config import BadInput, as_dict
 from score_sde.run.config.errors import foreign
 from score_sde.run.data.sources import Source, identity
-from score_sde.run.report.pictures import save_atomically
+from score_sde.run.storage import Path, save_atomically
 
 log = logging.getLogger(__name__)
 
 
-def make_workdir(workdir: str) -> pathlib.Path:
+def make_workdir(workdir: str) -> Path:
   """Creates `workdir` and returns its path. Raises BadInput if it cannot be created or written to."""
-  path = pathlib.Path(workdir)
+  path = storage.path_of(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f".write_test_{socket.gethostname()}_{os.getpid()}"
     probe.touch()
     probe.unlink()
-  except OSError as error:
-    raise BadInput(f"--workdir={workdir!r} cannot be written to ({error.strerror}). Give another.") from error
+  except Exception as error:  # those of a bucket are of many kinds
+    if not (isinstance(error, OSError) or storage.in_bucket(path)):
+      raise
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    raise BadInput(f"--workdir={workdir!r} cannot be written to ({reason}). Give another.") from error
+  return path
+
+
+def make_file(output: str) -> pathlib.Path:
+  """Creates the folder of the file `output` and returns its path. Raises BadInput if it cannot be written to."""
+  if storage.in_bucket(output):
+    raise BadInput(f"{output!r} lies in a bucket. Give a file of this machine, and copy it there.")
+  path = pathlib.Path(output)
+  make_workdir(str(path.parent))
   return path
 
 
 @contextlib.contextmanager
-def claimed(path: pathlib.Path) -> Iterator[None]:
-  """Claims the workdir `path`: no other job can train there within the context.
-
-  The claim is a lock on the file `.claimed`, which the system releases when the process ends, even by a crash. The file
-  stays: if it were removed, a second job could hold the lock of the removed file and a third that of a new one.
-
-  Raises:
-    BadInput: if another job holds the claim.
-  """
-  if not devices.is_first_host():
+def claimed(path: Path) -> Iterator[None]:
+  """Claims the workdir `path`: no other job can train there within the context. See `storage.claimed`."""
+  with storage.claimed(path) if devices.is_first_host() else contextlib.nullcontext():
     yield
-    return
-  file = path / ".claimed"
-  with file.open("a+") as handle:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      handle.seek(0)
-      raise BadInput(
-        f"--workdir={str(path)!r} is another job's, which trains there now ({handle.read().strip()}). Stop it, or give "
-        "another."
-      ) from error
-    except OSError as error:  # a file system without locks
-      log.warning("%s cannot be locked (%s): nothing keeps another job from writing there.", path, error.strerror)
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    try:
-      yield
-    finally:
-      handle.truncate(0)
 
 
-def copy_stderr(workdir: pathlib.Path) -> None:
+def copy_stderr(workdir: Path) -> None:
   """Copies all that this process writes to stderr from now on to logs/host_INDEX.log in `workdir`.
 
-  Another process, `tee`, does it. So the last lines of a process that dies are there, too, and those of C++ code.
+  Another process, `tee`, does it. So the last lines of a process that dies are there, too, and those of C++ code. To a
+  bucket, the file is copied every half minute and at the end, and a killed process leaves what was copied by then.
   """
-  file = workdir / "logs" / f"host_{devices.host_index()}.log"
-  file.parent.mkdir(parents=True, exist_ok=True)
+  folder = storage.Folder(workdir / "logs")
+  file = folder.local / f"host_{devices.host_index()}.log"
+  if storage.in_bucket(workdir):
+    with contextlib.suppress(FileNotFoundError):  # the log goes on where that of an earlier process ended
+      file.write_bytes((workdir / "logs" / file.name).read_bytes())
   # A scheduler sends its signals to all processes of a job: tee must outlive this one.
   command = ["sh", "-c", 'trap "" TERM INT HUP; exec tee -a "$0"', str(file)]
   tee = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), stderr=subprocess.DEVNULL)
@@ -84,14 +72,16 @@ def copy_stderr(workdir: pathlib.Path) -> None:
   sys.stderr.flush()
   os.dup2(tee.stdin.fileno(), sys.stderr.fileno())
   tee.stdin.close()
+  if storage.in_bucket(workdir):
+    folder.keep_in_sync()
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
   """Writes JSON atomically."""
   save_atomically(path, lambda file: file.write((json.dumps(value, indent=2, default=list) + "\n").encode()))
 
 
-def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Source], *, trains: bool) -> dict:
+def check_data(config: ConfigDict, workdir: Path, sources: dict[str, Source], *, trains: bool) -> dict:
   """Compares the data with data.json, which describes the data that the run in `workdir` began with.
 
   `sources` are splits by name. With `trains`, data.json is written. Runs without checkpoints accept any data. Returns
@@ -129,7 +119,7 @@ def check_data(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, Sou
   return found
 
 
-def class_names(workdir: pathlib.Path, count: int) -> list[str]:
+def class_names(workdir: Path, count: int) -> list[str]:
   """Returns the names of `count` classes, from data.json in `workdir`; their numbers if it has none."""
   names: Any = None
   with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
@@ -138,6 +128,6 @@ def class_names(workdir: pathlib.Path, count: int) -> list[str]:
   return names[:count] if sound else [str(i) for i in range(count)]
 
 
-def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+def write_config(config: ConfigDict, workdir: Path) -> None:
   """Writes the resolved config to config.json in `workdir`."""
   write_json(workdir / "config.json", as_dict(config))

@@ -9,8 +9,6 @@ import errno
 import hashlib
 import logging
 import os
-import pathlib
-import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from score_sde.errors import ScoreSDEError
 from score_sde.run import devices
 from score_sde.run.config.errors import BadInput
+from score_sde.run.storage import Path, absolute, free_space, path_of
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def manager(workdir: str, keep_every: int | None = None, create: bool = False) -
     DiskFull: if a save, or any other file written within the context, finds no room.
     CannotSave: if the folder of the checkpoints has become read-only, or is gone.
   """
-  folder = (pathlib.Path(workdir) / "checkpoints").absolute()
+  folder = absolute(path_of(workdir) / "checkpoints")
   _count_no_bytes()
   if keep_every is not None and devices.is_first_host():
     _remove_unfinished(folder)
@@ -121,15 +120,15 @@ def _silence_abandoned_writes() -> None:
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
-def _remove_unfinished(folder: pathlib.Path) -> None:
+def _remove_unfinished(folder: Path) -> None:
   """Deletes the files of a killed save. (orbax would do so in a thread, which fails if the run ends at once.)"""
   for path in folder.glob("*.orbax-checkpoint-tmp*"):
-    shutil.rmtree(path)
+    path.rmtree()
 
 
 def exists(workdir: str) -> bool:
   """Returns whether `workdir` holds any checkpoint."""
-  return any(p.name.isdigit() for p in (pathlib.Path(workdir) / "checkpoints").glob("*"))
+  return any(p.name.isdigit() for p in (path_of(workdir) / "checkpoints").glob("*"))
 
 
 def _weighted_sum(x: Any, xp: Any = np) -> Any:
@@ -173,11 +172,11 @@ def digest(tree: Tree) -> str:
   return found.hexdigest()[:8]
 
 
-def check_space(folder: pathlib.Path, *trees: Tree) -> None:
+def check_space(folder: Path, *trees: Tree) -> None:
   """Raises DiskFull if the disk of `folder` has no room for another checkpoint of the trees."""
   leaves = jax.tree.leaves(trees)
   needed = sum(1.1 * x.size * x.dtype.itemsize + BLOCK for x in leaves)
-  free = shutil.disk_usage(folder).free
+  free = free_space(folder)
   if free < needed:
     raise DiskFull(
       f"The disk of {str(folder)!r} has {free / 2**20:.1f} MiB left, and a checkpoint takes {needed / 2**20:.1f} MiB. "
@@ -194,7 +193,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Tree, ema_params: Tre
   if step in manager.all_steps():
     return
   manager.wait_until_finished()  # saving would wait, too; then check_space counts the previous save
-  check_space(pathlib.Path(manager.directory), state, ema_params)
+  check_space(path_of(manager.directory), state, ema_params)
   manifest = {"signature": signature, "checksum": "weighted sum"}
   manifest |= {"state": _describe(state), "ema_params": _describe(ema_params)}
   items = ocp.args.Composite(
@@ -311,7 +310,7 @@ def restore(
       damage = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if damage is None:
       return candidate, {name: read[name] for name in targets}
-    if step is not None and not (pathlib.Path(manager.directory) / str(step)).exists():
+    if step is not None and not (path_of(manager.directory) / str(step)).exists():
       raise BadInput(
         f"The checkpoint of step {step} of workdir {workdir!r} vanished before it was read: the training that writes "
         "there keeps its last two and the multiples of training.snapshot_freq."

@@ -21,7 +21,7 @@ from score_sde.run import checkpoints, training
 from score_sde.run.checkpoints import diffusers, published
 from score_sde.run.config import BadInput, as_dict, get, signature
 from score_sde.run.experiment import build
-from score_sde.run.workdir import make_workdir, write_config
+from score_sde.run.workdir import make_file, make_workdir, write_config
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool
     raise BadInput(f"workdir {workdir!r} holds no checkpoints.")
   metadata = {"step": str(int(state.step)), "signature": json.dumps(signature(experiment.config))}
   metadata["config"] = json.dumps(as_dict(experiment.config), default=list)
-  path = make_workdir(str(pathlib.Path(output).parent)) / pathlib.Path(output).name
+  path = make_file(output)
   params = {} if ema_only else flat(state.params)
   published.export_safetensors(path, params, flat(state.ema_params), metadata)
   log.info(

@@ -1,7 +1,6 @@
 """Compiled programs of a run: their cache between processes, compilations that should not be, memory and profiles."""
 
 import logging
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ log = logging.getLogger(__name__)
 _compiled = 0  # programs that this process has compiled, or read from the cache, since `_count` was first called
 
 
-def cache_programs(folder: pathlib.Path) -> None:
+def cache_programs(folder: str) -> None:
   """Keeps compiled programs in `folder`, where a later process finds them: a resumed run starts at once.
 
   Does nothing if the user has chosen a cache (JAX_COMPILATION_CACHE_DIR) or turned it off
@@ -22,7 +21,7 @@ def cache_programs(folder: pathlib.Path) -> None:
   """
   config: Any = jax.config
   if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _on_event(event: str, duration_secs: float, **kwargs: Any) -> None:

@@ -2,12 +2,12 @@
 
 import json
 import math
-import pathlib
 from typing import Any
 
 from score_sde.run.config import BadInput, sde_name
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.reports import table
+from score_sde.run.storage import path_of
 
 # CIFAR-10: {config: (FID (best snapshot of a training), inception score, FID of the probability-flow ODE, bits/dim)}.
 # Song et al. 2021, Tables 2 and 3, as listed by config in the README of yang-song/score_sde_pytorch.
@@ -35,7 +35,7 @@ def read(run: str) -> list[dict[str, Any]]:
   Raises:
     BadInput: if there is no report, or a report cannot be read.
   """
-  path = pathlib.Path(run)
+  path = path_of(run)
   files = [path] if path.is_file() else sorted(path.glob("report*.json"))
   if not files:
     raise BadInput(

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import logging
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from score_sde.run.config import make, sde_name
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
+from score_sde.run.storage import Path, arrays_of, read_array, save_atomically
 from score_sde.sde import bind, linear
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ DATA, PROBE = range(2)
 
 
 def mean_loss(
-  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
+  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: Path | None = None
 ) -> dict[str, float]:
   """Returns the training loss on `source` and its standard error, with one noise and one time per example.
 
@@ -52,9 +52,9 @@ def accuracy(
   params: Params,
   source: data.Source,
   key: jax.Array,
-  picture: pathlib.Path,
+  picture: Path,
   step: int,
-  cache: pathlib.Path | None = None,
+  cache: Path | None = None,
 ) -> dict[str, Any]:
   """Returns the accuracy of a classifier on `source` at ten noise levels, from the least noise to the most.
 
@@ -85,7 +85,7 @@ def accuracy(
 
 
 def mean_bits_per_dim(
-  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: pathlib.Path | None = None
+  experiment: Experiment, params: Params, source: data.Source, key: jax.Array, cache: Path | None = None
 ) -> tuple[dict[str, Any], np.ndarray]:
   """Returns (results, values): bits/dim of `source` (nats for points), averaged over eval.num_repeats dequantizations.
 
@@ -135,7 +135,7 @@ def mean_bits_per_dim(
 
 
 def keep_likelihoods(
-  file: pathlib.Path, fingerprint: str, step: int, values: np.ndarray, unit: str, names: Sequence[str] = ()
+  file: Path, fingerprint: str, step: int, values: np.ndarray, unit: str, names: Sequence[str] = ()
 ) -> None:
   """Adds the likelihoods of all examples, `values` (N,) of a checkpoint, to an NPZ file.
 
@@ -145,14 +145,14 @@ def keep_likelihoods(
   """
   name = np.array(list(names)[: len(values)] if names else range(len(values)), str)
   kept: dict[int, np.ndarray] = {}
-  with contextlib.suppress(Exception), np.load(file) as old:  # another evaluation's, or a damaged one, is replaced
+  with contextlib.suppress(Exception), arrays_of(file) as old:  # another evaluation's, or a damaged one, is replaced
     if str(old["fingerprint"]) == fingerprint and np.array_equal(old["name"], name):
       kept = dict(zip(old["step"].tolist(), old[unit], strict=True))
   kept[step] = values
   steps = sorted(kept)
   arrays: dict[str, Any] = {"step": np.array(steps), unit: np.stack([kept[s] for s in steps]), "name": name}
   arrays["fingerprint"] = np.array(fingerprint)
-  pictures.save_atomically(file, lambda handle: np.savez_compressed(handle, **arrays))
+  save_atomically(file, lambda handle: np.savez_compressed(handle, **arrays))
 
 
 # The programs are kept for the next checkpoint of the same experiment: likelihoods of a large network take minutes to
@@ -228,7 +228,7 @@ def _over_batches(
   config: ConfigDict,
   source: data.Source,
   run: Callable[[dict], Any],
-  cache: pathlib.Path | None,
+  cache: Path | None,
   prefix: str = "",
   shape: tuple[int, ...] = (),
 ) -> np.ndarray:
@@ -254,19 +254,19 @@ def _over_batches(
       batch = {k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()}
       results[i] = np.asarray(run(batch))[:n]
       if cache:
-        pictures.save_atomically(files[i], lambda handle, done=results[i]: np.save(handle, done))
+        save_atomically(files[i], lambda handle, done=results[i]: np.save(handle, done))
       bar.step(min((i + 1) * config.eval.batch_size, total), total)
   if cache:
     devices.wait_for_all(f"{name} in {cache}")
-  return np.concatenate([results[i] if i in results else np.load(file) for i, file in enumerate(files)])
+  return np.concatenate([results[i] if i in results else read_array(file) for i, file in enumerate(files)])
 
 
-def _kept(file: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _kept(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
   """Returns the results that an earlier evaluation left in `file`, or None if there are none, or damaged ones."""
   if not file.exists():
     return None
   with contextlib.suppress(Exception):  # damaged files raise errors of every kind
-    found = np.load(file)
+    found = read_array(file)
     if found.shape == shape and found.dtype.kind in "fb":
       return found
   log.warning("%s is damaged; its batch is computed again.", file)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,9 +13,10 @@ from score_sde.run import data, features
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate.samples import read_batch
 from score_sde.run.experiment import Experiment
+from score_sde.run.storage import Path
 
 # A function (files of `samples.draw_batches`) -> metrics of their samples.
-Measure = Callable[[list[pathlib.Path]], dict[str, Any]]
+Measure = Callable[[list[Path]], dict[str, Any]]
 
 
 def compared_with(
@@ -77,7 +77,7 @@ def measure(
 def of_files(config: ConfigDict, extractor: features.Extractor, reference: features.Reference) -> Measure:
   """Returns `measure` as a function of the files that `samples.draw_batches` wrote with `describe`."""
 
-  def run(files: list[pathlib.Path]) -> dict[str, Any]:
+  def run(files: list[Path]) -> dict[str, Any]:
     parts = ((b["features"], b["logits"]) for b in map(read_batch, files))
     return measure(config, parts, extractor, reference)
 
@@ -134,7 +134,7 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
   if not data.is_image(config):
     raise BadInput(f"eval.fidelity_engine='torch-fidelity' needs images, not {config.data.dataset!r}.")
 
-  def run(files: list[pathlib.Path]) -> dict[str, Any]:
+  def run(files: list[Path]) -> dict[str, Any]:
     import torch  # pyright: ignore[reportMissingImports]  # optional
     import torch_fidelity  # pyright: ignore[reportMissingImports]  # optional
 

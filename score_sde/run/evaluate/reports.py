@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import pathlib
 import platform
 from typing import Any
 
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from score_sde.run.config import as_dict, sde_name
 from score_sde.run.evaluate.measures import MEASURES, number
-from score_sde.run.report.pictures import save_atomically
+from score_sde.run.storage import Path, save_atomically
 from score_sde.run.workdir import write_json
 
 
@@ -31,7 +30,7 @@ def versions() -> dict[str, str]:
   return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
-def write(path: pathlib.Path, name: str, report: dict[str, Any]) -> None:
+def write(path: Path, name: str, report: dict[str, Any]) -> None:
   """Writes `name`.json and `name`.md into `path`."""
   write_json(path / f"{name}.json", report)
   save_atomically(path / f"{name}.md", lambda file: file.write(as_markdown(report).encode()))

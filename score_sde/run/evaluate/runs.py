@@ -4,8 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import pathlib
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +23,7 @@ from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.curves import best_step
 from score_sde.run.report.progress import wait
+from score_sde.run.storage import Path, save_atomically
 from score_sde.run.workdir import check_data, make_workdir, write_json
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ POLL_SECONDS = 5.0
 _BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples")
 
 
-def open_workdir(workdir: str) -> pathlib.Path:
+def open_workdir(workdir: str) -> Path:
   """Returns the folder of a run. Raises BadInput if it has no checkpoints."""
   if not checkpoints.exists(workdir):
     raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
@@ -121,7 +120,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
 
 
 def _write_samples(
-  experiment: Experiment, path: pathlib.Path, step: int, params: Params, drawn: np.ndarray, nfe: float, trajectory: list
+  experiment: Experiment, path: Path, step: int, params: Params, drawn: np.ndarray, nfe: float, trajectory: list
 ) -> None:
   """Writes the files of `sample`."""
   config = experiment.config
@@ -134,7 +133,7 @@ def _write_samples(
   shown = drawn if reference is not None else drawn[:SHOWN]
   pictures.sample_grid(path / "samples.png", shown, title, reference, captions)
   stored = samples.to_uint8(drawn, config.eval.quantization) if data.is_image(config) else drawn
-  pictures.save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
+  save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   samples.draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
   if reference is not None and experiment.score_model.potential:
     samples.draw_density(path / "density.png", experiment, params, reference, title)
@@ -214,14 +213,14 @@ class _Plan:
 
   experiment: Experiment
   source: data.Source
-  path: pathlib.Path
+  path: Path
   measure: quality.Measure | None
   extractor: Any
   own_metrics: Any
   fingerprint: str
 
 
-def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
+def _plan(experiment: Experiment, path: Path) -> _Plan:
   """Checks the config before long work begins, and returns the plan. Raises BadInput if the config is wrong."""
   config, e = experiment.config, experiment.config.eval
   if config.guidance.task not in ("none", "class"):
@@ -253,7 +252,7 @@ def _plan(experiment: Experiment, path: pathlib.Path) -> _Plan:
   return _Plan(experiment, source, path, measure, extractor, own, reports.hash_of(depends))
 
 
-def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> dict[str, Any]:
+def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, Any]:
   """Returns the row of one checkpoint: all measurements of config.eval. `unfinished` keeps finished parts."""
   experiment, config, e = plan.experiment, plan.experiment.config, plan.experiment.config.eval
   # A row holds file names, which depend on the report and the format.
@@ -286,7 +285,7 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: pathlib.Path) -> di
   return row
 
 
-def _kept_row(file: pathlib.Path, step: int) -> dict[str, Any] | None:
+def _kept_row(file: Path, step: int) -> dict[str, Any] | None:
   """Returns the row that an evaluation of this step left, or None if there is none, or a damaged one."""
   if not file.exists():
     return None
@@ -300,7 +299,7 @@ def _kept_row(file: pathlib.Path, step: int) -> dict[str, Any] | None:
   return None
 
 
-def _sampled(plan: _Plan, step: int, params: Params, folder: pathlib.Path) -> dict[str, Any]:
+def _sampled(plan: _Plan, step: int, params: Params, folder: Path) -> dict[str, Any]:
   """Draws exactly eval.num_samples samples into `folder`, saves them by eval.save_samples and returns their metrics."""
   config, e = plan.experiment.config, plan.experiment.config.eval
   describe, more = lambda images: {}, ()
@@ -371,7 +370,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
         print(reports.line(row, report), flush=True)
   devices.wait_for_all("evaluation")
   if devices.is_first_host():
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.rmtree(missing_ok=True)
   for row in rows:
     _need_some(row.get("samples", 0) - row.get("samples_failed", 0), row.get("samples", 0), row["step"])
   failed = [row["step"] for row in rows if row.get("likelihood_failed") and not row["examples"]]

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import pathlib
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from score_sde.run.config.errors import foreign
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
+from score_sde.run.storage import Folder, Path, arrays_of, save_atomically
 from score_sde.run.workdir import class_names
 from score_sde.sde import linear
 
@@ -121,7 +121,7 @@ def draw_samples(
   return np.concatenate(collected), float(np.mean(np.concatenate(nfe))), np.concatenate(finite), trajectory
 
 
-def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path, workdir: pathlib.Path) -> None:
+def draw(experiment: Experiment, params: Params, step: int, path: Path, workdir: Path) -> None:
   """Draws sampling.num_samples samples and writes a grid of at most SHOWN of them to `path`."""
   samples, nfe, _, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
   if devices.is_first_host():
@@ -129,7 +129,7 @@ def draw(experiment: Experiment, params: Params, step: int, path: pathlib.Path, 
     pictures.sample_grid(path, shown, title(experiment, step, nfe), captions=captions(experiment, workdir, len(shown)))
 
 
-def captions(experiment: Experiment, workdir: pathlib.Path, n: int) -> list[str] | None:
+def captions(experiment: Experiment, workdir: Path, n: int) -> list[str] | None:
   """Returns the names of the classes of the first `n` samples; None for samples without a class."""
   labels = experiment.labels(0, n)
   if labels is None:
@@ -147,7 +147,7 @@ def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
   return (np.round(scaled) if quantization == "round" else scaled).astype(np.uint8)
 
 
-def draw_denoising(path: pathlib.Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
+def draw_denoising(path: Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
   """Draws a picture of one sample (all samples, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula."""
   config, model, scaling = experiment.config, experiment.score_model, experiment.scaling
   y: Any = experiment.labels(0, 1) if config.model.num_classes else None
@@ -165,9 +165,7 @@ def draw_denoising(path: pathlib.Path, experiment: Experiment, params: Params, t
   pictures.denoising(path, frames, heading + (below if scaling.is_image else ""))
 
 
-def draw_density(
-  path: pathlib.Path, experiment: Experiment, params: Params, reference: np.ndarray, heading: str
-) -> None:
+def draw_density(path: Path, experiment: Experiment, params: Params, reference: np.ndarray, heading: str) -> None:
   """Draws the normalized density of an energy-based model of points, at three noise levels.
 
   With less noise, scores determine less well how the mass is divided among separate modes.
@@ -199,10 +197,10 @@ def draw_batches(
   experiment: Experiment,
   params: Params,
   total: int,
-  folder: pathlib.Path,
+  folder: Path,
   describe: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda images: {},
   described: tuple[str, ...] = (),
-) -> list[pathlib.Path]:
+) -> list[Path]:
   """Draws exactly `total` samples into files batch_NNNNNN.npz in `folder`. Hosts take the batches in turn.
 
   Files are written atomically, and batches with a sound file are not drawn again, so a killed run keeps its finished
@@ -225,19 +223,19 @@ def draw_batches(
       batch["seconds"] = np.asarray(time.monotonic() - start)
       if data.is_image(config):
         batch["samples"] = to_uint8(batch["samples"], config.eval.quantization)
-      arrays = batch | describe(batch["samples"])
-      pictures.save_atomically(files[i], lambda file, arrays=arrays: np.savez(file, **arrays))
+      arrays: dict[str, Any] = batch | describe(batch["samples"])
+      save_atomically(files[i], lambda file, arrays=arrays: np.savez(file, **arrays))
   devices.wait_for_all(f"samples in {folder}")
   return files
 
 
-def read_batch(file: pathlib.Path) -> dict[str, np.ndarray]:
+def read_batch(file: Path) -> dict[str, np.ndarray]:
   """Reads a file that `draw_batches` wrote. Raises BadInput if the file is damaged."""
-  with foreign(str(file), "Repeat the command: it draws only this batch again."), np.load(file) as arrays:
+  with foreign(str(file), "Repeat the command: it draws only this batch again."), arrays_of(file) as arrays:
     return dict(arrays)
 
 
-def _is_whole(file: pathlib.Path, n: int, experiment: Experiment, described: tuple[str, ...]) -> bool:
+def _is_whole(file: Path, n: int, experiment: Experiment, described: tuple[str, ...]) -> bool:
   """Returns whether the file of a batch of `n` samples exists and holds what `draw_batches` writes.
 
   Logs a warning if it exists but is damaged.
@@ -257,30 +255,31 @@ def _is_whole(file: pathlib.Path, n: int, experiment: Experiment, described: tup
   return sound
 
 
-def save_samples(images: Iterator[np.ndarray], total: int, path: pathlib.Path, kind: str) -> pathlib.Path:
+def save_samples(images: Iterator[np.ndarray], total: int, path: Path, kind: str) -> Path:
   """Writes `total` samples, given in batches, to path.npz, to path.array_record or as PNG files in the folder `path`.
 
   Only one batch is in memory at a time. Returns the path of the file or folder.
   """
   if kind == "npz":
     path = path.with_name(path.name + ".npz")
-    pictures.save_atomically(path, lambda file: _write_npz(file, images, total))
+    save_atomically(path, lambda file: _write_npz(file, images, total))
   elif kind == "png":
     path.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(_one_by_one(images)):
       content = _png(image)
-      pictures.save_atomically(path / f"{i:06d}.png", lambda file, content=content: file.write(content))
+      save_atomically(path / f"{i:06d}.png", lambda file, content=content: file.write(content))
   else:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = path.with_name(path.name + ".array_record")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    folder = Folder(path.parent)
+    unfinished = folder.local / f".{path.name}.unfinished"
     writer = ArrayRecordWriter(str(unfinished), "group_size:1")
     for image in _one_by_one(images):
       writer.write(_png(image))
     writer.close()
-    unfinished.replace(path)
+    unfinished.replace(folder.local / path.name)
+    folder.close()
   return path
 
 

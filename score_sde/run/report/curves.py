@@ -3,13 +3,12 @@
 import csv
 import io
 import math
-import pathlib
 import secrets
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from score_sde.run.report import pictures
+from score_sde.run.storage import Folder, Path, absolute, path_of, save_atomically
 
 FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss", "fid")
 
@@ -23,23 +22,23 @@ class Curves:
     measured: steps of the snapshots whose FID is already in metrics.csv.
   """
 
-  def __init__(
-    self, workdir: pathlib.Path, step: int, writes: bool = True, wandb: tuple[str, dict[str, Any]] | None = None
-  ):
-    self._path = workdir / "metrics.csv"
+  def __init__(self, workdir: Path, step: int, writes: bool = True, wandb: tuple[str, dict[str, Any]] | None = None):
     rows = [row for row in read(workdir) if row["step"] <= step]
     self.measured = {row["step"] for row in rows if _has_fid(row)}
     self._tensorboard, self._wandb = None, None
     if not writes:
       return
+    # In a bucket, nothing can be added to the end of a file: these files are written here and copied.
+    self._folder = Folder(workdir)
+    self._path = self._folder.local / "metrics.csv"
     if wandb:
-      self._wandb = _follow(workdir, *wandb)
+      self._wandb = _follow(workdir, self._folder, *wandb)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(FIELDS))
     writer.writeheader()
     writer.writerows(_written(row) for row in rows)
-    pictures.save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
-    self._tensorboard = SummaryWriter(str(workdir.resolve() / "tensorboard"), purge_step=step + 1 if step else None)
+    save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+    self._tensorboard = SummaryWriter(str(self._folder.local / "tensorboard"), purge_step=step + 1 if step else None)
 
   def write(self, step: int, **values: float) -> None:
     """Adds a row. Values that are no field of metrics.csv only go to TensorBoard."""
@@ -50,14 +49,22 @@ class Curves:
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()
+    self._folder.sync()
 
-  def picture(self, name: str, path: pathlib.Path, step: int) -> None:
+  def sync(self) -> None:
+    """Copies the curves to the bucket of the workdir, if it lies in one. Called before each checkpoint is saved."""
+    if self._tensorboard:
+      self._folder.sync(now=True)
+
+  def picture(self, name: str, path: Path, step: int) -> None:
     """Adds a PNG to TensorBoard."""
     if not self._tensorboard:
       return
     import matplotlib.image
 
-    self._tensorboard.add_image(name, matplotlib.image.imread(path)[..., :3], step, dataformats="HWC")
+    with path.open("rb") as file:
+      content: Any = file
+      self._tensorboard.add_image(name, matplotlib.image.imread(content)[..., :3], step, dataformats="HWC")
     self._tensorboard.flush()
 
   def close(self) -> None:
@@ -65,21 +72,23 @@ class Curves:
       self._tensorboard.close()
     if self._wandb:
       self._wandb.finish()
+    if self._tensorboard:
+      self._folder.close()
 
 
-def _follow(workdir: pathlib.Path, project: str, config: dict[str, Any]) -> Any:
+def _follow(workdir: Path, written: Folder, project: str, config: dict[str, Any]) -> Any:
   """Starts a run of Weights & Biases, or resumes that of the workdir, which follows its TensorBoard files."""
   import wandb
   import wandb.integration.tensorboard as following
 
   file = workdir / "wandb_id"
   if not file.exists():
-    pictures.save_atomically(file, lambda f: f.write(secrets.token_hex(8).encode()))
-  folder = str(workdir.resolve() / "tensorboard")
+    save_atomically(file, lambda f: f.write(secrets.token_hex(8).encode()))
+  folder = str(written.local / "tensorboard")
   if not wandb.patched["tensorboard"]:
     following.patch(root_logdir=folder, tensorboard_x=True)
   return wandb.init(
-    project=project, name=workdir.resolve().name, id=file.read_text(), resume="allow", dir=str(workdir.resolve()),
+    project=project, name=absolute(workdir).name, id=file.read_text(), resume="allow", dir=str(written.local),
     config=config,
   )  # fmt: skip
 
@@ -88,9 +97,9 @@ def _written(row: dict[str, float]) -> dict[Any, str]:
   return {k: str(row[k]) if k == "step" else repr(float(row.get(k, math.nan))) for k in FIELDS}
 
 
-def read(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+def read(workdir: str | Path) -> list[dict[str, float]]:
   """Reads the rows of metrics.csv. Leaves out a last line that was cut short by a kill."""
-  path = pathlib.Path(workdir) / "metrics.csv"
+  path = path_of(workdir) / "metrics.csv"
   if not path.exists():
     return []
   rows = []
@@ -106,7 +115,7 @@ def _has_fid(row: dict[str, float]) -> bool:
   return math.isfinite(row.get("fid", math.nan))
 
 
-def best_step(workdir: str | pathlib.Path) -> int | None:
+def best_step(workdir: str | Path) -> int | None:
   """Returns the step of the snapshot with the least FID; None if no FID was measured."""
   rows = [row for row in read(workdir) if _has_fid(row)]
   return int(min(rows, key=lambda row: row["fid"])["step"]) if rows else None

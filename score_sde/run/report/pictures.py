@@ -1,30 +1,14 @@
 """Pictures of a run: grids of samples, one sample from noise to data, densities, posteriors, curves."""
 
-import os
-import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-
-def save_atomically(path: str | pathlib.Path, write) -> None:
-  """Calls `write(file)` on a temporary file and then renames it to `path`, so that `path` is never incomplete."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-  try:
-    with os.fdopen(handle, "wb") as file:
-      write(file)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
+from score_sde.run.storage import Path, save_atomically
 
 
-def _save(figure: Figure, path: str | pathlib.Path) -> None:
+def _save(figure: Figure, path: str | Path) -> None:
   save_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.15))
 
 
@@ -56,7 +40,7 @@ def _limits(points: np.ndarray) -> float:
 
 
 def sample_grid(
-  path: str | pathlib.Path,
+  path: str | Path,
   samples: np.ndarray,
   title: str,
   reference: np.ndarray | None = None,
@@ -91,9 +75,7 @@ def sample_grid(
   _save(figure, path)
 
 
-def denoising(
-  path: str | pathlib.Path, frames: Sequence[tuple[float, np.ndarray, np.ndarray | None]], title: str
-) -> None:
+def denoising(path: str | Path, frames: Sequence[tuple[float, np.ndarray, np.ndarray | None]], title: str) -> None:
   """Writes a PNG of one sample from noise to data.
 
   `frames` are (t, x_t, E[x_0 | x_t]) in time order. Each column shows the noisy image, scaled to its own range, and
@@ -120,7 +102,7 @@ def denoising(
 
 
 def density(
-  path: str | pathlib.Path, panels: Sequence[tuple[str, np.ndarray, np.ndarray]], data: np.ndarray, title: str
+  path: str | Path, panels: Sequence[tuple[str, np.ndarray, np.ndarray]], data: np.ndarray, title: str
 ) -> None:
   """Writes a PNG of densities in two dimensions beside `data` (N, 2).
 
@@ -141,7 +123,7 @@ def density(
   _save(figure, path)
 
 
-def posteriors(path: str | pathlib.Path, rows: Sequence[dict[str, np.ndarray]], title: str) -> None:
+def posteriors(path: str | Path, rows: Sequence[dict[str, np.ndarray]], title: str) -> None:
   """Writes a PNG of images (H, W, C) in [0, 1] in named columns, with one row per input."""
   figure = Figure(figsize=(1.3 * len(rows[0]), 1.3 * len(rows) + 0.3))
   for i, row in enumerate(rows):
@@ -155,7 +137,7 @@ def posteriors(path: str | pathlib.Path, rows: Sequence[dict[str, np.ndarray]], 
 
 
 def curves(
-  path: str | pathlib.Path,
+  path: str | Path,
   series: dict[str, tuple[np.ndarray, np.ndarray]],
   title: str,
   xlabel: str = "step",
