@@ -1,5 +1,6 @@
 """Each program of a run is compiled once: a second compilation of a train step takes minutes on an accelerator."""
 
+import socket
 import subprocess
 import sys
 
@@ -30,7 +31,10 @@ def counted(make):
     return call
   return made
 
-workdir, parallelism = sys.argv[1:]
+workdir, parallelism, *host = sys.argv[1:]
+if host:
+  from score_sde.run import devices
+  devices.connect(host[0], 2, int(host[1]), 60)
 training.make_train_steps = counted(training.make_train_steps)
 config = lambda total: runs.tiny(
   model__nf=8, training__batch_size=8, training__n_iters=total, training__n_jitted_steps=2, training__log_freq=2,
@@ -42,7 +46,24 @@ print('fresh', *calls)
 calls.clear()
 training.train(config(14), workdir)
 print('resumed', *calls)
+if not host:
+  from score_sde.run.checkpoints.transfer import export_weights, import_weights
+  export_weights(config(14), workdir, workdir + '.safetensors')
+  import_weights(config(14), workdir + '_imported', workdir + '.safetensors')
+  calls.clear()
+  training.train(config(20), workdir + '_imported')
+  print('imported', *calls)
 """
+
+
+def check(out, expected):
+  """Checks the calls of the train step, {beginning: steps}: the first compiles, and no other."""
+  for line, (begin, steps) in zip(out.splitlines()[-len(expected) :], expected.items(), strict=True):
+    name, first, *later = line.split()
+    assert name == begin, out
+    assert len(later) == steps - 1, name
+    assert int(first) >= 1
+    assert set(later) == {"0"}, out
 
 
 @pytest.mark.slow
@@ -51,17 +72,32 @@ print('resumed', *calls)
   [(2, "pmap"), *(pytest.param(*c, marks=pytest.mark.longest) for c in ((1, "pmap"), (2, "fsdp")))],
 )
 def test_the_train_step_is_compiled_once(tmp_path, devices, parallelism):
-  """Also where a run resumes, with snapshots, evaluations and samples between the steps."""
+  """Also where a run resumes or begins with imported weights, with snapshots, evaluations and samples between steps."""
   done = subprocess.run(
     [sys.executable, "-c", CODE, str(tmp_path / "run"), parallelism], cwd=runs.ROOT, check=False,
     env=runs.environment(devices), capture_output=True, text=True,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  for line, steps in zip(done.stdout.splitlines()[-2:], (4, 3), strict=True):
-    name, first, *later = line.split()
-    assert len(later) == steps - 1, name
-    assert int(first) >= 1
-    assert set(later) == {"0"}, done.stdout
+  check(done.stdout, {"fresh": 4, "resumed": 3, "imported": 3})
+
+
+@pytest.mark.slow
+@pytest.mark.longest
+def test_two_hosts_compile_the_train_step_once(tmp_path):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+  hosts = [
+    subprocess.Popen(
+      [sys.executable, "-c", CODE, str(tmp_path / "run"), "pmap", coordinator, str(i)], cwd=runs.ROOT,
+      env=runs.environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  for host in hosts:
+    out, err = host.communicate(timeout=300)
+    assert host.returncode == 0, err
+    check(out, {"fresh": 4, "resumed": 3})
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Networks against the official forward passes, and their layers against plain definitions."""
 
 import dataclasses
+import importlib
 
 import flax.linen
 import golden_cases
@@ -18,6 +19,7 @@ from score_sde.models.ncsnpp import NCSNpp
 from score_sde.models.wideresnet import WideResnet
 from score_sde.run import devices
 from score_sde.run.config import default_config, networks, resolve
+from score_sde.run.experiment import build
 
 CASES = golden_cases.parameters("flax_*.npz")
 
@@ -347,3 +349,25 @@ def test_networks_that_do_not_fit_the_data_are_refused():
   config.model.nf = 130
   with pytest.raises(ValueError, match="GroupNorm"):
     networks.create(resolve(config), (32, 32, 3))
+
+
+@pytest.mark.parametrize(("name", "size"), [("cifar10_ncsnpp_continuous", 32), ("ffhq_256_ncsnpp_continuous", 64)])
+def test_the_benchmark_s_pytorch_network_is_the_same(name, size):
+  pytest.importorskip("torch")
+  import torch
+
+  from benchmarks.torch_ncsnpp import NCSNpp, load
+
+  config = importlib.import_module(f"configs.ve.{name}").get_config()
+  config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 16, (1, 2), 1
+  config.model.attn_resolutions, config.data.image_size = (size // 2,), size
+  experiment = build(config)
+  params = experiment.init_params(jax.random.key(0))
+  params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  network = NCSNpp(config.model, size, 3).eval()
+  load(network, jax.device_get(params))
+  x, sigma = np.random.default_rng(0).random((2, size, size, 3), np.float32), np.array([0.3, 5.0], np.float32)
+  with torch.no_grad():
+    found = network(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(sigma)).permute(0, 2, 3, 1).numpy()
+  expected = np.asarray(experiment.network.apply({"params": params}, x, sigma))
+  np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

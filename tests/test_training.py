@@ -187,6 +187,10 @@ def test_a_run_leaves_curves_checkpoints_and_pictures(trained):
   assert (folder / "curves.png").stat().st_size > 1000
   resolved = json.loads((folder / "config.json").read_text())
   assert resolved["sampling"]["eps"] == 1e-3
+  planned = json.loads((folder / "plan.json").read_text())
+  assert planned["run"]["steps"] == 40
+  arrays, _ = final(folder)
+  assert planned["parameters"]["total"] == sum(x.size for k, x in arrays.items() if k.startswith("ema_params"))
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
   events = EventAccumulator(str(folder / "tensorboard"))

@@ -3,6 +3,7 @@
 XLA compiles the run's own programs for the target. Nothing is run, no data is read.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -33,7 +34,7 @@ from score_sde.run.devices.targets import (
   measured_peak,
 )
 from score_sde.run.experiment import Experiment, build
-from score_sde.run.storage import path_of
+from score_sde.run.storage import Path, path_of
 from score_sde.run.workdir import write_json
 from score_sde.sde import bind
 
@@ -98,24 +99,43 @@ def plan(
     for name, (lower, alone) in work.items():
       log.info("Compiling the %s for %s ...", name.replace("_", " "), target)
       compiled[name] = _compile(lower, alone, machine)
-    state = _state_bytes(experiment)
+    known = outline(experiment)
   step = compiled["train_step"]
   peak, bandwidth = _peak(machine, config.model.dtype)
-  result = {
+  state = known["memory"]
+  result = known | {
+    "target": {"name": target, "chip": machine.chip.name, "devices": len(machine.devices), "memory": machine.usable,
+               "flops_per_second": peak, "bytes_per_second": bandwidth, "source": machine.chip.source},
+    "memory": {**state, "activations": max(step.temporary - state["gradients"], 0), "total": step.total,
+               "available": machine.usable, "fits": step.total <= machine.usable},
+    "programs": {name: dataclasses.asdict(p) for name, p in compiled.items()},
+  }  # fmt: skip
+  result["time"] = _times(result, compiled, peak, bandwidth)
+  return result
+
+
+def outline(experiment: Experiment) -> dict[str, Any]:
+  """Returns what is known of a run before anything is compiled: its parameters, state and length."""
+  config = experiment.config
+  return {
     "config": {"sde": config.training.sde, "model": config.model.name, "dataset": config.data.dataset,
                "batch_size": config.training.batch_size, "dtype": config.model.dtype,
                "accumulation": config.training.accumulation, "remat": bool(config.model.get("remat", False)),
                "parallelism": config.training.parallelism},
-    "target": {"name": target, "chip": machine.chip.name, "devices": len(machine.devices), "memory": machine.usable,
-               "flops_per_second": peak, "bytes_per_second": bandwidth, "source": machine.chip.source},
+    "devices": devices.describe(),
     "parameters": parameters_by_part(experiment),
-    "memory": {**state, "activations": max(step.temporary - state["gradients"], 0), "total": step.total,
-               "available": machine.usable, "fits": step.total <= machine.usable},
-    "programs": {name: dataclasses.asdict(p) for name, p in compiled.items()},
+    "memory": _state_bytes(experiment),
     "run": run_length(experiment),
   }  # fmt: skip
-  result["time"] = _times(result, compiled, peak, bandwidth)
-  return result
+
+
+def write_outline(experiment: Experiment, workdir: Path) -> None:
+  """Writes the `outline` to plan.json in `workdir`, unless a whole plan is there."""
+  file, whole = workdir / "plan.json", False
+  with contextlib.suppress(OSError, ValueError):
+    whole = "programs" in json.loads(file.read_text())
+  if not whole:
+    write_json(file, outline(experiment))
 
 
 def _found(target: str) -> Target:

@@ -319,8 +319,9 @@ def _blocks(config: ConfigDict, batches: Iterator[dict], step: int) -> Iterator[
 def train(config: ConfigDict, workdir: str) -> None:
   """Trains a model with `config` in `workdir`. Resumes from the newest checkpoint there, if any.
 
-  Writes config.json, TensorBoard curves, metrics.csv, curves.png, checkpoints and sample grids. With
-  training.final_report it also writes the report of `evaluate.evaluate` and the pictures of `evaluate.sample`.
+  Writes config.json, plan.json (parameters, state and length of the run), TensorBoard curves, metrics.csv, curves.png,
+  checkpoints and sample grids. With training.final_report it also writes the report of `evaluate.evaluate` and the
+  pictures of `evaluate.sample`.
 
   Raises:
     BadInput: if the config or the workdir is wrong. This comes before anything is compiled.
@@ -330,6 +331,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     Diverged: at the first loss, gradient or update that is not finite; the last good checkpoint stays.
     Interrupted: after a signal to stop, once the state is saved.
   """
+  from score_sde.run.plan import write_outline  # which imports this module
+
   experiment = build(config)
   config, t = experiment.config, experiment.config.training
   _check_options(config)
@@ -346,6 +349,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       checkpoints.check(manager, signature(config), workdir)
       if devices.is_first_host():
         write_config(config, path)
+        write_outline(experiment, path)
       state = restore_state(manager, experiment, workdir)
       if state is None:
         state = start_state(experiment)
