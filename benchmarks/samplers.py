@@ -1,4 +1,5 @@
-"""Work against precision: `python -m benchmarks.samplers [--workdir=RUN] [--samples=4096] [--out=docs/images]`.
+"""Work against precision: `python -m benchmarks.samplers [--workdir=RUN] [--samples=4096] [--only=SA,Heun]
+[--picture=docs/images/samplers.png]`.
 
 Every sampler at several numbers of score evaluations (NFE), on data whose score is known exactly: a mixture of eight
 correlated Gaussians in 64 dimensions, under VP and VE; and with `--workdir`, on the model trained there by
@@ -28,7 +29,7 @@ from score_sde.run import checkpoints, data
 from score_sde.run.config import signature
 from score_sde.run.experiment import build
 from score_sde.run.sampler import Sampler, stepping
-from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, PredictorCorrector
+from score_sde.sampling import METHODS, AdaptiveODE, AdaptiveSDE, Interval, PredictorCorrector, Restart
 from score_sde.sde import SDE, VE, VP
 
 matplotlib.use("Agg")
@@ -74,7 +75,7 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
   predictor = "reverse_diffusion" if ve else "euler_maruyama"
   ordinary = "log_snr" if ve else "uniform"
   # Each on the grid of its paper.
-  where = {"dpm_solver": "log_snr", "dpm_solver_sde": "log_snr", "unipc": "log_snr"}
+  where = {"dpm_solver": "log_snr", "dpm_solver_sde": "log_snr", "unipc": "log_snr", "sa_solver": "log_snr"}
 
   def few(method, **options):
     def make(nfe):
@@ -82,6 +83,11 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
       return stepping(METHODS[method](**options), sde, n, where.get(method, "karras"), eps=eps)
 
     return make, BUDGETS[:5]
+
+  def restarted(nfe):
+    n = round(0.35 * nfe)
+    interval = Interval(0.06, 0.5, steps=(nfe - 2 * n + 1) // 2)
+    return stepping(Restart(solver=METHODS["heun"](), restarts=(interval,)), sde, n, "karras", eps=eps)
 
   def pc(corrector, **options):
     def make(nfe):
@@ -112,10 +118,18 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
     "UniPC-3": few("unipc"),
     "Heun": few("heun"),
     "Heun, churn 10": few("heun", churn=10.0),
+    "Heun, restart": (restarted, BUDGETS[1:5]),
+    "DPM-Solver++(3M) SDE": few("sa_solver", order=3, corrector=False),
+    "SA-Solver, tau 0.5": few("sa_solver", tau=0.5),
+    "SA-Solver, tau 1": few("sa_solver"),
+    "SA-Solver, tau 1.4": few("sa_solver", tau=1.4),
+    "SA-Solver, order 2, tau 1": few("sa_solver", order=2),
   }  # fmt: skip
 
 
-def compare(name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray, other: np.ndarray) -> list[tuple]:
+def compare(
+  name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray, other: np.ndarray, only: tuple[str, ...] = ("",)
+) -> list[tuple]:
   """(what, sampler, NFE, SW, MMD, seconds) of every sampler, the floor first."""
   target, other = (jnp.asarray(a.reshape(len(a), -1), jnp.float32) for a in (target, other))
   pairs = np.random.default_rng(1).integers(0, len(target), (2, 2000))
@@ -128,6 +142,8 @@ def compare(name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray
   print(*rows[-1], sep="\t", flush=True)
   shape = (len(target), *([target.shape[1]] if name.startswith("mixture") else [8, 8, 1]))
   for sampler, (make, budgets) in samplers(sde, eps).items():
+    if not sampler.startswith(only):
+      continue
     for budget in budgets:
       start = time.perf_counter()
       x, info = make(budget)(score, jax.random.key(3), shape)
@@ -183,18 +199,19 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", help="a run of configs/quickstart.py")
   parser.add_argument("--samples", type=int, default=4096)
-  parser.add_argument("--out", default="docs/images")
+  parser.add_argument("--only", default="", help="beginnings of samplers' names, separated by commas; default: all")
+  parser.add_argument("--picture", default="docs/images/samplers.png")
   options = parser.parse_args()
-  exact, rows = mixture(), []
+  exact, rows, only = mixture(), [], tuple(options.only.split(","))
   target, other = (np.asarray(exact.sample(jax.random.key(i), options.samples)) for i in range(2))
   for name, sde, eps in (("mixture, VP", VP(), 1e-3), ("mixture, VE", VE(0.01, 10.0), 1e-5)):
-    rows += compare(name, sde, eps, jax.tree_util.Partial(exact.score(sde)), target, other)
+    rows += compare(name, sde, eps, jax.tree_util.Partial(exact.score(sde)), target, other, only)
   if options.workdir:
     sde, eps, score, target, other = trained(options.workdir)
-    rows += compare("digits, trained VP", sde, eps, score, target, other)
-  out = pathlib.Path(options.out)
-  out.mkdir(parents=True, exist_ok=True)
-  plot(out / "samplers.png", rows)
+    rows += compare("digits, trained VP", sde, eps, score, target, other, only)
+  picture = pathlib.Path(options.picture)
+  picture.parent.mkdir(parents=True, exist_ok=True)
+  plot(picture, rows)
   print(table(rows))
 
 

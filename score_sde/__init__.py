@@ -8,7 +8,7 @@ log-density of the noisy data:
 
     SDEs           VE, VP, SubVP, CosineVP, RectifiedFlow, Reflected; SDE and LinearSDE to write another
     samples        sample, with a solver: PredictorCorrector, NCSN, DDPM, AdaptiveODE, AdaptiveSDE, DDIM, DPMSolver,
-                   DPMSolverSDE, UniPC, Heun; Solver to write another; TimeGrid and make_grid to place its steps
+                   DPMSolverSDE, UniPC, Heun, SASolver, Restart; Solver to write another; TimeGrid and make_grid
     likelihoods    log_likelihood, ExactLikelihood, EvidenceBound, ChainBound, bits_per_dim
     latents        encode, decode, interpolate
     training       ScoreModel (a network as a model of the score), ScoreMatching (the losses), Scaling (of the data)
@@ -46,7 +46,10 @@ from score_sde.sampling import (
   DPMSolver,
   DPMSolverSDE,
   Heun,
+  Interval,
   PredictorCorrector,
+  Restart,
+  SASolver,
   Solver,
   State,
   TimeGrid,
@@ -88,13 +91,16 @@ __all__ = [
   "EvidenceBound",
   "ExactLikelihood",
   "Heun",
+  "Interval",
   "InvalidArgument",
   "LinearSDE",
   "Model",
   "PredictorCorrector",
   "RectifiedFlow",
   "Reflected",
+  "Restart",
   "Reverse",
+  "SASolver",
   "Scaling",
   "ScoreMatching",
   "ScoreModel",

@@ -15,7 +15,7 @@ from runs import tiny
 
 import score_sde as ss
 from score_sde import metrics
-from score_sde.run import checkpoints, data, evaluate, guide, noise_scales, training
+from score_sde.run import checkpoints, data, evaluate, guide, noise_scales, storage, training
 from score_sde.run.checkpoints import transfer
 from score_sde.run.config import BadInput, make_sde, networks, resolve, why_unread
 from score_sde.run.data.files import as_shown
@@ -265,7 +265,7 @@ def test_grids_of_steps_that_do_not_go_from_noise_to_data_are_refused(steps):
 def test_a_steep_end_of_the_grid_lowers_the_order(sde, solver, monkeypatch):
   """The flow of a Gaussian, on the uniform grid, whose last step spans most of the log-SNR."""
   from score_sde import analytic
-  from score_sde.sampling import dpm_solver, unipc
+  from score_sde.sampling import dpm_solver, multistep
 
   score = analytic.gaussian([0.3, -0.2], np.diag([0.01, 0.5])).score(sde)
   draw = lambda solver, steps, grid: np.asarray(
@@ -273,7 +273,7 @@ def test_a_steep_end_of_the_grid_lowers_the_order(sde, solver, monkeypatch):
   )
   exact = draw(ss.UniPC(), 100, "log_snr")
   error = np.abs(draw(solver, 10, "uniform") - exact).mean()
-  for module in (unipc, dpm_solver):
+  for module in (multistep, dpm_solver):
     monkeypatch.setattr(module, "STEEPEST", np.inf)
   assert error < 0.6 * np.abs(draw(solver, 10, "uniform") - exact).mean()
 
@@ -486,8 +486,9 @@ def test_damaged_parts_of_an_unfinished_evaluation_are_measured_again(trained, t
     eval__num_examples=6,
   )  # fmt: skip
   kept = tmp_path / "unfinished"
-  remove = evaluate.runs.shutil.rmtree
-  monkeypatch.setattr(evaluate.runs.shutil, "rmtree", lambda path, **options: os.rename(path, kept))
+  kind = type(storage.path_of(folder))
+  remove = kind.rmtree
+  monkeypatch.setattr(kind, "rmtree", lambda path, **options: os.rename(path, kept))
   evaluate.evaluate(config, str(folder))
   whole = json.loads((folder / "report.json").read_text())["checkpoints"]
   for file in [p for p in kept.rglob("*") if p.is_file()]:
@@ -496,7 +497,7 @@ def test_damaged_parts_of_an_unfinished_evaluation_are_measured_again(trained, t
     folder / "eval" / f"unfinished_{evaluate.runs._plan(evaluate.runs.build(config), folder).fingerprint}"
   ]
   os.rename(kept, unfinished)
-  monkeypatch.setattr(evaluate.runs.shutil, "rmtree", remove)
+  monkeypatch.setattr(kind, "rmtree", remove)
   evaluate.evaluate(config, str(folder))
   again = json.loads((folder / "report.json").read_text())["checkpoints"]
   timed = ("seconds", "seconds_per_image")

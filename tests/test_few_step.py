@@ -8,7 +8,7 @@ import pytest
 from score_sde.analytic import GaussianMixture, gaussian
 from score_sde.batch import PRIOR, example_keys, fold
 from score_sde.run.sampler import Sampler
-from score_sde.sampling import METHODS, FewStep, make_grid
+from score_sde.sampling import METHODS, FewStep, Interval, Restart, SASolver, make_grid, sample
 from score_sde.sde import VE, VP, SubVP, denoiser
 
 FEW_STEP = [name for name, solver in METHODS.items() if issubclass(solver, FewStep)]
@@ -102,3 +102,103 @@ def test_what_cannot_work_is_refused():
   sde = VP()
   with pytest.raises(ValueError, match="steps that chain"):
     Sampler(sde, METHODS["ddim"](), make_grid("official", sde, 10, 1e-3))
+
+
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def test_restarts_cross_their_interval_again():
+  """The steps of a grid, then twice from the highest level to the nearest level of the grid, then on."""
+  sde = VE(0.01, 10.0)
+  solver = Restart(solver=METHODS["heun"](), restarts=(Interval(0.3, 2.0, steps=3, repeats=2),))
+  plain = make_grid("karras", sde, 8, 1e-3)
+  grid = solver.schedule(sde, plain)
+  at = int(np.argmin(np.abs(np.log(np.asarray(sde.sigma(jnp.asarray(plain.stop))) / 0.3))))
+  assert len(grid) == 8 + 2 * 3
+  np.testing.assert_array_equal(grid.rows[: at + 1], plain.rows[: at + 1])
+  np.testing.assert_array_equal(grid.rows[at + 7 :], plain.rows[at + 1 :])
+  for first in (at + 1, at + 4):
+    assert float(sde.sigma(jnp.asarray(grid.start[first]))) == pytest.approx(2.0, rel=1e-4)
+    np.testing.assert_array_equal(grid.start[first + 1 : first + 3], grid.stop[first : first + 2])
+    assert grid.stop[first + 2] == plain.stop[at]
+  assert solver.on(sde, grid).evaluations(14) == 2 * 14 + 1
+  by_unipc = Restart(solver=METHODS["unipc"](), restarts=solver.restarts)
+  assert by_unipc.on(sde, grid).evaluations(14) == 14 + 1 + 2  # the first step of UniPC evaluates twice
+
+
+@pytest.mark.parametrize("name", ["vp", pytest.param("ve", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["heun", "unipc", "sa_solver"])
+def test_restarts_keep_the_moments_of_the_data(method, name):
+  """And the evaluations that are counted are made."""
+  sde, n, seen = SDES[name], 20_000, []
+  data = gaussian(MEAN, COVARIANCE)
+  score = lambda x, t: jax.debug.callback(lambda _: seen.append(0), t[0]) or data.score(sde)(x, t)
+  solver = Restart(
+    solver=METHODS[method](noise_removal=False), restarts=(Interval(0.1, 1.0, 4, 2), Interval(0.5, 3.0, 4, 1))
+  )
+  x, info = sample(
+    jax.random.key(0), sde, score, (n, 2), solver=solver, steps=30, grid="karras", eps=EPS[name], return_info=True
+  )
+  jax.effects_barrier()
+  assert len(seen) == info["nfe"]
+  alpha, sigma = (float(f(jnp.array(EPS[name]))) for f in (sde.alpha, sde.sigma))
+  covariance = alpha**2 * COVARIANCE + sigma**2 * np.eye(2)
+  bound = 4 * np.sqrt(np.diag(covariance) / n)
+  assert (np.abs(np.mean(x, axis=0) - alpha * MEAN) < bound + 0.02).all()
+  np.testing.assert_allclose(np.cov(np.asarray(x).T), covariance, atol=0.05 * covariance.max())
+
+
+def test_restarts_remove_an_error_that_the_solver_made():
+  """A start with twice the variance: the ODE keeps it, fresh noise halves what is left of it."""
+  sde, data, n = VE(0.02, 8.0), gaussian(MEAN, COVARIANCE), 4000
+  x_T = 2 * sde.prior_sample(fold(example_keys(jax.random.key(0), jnp.arange(n)), PRIOR), (n, 2), jnp.float32)
+  spread = []
+  for repeats in (0, 1, 4):
+    solver = METHODS["unipc"](noise_removal=False)
+    if repeats:
+      solver = Restart(solver=solver, restarts=(Interval(0.1, 4.0, 12, repeats),))
+    x = sample(jax.random.key(0), sde, data.score(sde), (n, 2), solver=solver, steps=30, x_T=x_T, eps=1e-3)
+    spread.append(np.sqrt(np.linalg.det(np.cov(np.asarray(x).T)) / np.linalg.det(COVARIANCE)))
+  assert spread[0] > 3
+  assert abs(spread[2] - 1) < 0.15
+  assert abs(spread[1] - 1) < 0.6 * abs(spread[0] - 1)
+
+
+def test_intervals_that_cannot_be_crossed_are_refused():
+  with pytest.raises(ValueError, match="0 < low < high"):
+    Interval(0.5, 0.5)
+  with pytest.raises(ValueError, match="must be at least 1"):
+    Interval(0.1, 0.5, steps=0)
+  with pytest.raises(ValueError, match="must exceed the level of the grid that is nearest"):
+    Restart(solver=METHODS["heun"](), restarts=(Interval(0.1, 0.12),)).schedule(
+      VE(), make_grid("karras", VE(), 3, 1e-3)
+    )
+
+
+# --- SA-Solver --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("twin", "options"), [("ddim", {"order": 1}), ("dpm_solver", {"order": 2})])
+def test_stochastic_adams_contains_the_solvers_of_the_ode(twin, options, x64):
+  """DDIM is order 1. DPM-Solver++(2M) extrapolates otherwise to second order, so it is as good, not the same."""
+  sde, score = VP(), gaussian(MEAN, COVARIANCE).score(VP())
+  draw = lambda solver: sample(jax.random.key(0), sde, score, (4, 2), solver=solver, steps=40, dtype=jnp.float64)
+  one, other = draw(METHODS[twin]()), draw(SASolver(tau=0.0, corrector=False, **options))
+  np.testing.assert_allclose(one, other, atol=1e-9 if twin == "ddim" else 1e-2)
+
+
+def test_stochastic_adams_without_noise_is_unipc(x64):
+  """With its corrector and order 3: UniPC's weights and those of Adams methods are one and the same there."""
+  sde, score = SubVP(), gaussian(MEAN, COVARIANCE).score(SubVP())
+  draw = lambda solver: sample(jax.random.key(0), sde, score, (4, 2), solver=solver, steps=20, dtype=jnp.float64)
+  np.testing.assert_allclose(draw(METHODS["unipc"]()), draw(SASolver(tau=0.0)), rtol=1e-6)
+
+
+def test_stochastic_adams_adds_noise_only_between_its_levels():
+  sde, score = VE(), gaussian(MEAN, COVARIANCE).score(VE())
+  draw = lambda key, **options: sample(
+    jax.random.key(key), sde, score, (4, 2), solver=SASolver(**options), steps=20, x_T=jnp.full((4, 2), 30.0)
+  )
+  silent = {"tau": 1.0, "tau_min": 1e4, "tau_max": 1e5}
+  np.testing.assert_allclose(draw(0, **silent), draw(1, tau=0.0), atol=1e-5)
+  assert np.abs(draw(0, tau_min=0.05, tau_max=1.0) - draw(1, tau_min=0.05, tau_max=1.0)).max() > 1e-2

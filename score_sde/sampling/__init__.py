@@ -14,6 +14,8 @@ from score_sde.sampling.heun import Heun
 from score_sde.sampling.ode import AdaptiveODE
 from score_sde.sampling.predictor_corrector import DDPM, NCSN, PredictorCorrector
 from score_sde.sampling.predictors import PREDICTORS
+from score_sde.sampling.restart import Interval, Restart
+from score_sde.sampling.sa_solver import SASolver
 from score_sde.sampling.sample import AnySolver, grid_for, papers_solver, sample
 from score_sde.sampling.solver import FewStep, Solver, State
 from score_sde.sampling.unipc import UniPC
@@ -28,6 +30,7 @@ METHODS: dict[str, type] = {
   "dpm_solver": DPMSolver,
   "dpm_solver_sde": DPMSolverSDE,
   "unipc": UniPC,
+  "sa_solver": SASolver,
   "heun": Heun,
 }
 
@@ -47,7 +50,10 @@ __all__ = [
   "DPMSolverSDE",
   "FewStep",
   "Heun",
+  "Interval",
   "PredictorCorrector",
+  "Restart",
+  "SASolver",
   "Solver",
   "State",
   "TimeGrid",

@@ -126,14 +126,15 @@ def grid_for(
       raise InvalidArgument(
         f"grid={grid.begin} to {grid.end} must run from noise to data, within [0, T] = [0, {sde.T}].", "grid"
       )
-    return grid
+    return solver.schedule(sde, grid)
   if steps is None:
     steps = getattr(solver, "num_scales", None) if solver.default_grid == "official" else solver.default_steps
   if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
     raise InvalidArgument(f"steps={steps!r} must be an integer, at least 1.", "steps")
   tabulated = getattr(solver, "predictor", "") != "euler_maruyama"
   intervals = solver.intervals(int(steps))
-  return make_grid(grid or solver.default_grid, sde, intervals, eps, tabulated=tabulated, t_start=t_start)
+  found = make_grid(grid or solver.default_grid, sde, intervals, eps, tabulated=tabulated, t_start=t_start)
+  return solver.schedule(sde, found)
 
 
 # --- checks of arguments, before anything is compiled -----------------------------------------------------------------

@@ -70,6 +70,10 @@ class Solver(Options):
     """Prepares the solver for `grid` and returns it. Raises InvalidArgument if it cannot run on `grid` or for `sde`."""
     return self
 
+  def schedule(self, sde: SDE, grid: TimeGrid) -> TimeGrid:
+    """Returns the steps that the solver makes on `grid`, before `on`: `grid`, unless it goes back in between."""
+    return grid
+
   def init(self, sde: SDE, x: Batch, t: Time) -> Any:
     """Returns the state before the first step, from noise `x` (B, ...) at time `t` (B,)."""
     return State(x, x)
@@ -115,6 +119,9 @@ class Wrapped(Solver):
   def num_scales(self) -> int | None:
     """Returns the noise levels of the wrapped solver, the number of steps of the published samplers."""
     return getattr(self.solver, "num_scales", None)
+
+  def schedule(self, sde: SDE, grid: TimeGrid) -> TimeGrid:
+    return self.solver.schedule(sde, grid)
 
   def on(self, sde: SDE, grid: TimeGrid) -> "Wrapped":
     return dataclasses.replace(self, solver=self.solver.on(sde, grid))

@@ -150,7 +150,7 @@ class Sampling(Options):
   method: str = option(
     "pc",
     "pc (predictor and corrector); ncsn, ddpm (the samplers of these papers); ode, adaptive_sde; for few steps "
-    "ddim, dpm_solver, dpm_solver_sde, unipc, heun; or FILE.py:FUNCTION(config.sampling) -> Solver",
+    "ddim, dpm_solver, dpm_solver_sde, unipc, heun, sa_solver; or FILE.py:FUNCTION(config.sampling) -> Solver",
   )
   grid: str | None = option(
     None, "placement of the steps; follows method: log_snr for few steps, else uniform", choices=GRIDS,
