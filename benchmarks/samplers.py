@@ -119,7 +119,7 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
     "Heun": few("heun"),
     "Heun, churn 10": few("heun", churn=10.0),
     "Heun, restart": (restarted, BUDGETS[1:5]),
-    "DPM-Solver++(3M) SDE": few("sa_solver", order=3, corrector=False),
+    "DPM-Solver++(3M) SDE": few("sa_solver", order=3, corrected=False),
     "SA-Solver, tau 0.5": few("sa_solver", tau=0.5),
     "SA-Solver, tau 1": few("sa_solver"),
     "SA-Solver, tau 1.4": few("sa_solver", tau=1.4),

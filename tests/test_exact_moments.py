@@ -112,18 +112,18 @@ def wavy(ratio):
 # (options, weak order of the covariance; the mean is exact). Order 3 without corrector is tested on polynomials below:
 # its first step has order 1, an error that is made once, but is of order 2 in the end.
 ADAMS = {
-  "ODE, order 1": ({"tau": 0.0, "order": 1, "corrector": False}, 1),
-  "ODE, order 2": ({"tau": 0.0, "order": 2, "corrector": False}, 2),
+  "ODE, order 1": ({"tau": 0.0, "order": 1, "corrected": False}, 1),
+  "ODE, order 2": ({"tau": 0.0, "order": 2, "corrected": False}, 2),
   "ODE, order 1, corrected": ({"tau": 0.0, "order": 1}, 2),
   "ODE, order 2, corrected": ({"tau": 0.0, "order": 2}, 3),
-  "SDE, order 1": ({"order": 1, "corrector": False}, 1),
-  "SDE, order 2": ({"order": 2, "corrector": False}, 2),
-  "SDE, order 3": ({"order": 3, "corrector": False}, 2),
+  "SDE, order 1": ({"order": 1, "corrected": False}, 1),
+  "SDE, order 2": ({"order": 2, "corrected": False}, 2),
+  "SDE, order 3": ({"order": 3, "corrected": False}, 2),
   "SDE, order 1, corrected": ({"order": 1}, 2),
   "SDE, order 2, corrected": ({"order": 2}, 2),
-  "more noise, order 3": ({"order": 3, "corrector": False, "tau": 1.4}, 2),
-  "noise by function, order 2": ({"order": 2, "corrector": False, "noise_of": wavy}, 2),
-  "noise by function, order 3": ({"order": 3, "corrector": False, "noise_of": wavy}, 2),
+  "more noise, order 3": ({"order": 3, "corrected": False, "tau": 1.4}, 2),
+  "noise by function, order 2": ({"order": 2, "corrected": False, "noise_of": wavy}, 2),
+  "noise by function, order 3": ({"order": 3, "corrected": False, "noise_of": wavy}, 2),
 }
 
 
@@ -182,7 +182,7 @@ def test_stochastic_adams_has_its_weak_orders(which, name, x64, monkeypatch):
 def test_a_step_of_stochastic_adams_is_exact_for_polynomials(order, corrector, noise, x64, monkeypatch):
   """D is a polynomial in lambda that all points of the step determine. The integral is taken by quadrature."""
   monkeypatch.setattr(multistep, "normal", lambda keys, x: jnp.ones_like(x))
-  sde, solver, degree = VP(), SASolver(order=order, corrector=corrector, **noise), order - 1 + corrector
+  sde, solver, degree = VP(), SASolver(order=order, corrected=corrector, **noise), order - 1 + corrector
   times = [float(sde.time_of_log_snr(jnp.asarray(2 * place))) for place in (-0.9, -0.6, 0.1, 0.5)]
   l2, l1, start, stop = (float(sde.log_snr(jnp.asarray(t))) / 2 for t in times)
   polynomial = lambda lam: sum((k + 1) * (0.7 * lam) ** k for k in range(degree + 1))
@@ -212,7 +212,7 @@ def test_a_step_of_stochastic_adams_is_exact_for_polynomials(order, corrector, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"order": 1, "corrector": False}, {"order": 2, "corrector": False}, {}], ids=str)
+@pytest.mark.parametrize("options", [{"order": 1, "corrected": False}, {"order": 2, "corrected": False}, {}], ids=str)
 def test_stochastic_adams_has_strong_order_one_on_a_brownian_path(options, x64):
   """The same paths with more and more steps: their distance to the paths of 4000 steps falls as 1 / steps."""
   sde, score = VP(), DATA.score(VP())

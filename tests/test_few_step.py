@@ -183,7 +183,7 @@ def test_stochastic_adams_contains_the_solvers_of_the_ode(twin, options, x64):
   """DDIM is order 1. DPM-Solver++(2M) extrapolates otherwise to second order, so it is as good, not the same."""
   sde, score = VP(), gaussian(MEAN, COVARIANCE).score(VP())
   draw = lambda solver: sample(jax.random.key(0), sde, score, (4, 2), solver=solver, steps=40, dtype=jnp.float64)
-  one, other = draw(METHODS[twin]()), draw(SASolver(tau=0.0, corrector=False, **options))
+  one, other = draw(METHODS[twin]()), draw(SASolver(tau=0.0, corrected=False, **options))
   np.testing.assert_allclose(one, other, atol=1e-9 if twin == "ddim" else 1e-2)
 
 

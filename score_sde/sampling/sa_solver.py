@@ -45,14 +45,14 @@ class SASolver(Multistep):
       x_t = sigma_t/sigma_s exp(-T(s)) x_s + sigma_t ∫ exp(l - T(l)) (1 + tau²) D dl + sigma_t sqrt(1 - exp(-2 T(s))) z.
 
   D is replaced by the polynomial in lambda through `order` evaluations, of which order - 1 are of earlier steps. Its
-  integral is exact for a number tau, and to rounding for a smooth function. The `corrector` also passes it through D at
-  the predicted x_t, with the same noise z. Xue et al. 2023 (SA-Solver), Proposition 4.2 and Algorithm 1.
+  integral is exact for a number tau, and to rounding for a smooth function. If `corrected`, the polynomial also passes
+  through D at the predicted x_t, with the same noise z. Xue et al. 2023 (SA-Solver), Proposition 4.2 and Algorithm 1.
 
-  The error of the mean, on Gaussian data, is of order `order`, one more with the corrector. With noise, that of the
-  covariance is of order 2 (1 for order 1 without corrector), and the error of paths of order 1.
+  Without noise, the order is `order`, one more if corrected. With noise, the error of the covariance on Gaussian data is
+  of order 2 (1 for order 1, not corrected), and the error of paths of order 1.
 
-  Members of the family: tau=0, order 1, no corrector is DDIM, order 2 is DPM-Solver++(2M). tau=1, order 1, no corrector
-  is SDE-DPM-Solver++(1). order 3 is DPM-Solver++(3M) SDE, with all factors of the third order (see docs/errata.md).
+  tau=0, order 1, not corrected is DDIM; tau=0, order 3, corrected is UniPC. tau=1, order 3, not corrected is
+  DPM-Solver++(3M) SDE, with all factors of the third order (see docs/errata.md).
   ER-SDE solvers (Cui et al. 2023) with noise phi(s), s = sigma/alpha, have tau² = d log(phi(s)/s) / d log s: give that
   as `noise_of`.
 
@@ -65,8 +65,10 @@ class SASolver(Multistep):
     (4, 2)
   """
 
-  order: int = option(3, "evaluations in a step of SA-Solver without its corrector: 1, 2 or 3", choices=(1, 2, 3))
-  corrector: bool = option(True, "correct each step of SA-Solver by the evaluation for the next; no more evaluations")
+  order: int = option(
+    3, "evaluations in a step of SA-Solver, besides that of a correction: 1, 2 or 3", choices=(1, 2, 3)
+  )
+  corrected: bool = option(True, "correct each step of SA-Solver by the evaluation for the next; no more evaluations")
   tau: float = option(1.0, "noise of SA-Solver: 0 is the ODE, 1 the reverse-time SDE", "[0, inf)")
   tau_min: float = option(0.0, "sigma / alpha below which SA-Solver adds no noise", "[0, inf)", needs={"tau": ()})
   tau_max: float = option(math.inf, "sigma / alpha above which it adds none", "(0, inf]", needs={"tau": ()})
@@ -81,7 +83,7 @@ class SASolver(Multistep):
 
   @property
   def corrects(self) -> bool:
-    return self.corrector
+    return self.corrected
 
   def transition(self, sde: LinearSDE, start: Time, stop: Time, h: Array) -> Transition:
     nodes, weights, up_to = (jnp.asarray(a, h.dtype) for a in (_NODES, _WEIGHTS, _UP_TO))
