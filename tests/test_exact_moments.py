@@ -33,6 +33,7 @@ EPS = {"ve": 1e-3, "vp": 1e-2, "subvp": 5e-2}
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[2.0, 0.6], [0.6, 0.5]])
 DATA = gaussian(MEAN, COVARIANCE)
 SLOW = pytest.mark.slow
+MARKS = {"vp": [], "ve": [SLOW], "subvp": [SLOW, pytest.mark.longest]}
 
 
 def law(sde, t):
@@ -163,9 +164,7 @@ def test_euler_maruyama_of_ve_has_order_2_in_the_covariance(x64, monkeypatch):
   assert order == pytest.approx(1, abs=0.1), errors
 
 
-@pytest.mark.parametrize(
-  ("which", "name"), [pytest.param(w, n, marks=[SLOW] if w != "vp" else []) for w in SDES for n in ADAMS]
-)
+@pytest.mark.parametrize(("which", "name"), [pytest.param(w, n, marks=MARKS[w]) for w in SDES for n in ADAMS])
 def test_stochastic_adams_has_its_weak_orders(which, name, x64, monkeypatch):
   options, expected = ADAMS[name]
   sde, eps, make = SDES[which], EPS[which], stochastic_adams(**options)
@@ -212,7 +211,11 @@ def test_a_step_of_stochastic_adams_is_exact_for_polynomials(order, corrector, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"order": 1, "corrected": False}, {"order": 2, "corrected": False}, {}], ids=str)
+@pytest.mark.parametrize(
+  "options",
+  [{}, *(pytest.param({"order": n, "corrected": False}, marks=pytest.mark.longest) for n in (1, 2))],
+  ids=str,
+)
 def test_stochastic_adams_has_strong_order_one_on_a_brownian_path(options, x64):
   """The same paths with more and more steps: their distance to the paths of 4000 steps falls as 1 / steps."""
   sde, score = VP(), DATA.score(VP())

@@ -8,7 +8,7 @@ import pytest
 from score_sde.analytic import GaussianMixture, gaussian
 from score_sde.batch import PRIOR, example_keys, fold
 from score_sde.run.sampler import Sampler
-from score_sde.sampling import METHODS, FewStep, Interval, Restart, SASolver, make_grid, sample
+from score_sde.sampling import METHODS, FewStep, Interval, Restart, SASolver, TimeGrid, make_grid, sample
 from score_sde.sde import VE, VP, SubVP, denoiser
 
 FEW_STEP = [name for name, solver in METHODS.items() if issubclass(solver, FewStep)]
@@ -202,3 +202,23 @@ def test_stochastic_adams_adds_noise_only_between_its_levels():
   silent = {"tau": 1.0, "tau_min": 1e4, "tau_max": 1e5}
   np.testing.assert_allclose(draw(0, **silent), draw(1, tau=0.0), atol=1e-5)
   assert np.abs(draw(0, tau_min=0.05, tau_max=1.0) - draw(1, tau_min=0.05, tau_max=1.0)).max() > 1e-2
+
+
+def test_new_solvers_run_inside_of_jit_and_to_zero_noise(x64):
+  """A schedule is made while tracing; a grid may end at sigma = 0."""
+  sde, score = VP(), gaussian(MEAN, COVARIANCE).score(VP())
+  solver = Restart(solver=METHODS["heun"](), restarts=(Interval(0.1, 1.0, 3, 2),))
+  draw = lambda key: sample(key, sde, score, (4, 2), solver=solver, steps=8, dtype=jnp.float64)
+  np.testing.assert_allclose(jax.jit(draw)(jax.random.key(0)), draw(jax.random.key(0)), rtol=1e-6)
+  to_zero = TimeGrid.through([1.0, 0.5, 0.2, 0.05, 0.0])
+  for options in ({"tau": 0.0}, {}, {"brownian": True}, {"corrected": False}):
+    own = SASolver(noise_removal=False, **options)
+    assert np.isfinite(sample(jax.random.key(0), sde, score, (4, 2), solver=own, grid=to_zero)).all(), options
+
+
+def test_restarts_have_one_level(x64):
+  inner = Restart(solver=METHODS["heun"](noise_removal=False), restarts=(Interval(0.1, 1.0),))
+  assert not inner.noise_removal
+  outer = Restart(solver=inner, restarts=(Interval(0.5, 1.0),))
+  with pytest.raises(ValueError, match="give all intervals to one Restart"):
+    outer.schedule(VP(), make_grid("karras", VP(), 8, 1e-3))

@@ -162,3 +162,34 @@ def test_a_run_in_a_bucket_is_killed_and_resumed(bucket, tmp_path):
   assert any(p.name.endswith(".array_record") for p in (path / "eval").iterdir())
   assert not [p for p in (path / "eval").iterdir() if "unfinished" in p.name]
   assert os.listdir(tmp_path) == ["disk"]
+
+
+def test_a_folder_s_name_is_no_pattern(tmp_path):
+  (tmp_path / "w[1,2]" / "checkpoints" / "5").mkdir(parents=True)
+  (tmp_path / "w[1,2]" / "report.json").write_text('{"checkpoints": []}')
+  assert checkpoints.exists(str(tmp_path / "w[1,2]"))
+  assert compare.read(str(tmp_path / "w[1,2]")) == []
+  assert not checkpoints.exists(str(tmp_path / "missing"))
+
+
+def test_a_job_whose_claim_was_taken_stops_and_leaves_the_other_s(bucket, monkeypatch):
+  monkeypatch.setattr(storage, "LEASE_SECONDS", 2)
+  stopped = threading.Event()
+  monkeypatch.setattr(storage.os, "kill", lambda pid, number: stopped.set())
+  path = storage.path_of(bucket) / "taken"
+  with storage.claimed(path):
+    (path / ".claimed").write_text("process 1 on another machine, abcd\n1")
+    assert stopped.wait(10)
+  assert (path / ".claimed").read_text().startswith("process 1 on another machine")
+
+
+def test_a_failed_copy_is_tried_again(bucket, monkeypatch, caplog):
+  folder = storage.Folder(storage.path_of(bucket) / "again")
+  (folder.local / "log").write_text("one")
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, "_put", lambda *args: 1 / 0)
+    folder.sync(now=True)
+  assert "could not be copied" in caplog.text
+  folder.sync(now=True)
+  assert (folder.path / "log").read_text() == "one"
+  folder.close()

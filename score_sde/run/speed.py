@@ -61,9 +61,9 @@ class Profile:
 
   def _stop(self) -> None:
     assert self._folder is not None
+    self._runs, self._steps = False, ()
     jax.profiler.stop_trace()
     self._folder.close()
-    self._runs, self._steps = False, ()
     log.info("Profile in %s: tensorboard --logdir=%s", self._folder.path, self._folder.path)
 
   def at(self, step: int, state: Any) -> None:

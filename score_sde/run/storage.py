@@ -12,6 +12,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -72,6 +73,11 @@ def path_of(path: str | os.PathLike) -> Path:
 def absolute(path: Path) -> Path:
   """Returns the path from the root of the disk; that of a bucket unchanged."""
   return path if in_bucket(path) else path.resolve()
+
+
+def files_in(folder: Path) -> list[Path]:
+  """Returns the files and folders in `folder`; [] if it does not exist. `glob` would take [ in its name for a pattern."""
+  return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def save_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
@@ -149,12 +155,21 @@ class Folder:
       return
     with self._lock:
       for file in sorted(p for p in self.local.rglob("*") if p.is_file()):
-        state = (file.stat().st_size, file.stat().st_mtime_ns)
-        if self._synced.get(file) == state:
-          continue
-        _put(str(file), self.path / file.relative_to(self.local).as_posix())
-        self._synced[file] = state
+        try:
+          self._copy(file)
+        except Exception as error:  # the network may be away for a moment, or another program removed its file
+          log.warning("%s could not be copied to %s (%s); it is tried again.", file.name, self.path, error)
       self._last = time.monotonic()
+
+  def _copy(self, file: pathlib.Path) -> None:
+    state = (file.stat().st_size, file.stat().st_mtime_ns)
+    if self._synced.get(file) == state:
+      return
+    with tempfile.NamedTemporaryFile() as kept:  # the file may grow while it is read
+      kept.write(file.read_bytes())
+      kept.flush()
+      _put(kept.name, self.path / file.relative_to(self.local).as_posix())
+    self._synced[file] = state
 
   def keep_in_sync(self) -> None:
     """Copies changes every SYNC_SECONDS from now on, in a thread, and the last ones when the process ends."""
@@ -162,8 +177,7 @@ class Folder:
     def run() -> None:
       while True:
         time.sleep(SYNC_SECONDS)
-        with contextlib.suppress(Exception):  # the network may be away for a moment
-          self.sync(now=True)
+        self.sync(now=True)
 
     threading.Thread(target=run, daemon=True).start()
     atexit.register(self.close)
@@ -184,7 +198,8 @@ def claimed(path: Path) -> Iterator[None]:
 
   On a disk, the claim is a lock on the file `.claimed`, which the system releases when the process ends, even by a
   crash. The file stays: if it were removed, a second job could hold the lock of the removed file and a third that of a
-  new one. In a bucket, the job renews the file, and a claim that is not renewed for LEASE_SECONDS is free.
+  new one. In a bucket, the job renews the file, and a claim that is not renewed for LEASE_SECONDS is free. A job that
+  finds its claim taken over stops as if by SIGTERM.
 
   Raises:
     BadInput: if another job holds the claim.
@@ -250,6 +265,10 @@ def _leased(path: Path, owner: str) -> Iterator[None]:
     while not done.wait(LEASE_SECONDS / 5):
       number += 1
       try:
+        if (now := _claim(file)) and _owner(now) != name:  # this job was silent for too long
+          log.error("%s has been taken over by %s. This job stops.", path, _owner(now))
+          os.kill(os.getpid(), signal.SIGTERM)
+          return
         file.write_text(f"{name}\n{number}")
       except Exception as error:  # the network may be away for a moment
         log.warning("The claim of %s could not be renewed (%s).", path, error)
@@ -262,7 +281,8 @@ def _leased(path: Path, owner: str) -> Iterator[None]:
     done.set()
     thread.join(LEASE_SECONDS / 5)
     with contextlib.suppress(Exception):
-      file.unlink(missing_ok=True)
+      if _owner(_claim(file)) == name:
+        file.unlink(missing_ok=True)
 
 
 def _owner(claim: str) -> str:

@@ -58,7 +58,7 @@ def copy_stderr(workdir: Path) -> None:
   """Copies all that this process writes to stderr from now on to logs/host_INDEX.log in `workdir`.
 
   Another process, `tee`, does it. So the last lines of a process that dies are there, too, and those of C++ code. To a
-  bucket, the file is copied every half minute and at the end, and a killed process leaves what was copied by then.
+  bucket, the file is copied every half minute and when the process ends well; one that fails leaves what was copied.
   """
   folder = storage.Folder(workdir / "logs")
   file = folder.local / f"host_{devices.host_index()}.log"

@@ -11,7 +11,7 @@ from score_sde.batch import Array, Batch, Keys, Time, expand, fold, normal
 from score_sde.errors import InvalidArgument
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.solver import Solver, Wrapped
-from score_sde.sde import SDE, Score, linear
+from score_sde.sde import SDE, LinearSDE, Score, linear
 
 # Stream of a step's key for the noise of a restart.
 RESTART = 3
@@ -68,6 +68,7 @@ class Restart(Wrapped):
 
   Attributes:
     restarts: the intervals.
+    noise_removal: that of `solver`.
 
   Example:
     >>> import jax, score_sde as ss
@@ -80,12 +81,24 @@ class Restart(Wrapped):
   # Number of restarts on the grid; `on` counts them.
   count: int = 0
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    object.__setattr__(self, "noise_removal", self.solver.noise_removal)
+
   def schedule(self, sde: SDE, grid: TimeGrid) -> TimeGrid:
     """Returns `grid` with the steps of the restarts."""
     sde = linear(sde, "Restart sampling")
     grid.need_chain("Restart sampling")
+    if self.solver.schedule(sde, grid) is not grid:
+      raise InvalidArgument(
+        "solver has restarts of its own: give all intervals to one Restart, as restarts=(Interval(...), ...).", "solver"
+      )
     if not len(grid):
       return grid
+    with jax.ensure_compile_time_eval():  # a schedule is the same for all samples
+      return self._extended(sde, grid)
+
+  def _extended(self, sde: LinearSDE, grid: TimeGrid) -> TimeGrid:
     level = lambda t: np.exp(-np.asarray(sde.log_snr(jnp.asarray(t)), np.float64) / 2)
     levels, after = np.log(level(grid.stop)), {}
     for interval in self.restarts:

@@ -31,6 +31,9 @@ def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 _NODES, _WEIGHTS, _UP_TO = _gauss_legendre(10)
 
+# Steps are cut to this length in lambda, after which nothing of x is left.
+_LONGEST = 60.0
+
 # Brownian paths run over this range of lambda, in steps of about 2e-4.
 _PATH, _PATH_STEP = 32.0, 2.0**-12
 
@@ -48,8 +51,8 @@ class SASolver(Multistep):
   integral is exact for a number tau, and to rounding for a smooth function. If `corrected`, the polynomial also passes
   through D at the predicted x_t, with the same noise z. Xue et al. 2023 (SA-Solver), Proposition 4.2 and Algorithm 1.
 
-  Without noise, the order is `order`, one more if corrected. With noise, the error of the covariance on Gaussian data is
-  of order 2 (1 for order 1, not corrected), and the error of paths of order 1.
+  Without noise, the order is `order`, one more if corrected. With noise, the error of the covariance on Gaussian data
+  is of order 2 (1 for order 1, not corrected), and the error of paths of order 1.
 
   tau=0, order 1, not corrected is DDIM; tau=0, order 3, corrected is UniPC. tau=1, order 3, not corrected is
   DPM-Solver++(3M) SDE, with all factors of the third order (see docs/errata.md).
@@ -86,6 +89,7 @@ class SASolver(Multistep):
     return self.corrected
 
   def transition(self, sde: LinearSDE, start: Time, stop: Time, h: Array) -> Transition:
+    h = jnp.minimum(h, _LONGEST)  # to sigma = 0, the end of no named grid
     nodes, weights, up_to = (jnp.asarray(a, h.dtype) for a in (_NODES, _WEIGHTS, _UP_TO))
     ratio = jnp.exp(-(half_log_snr(sde, start)[:, None] + h[:, None] * nodes))
     if self.noise_of is not None:
@@ -122,7 +126,7 @@ class SASolver(Multistep):
   def noise(self, sde: LinearSDE, keys: Keys, x: Batch, start: Time, stop: Time, path: Array | None) -> Array:
     if path is None:
       return super().noise(sde, keys, x, start, stop, path)
-    low, high = half_log_snr(sde, start), half_log_snr(sde, stop)
+    low, high = (jnp.clip(half_log_snr(sde, t), -_PATH, _PATH) for t in (start, stop))
 
     def increment(words: Array, low: Array, high: Array) -> Array:
       key = jax.random.wrap_key_data(words, impl="threefry2x32")

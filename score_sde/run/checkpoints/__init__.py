@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from score_sde.errors import ScoreSDEError
 from score_sde.run import devices
 from score_sde.run.config.errors import BadInput
-from score_sde.run.storage import Path, absolute, free_space, path_of
+from score_sde.run.storage import Path, absolute, files_in, free_space, path_of
 
 log = logging.getLogger(__name__)
 
@@ -122,13 +122,14 @@ def _silence_abandoned_writes() -> None:
 
 def _remove_unfinished(folder: Path) -> None:
   """Deletes the files of a killed save. (orbax would do so in a thread, which fails if the run ends at once.)"""
-  for path in folder.glob("*.orbax-checkpoint-tmp*"):
-    path.rmtree()
+  for path in files_in(folder):
+    if ".orbax-checkpoint-tmp" in path.name:
+      path.rmtree()
 
 
 def exists(workdir: str) -> bool:
   """Returns whether `workdir` holds any checkpoint."""
-  return any(p.name.isdigit() for p in (path_of(workdir) / "checkpoints").glob("*"))
+  return any(p.name.isdigit() for p in files_in(path_of(workdir) / "checkpoints"))
 
 
 def _weighted_sum(x: Any, xp: Any = np) -> Any:

@@ -1,5 +1,6 @@
 """Comparison of evaluations: one table of all, and a table of published numbers on CIFAR-10."""
 
+import fnmatch
 import json
 import math
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from score_sde.run.config import BadInput, sde_name
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.reports import table
-from score_sde.run.storage import path_of
+from score_sde.run.storage import files_in, path_of
 
 # CIFAR-10: {config: (FID (best snapshot of a training), inception score, FID of the probability-flow ODE, bits/dim)}.
 # Song et al. 2021, Tables 2 and 3, as listed by config in the README of yang-song/score_sde_pytorch.
@@ -36,7 +37,7 @@ def read(run: str) -> list[dict[str, Any]]:
     BadInput: if there is no report, or a report cannot be read.
   """
   path = path_of(run)
-  files = [path] if path.is_file() else sorted(path.glob("report*.json"))
+  files = [path] if path.is_file() else sorted(p for p in files_in(path) if fnmatch.fnmatch(p.name, "report*.json"))
   if not files:
     raise BadInput(
       f"{run!r} is no report and no workdir with one. Write it: python run.py --mode=eval --workdir={run}."

@@ -1,5 +1,6 @@
 """Runs of `run.py --mode=sample` and `--mode=eval`: draw samples of checkpoints in a workdir, and measure them."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -370,7 +371,8 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
         print(reports.line(row, report), flush=True)
   devices.wait_for_all("evaluation")
   if devices.is_first_host():
-    unfinished.rmtree(missing_ok=True)
+    with contextlib.suppress(Exception):  # the report is written: what is left is only in the way
+      unfinished.rmtree(missing_ok=True)
   for row in rows:
     _need_some(row.get("samples", 0) - row.get("samples_failed", 0), row.get("samples", 0), row["step"])
   failed = [row["step"] for row in rows if row.get("likelihood_failed") and not row["examples"]]
