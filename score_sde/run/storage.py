@@ -76,7 +76,7 @@ def absolute(path: Path) -> Path:
 
 
 def files_in(folder: Path) -> list[Path]:
-  """Returns the files and folders in `folder`; [] if it does not exist. `glob` would take [ in its name for a pattern."""
+  """Returns what is in `folder`; [] if it does not exist. (`glob` would take brackets in its name for a pattern.)"""
   return list(folder.iterdir()) if folder.is_dir() else []
 
 
