@@ -151,8 +151,6 @@ def test_a_run_in_a_bucket_is_killed_and_resumed(bucket, tmp_path):
   assert rows[0][0]["bits_per_dim"] == rows[1][0]["bits_per_dim"]
   assert "tests/run" in compare.compare(workdir) or "run/report" in compare.compare(workdir)
 
-  code, _, err = runs.finish(workdir, "--mode=sample", blind=QUICK)
-  assert code == 0, err
   more = ("--mode=eval", "--config.eval.num_samples=20", "--config.eval.enable_sampling=True",
           "--config.eval.save_samples=array_record", "--config.eval.report=report_again")  # fmt: skip
   code, _, err = runs.finish(workdir, *more, blind=QUICK)
