@@ -166,8 +166,7 @@ class Folder:
     if self._synced.get(file) == state:
       return
     with tempfile.NamedTemporaryFile() as kept:  # the file may grow while it is read
-      kept.write(file.read_bytes())
-      kept.flush()
+      shutil.copyfile(file, kept.name)
       _put(kept.name, self.path / file.relative_to(self.local).as_posix())
     self._synced[file] = state
 
@@ -183,10 +182,14 @@ class Folder:
     atexit.register(self.close)
 
   def close(self) -> None:
-    """Copies the last changes and removes the temporary folder."""
+    """Copies the last changes and removes the temporary folder, unless a file in it could not be copied."""
+    if not in_bucket(self.path):
+      return
     self.sync(now=True)
-    if in_bucket(self.path):
+    if all(file in self._synced for file in self.local.rglob("*") if file.is_file()):
       shutil.rmtree(self.local, ignore_errors=True)
+    else:
+      log.error("Not all files of %s could be copied: they are kept in %s.", self.path, self.local)
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
