@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -43,6 +44,12 @@ def finish(workdir, *flags, devices=1, **options):
   process = start(workdir, *flags, devices=devices, **options)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
 
 
 def tiny(**values):

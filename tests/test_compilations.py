@@ -1,6 +1,5 @@
 """Each program of a run is compiled once: a second compilation of a train step takes minutes on an accelerator."""
 
-import socket
 import subprocess
 import sys
 
@@ -84,9 +83,7 @@ def test_the_train_step_is_compiled_once(tmp_path, devices, parallelism):
 @pytest.mark.slow
 @pytest.mark.longest
 def test_two_hosts_compile_the_train_step_once(tmp_path):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+  coordinator = f"127.0.0.1:{runs.free_port()}"
   hosts = [
     subprocess.Popen(
       [sys.executable, "-c", CODE, str(tmp_path / "run"), "pmap", coordinator, str(i)], cwd=runs.ROOT,

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,15 +24,9 @@ from score_sde.run.workdir import claimed, make_workdir
 WIDE = ("--config.model.nf=128", "--config.optim.decay=none")  # wide enough for fsdp to split; any length the same rate
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
 def start_hosts(workdir, hosts, devices, *flags, timeout=60):
   """One process a host, each with simulated devices."""
-  together = (f"--coordinator=127.0.0.1:{free_port()}", f"--num_hosts={hosts}", f"--host_timeout={timeout}")
+  together = (f"--coordinator=127.0.0.1:{runs.free_port()}", f"--num_hosts={hosts}", f"--host_timeout={timeout}")
   return [
     runs.start(workdir, *WIDE, *flags, *together, f"--host_index={i}", devices=devices) for i in range(hosts)
   ]  # fmt: skip
@@ -269,7 +262,7 @@ def test_an_evaluation_ends_where_one_host_gets_a_signal(tmp_path):
 @pytest.mark.longest
 def test_a_host_that_comes_late_is_waited_for(tmp_path):
   """The second starts twenty seconds after the first."""
-  flags = (*WIDE, "--config.training.n_iters=20", f"--coordinator=127.0.0.1:{free_port()}", "--num_hosts=2")
+  flags = (*WIDE, "--config.training.n_iters=20", f"--coordinator=127.0.0.1:{runs.free_port()}", "--num_hosts=2")
   first = runs.start(tmp_path, *flags, "--host_index=0")
   time.sleep(20)
   second = runs.start(tmp_path, *flags, "--host_index=1")
@@ -282,7 +275,7 @@ def test_a_host_that_comes_late_is_waited_for(tmp_path):
 @pytest.mark.slow
 def test_a_host_that_does_not_come_is_waited_for_so_long_and_no_longer(tmp_path):
   process = runs.start(
-    tmp_path, f"--coordinator=127.0.0.1:{free_port()}", "--num_hosts=2", "--host_index=0", "--host_timeout=5"
+    tmp_path, f"--coordinator=127.0.0.1:{runs.free_port()}", "--num_hosts=2", "--host_index=0", "--host_timeout=5"
   )
   _, err = process.communicate(timeout=100)
   assert process.returncode == 1

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,9 +22,7 @@ from score_sde.run.report import curves
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
   """Name of a folder in a bucket that lives as long as the module's tests."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
+  port = runs.free_port()
   command = [sys.executable, "tests/bucket.py", str(port), str(tmp_path_factory.mktemp("bucket"))]
   server = subprocess.Popen(command, cwd=runs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
   assert server.stdout.readline() == "ready\n"
