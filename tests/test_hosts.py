@@ -166,7 +166,7 @@ def test_slurm_s_processes_find_each_other_and_use_every_gpu(nodes, more, visibl
   """By the variables that SLURM sets; JAX alone would use one GPU of a machine that has one process."""
   job = {
     "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": str(nodes),
-    "JAX_COORDINATOR_PORT": str(free_port()), **more,
+    "JAX_COORDINATOR_PORT": str(runs.free_port()), **more,
   }  # fmt: skip
   processes = []
   for i in range(2):
