@@ -19,7 +19,6 @@ from score_sde.sampling import (
   SASolver,
   correctors,
   ddim,
-  dpm_solver,
   heun,
   make_grid,
   multistep,
@@ -49,7 +48,7 @@ def moments(make, sde, grid, monkeypatch):
   """Mean and covariance of x after all steps; the affine map of a step is read off a batch of basis vectors."""
   solver = make(len(grid)).on(sde, grid)
   draws, given = [], []
-  for module in (predictors, correctors, ddim, dpm_solver, heun, multistep):
+  for module in (predictors, correctors, ddim, heun, multistep):
     monkeypatch.setattr(module, "normal", lambda keys, x: draws.append(0) or given[0][:, len(draws) - 1])
 
   def flat(state):
@@ -192,8 +191,8 @@ def test_a_step_of_stochastic_adams_is_exact_for_polynomials(order, corrector, n
 
   x, full = jnp.full((1, 1), 0.3), lambda value: jnp.full((1, 1), value)
   state = solver.init(sde, x, jnp.full(1, times[2]))._replace(
-    denoised=full(polynomial(start)), before=full(polynomial(l1)), before2=full(polynomial(l2)),
-    lambda1=jnp.full(1, l1), lambda2=jnp.full(1, l2), taken=jnp.asarray(2, jnp.int32),
+    denoised=full(polynomial(start)), before=tuple(full(polynomial(place)) for place in (l1, l2)[: order - 1]),
+    places=tuple(jnp.full(1, place) for place in (l1, l2)[: order - 1]), taken=jnp.asarray(2, jnp.int32),
   )  # fmt: skip
   after = solver.step(
     sde, score, jax.random.split(jax.random.key(0), 1), state, *(jnp.full(1, times[i]) for i in (2, 2, 3))

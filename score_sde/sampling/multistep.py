@@ -18,20 +18,18 @@ class MultistepState(NamedTuple):
 
   Attributes:
     x, mean: the samples, and the samples without the noise of the last step.
-    denoised: D at x, or near it if a corrector changed x; unused without a corrector.
-    before, before2: D at the two previous points.
-    lambda1, lambda2: half log-SNR of these points, (B,).
+    denoised: D near x, where the corrector evaluated it; None without a corrector.
+    before: D at the previous points, from the newest.
+    places: half log-SNR of these points, each (B,).
     taken: the number of steps so far.
     path: the keys of the samples' Brownian paths; None if each step draws its own noise.
   """
 
   x: Array
   mean: Array
-  denoised: Array
-  before: Array
-  before2: Array
-  lambda1: Array
-  lambda2: Array
+  denoised: Array | None
+  before: tuple[Array, ...]
+  places: tuple[Array, ...]
   taken: Array
   path: Array | None = None
 
@@ -69,7 +67,7 @@ class Multistep(FewStep):
   same D. So n steps take n evaluations and one at the start; the last step, to sigma = 0, takes none.
   """
 
-  # True if `finish` evaluates D again: an update has changed x since the last evaluation, or there was none.
+  # True if `finish` evaluates D even after a corrector: an update has changed x since then, or there was no step.
   evaluates_last: bool = False
 
   @property
@@ -92,7 +90,7 @@ class Multistep(FewStep):
 
   def on(self, sde: SDE, grid: TimeGrid) -> "Multistep":
     super().on(sde, grid)
-    return dataclasses.replace(self, evaluates_last=self.evaluates_last or not (len(grid) and self.corrects))
+    return dataclasses.replace(self, evaluates_last=self.evaluates_last or not len(grid))
 
   def followed_by(self, update: Update) -> Solver:
     return Updated(
@@ -101,7 +99,9 @@ class Multistep(FewStep):
 
   def init(self, sde: SDE, x: Batch, t: Time) -> MultistepState:
     empty, none = jnp.zeros_like(x), jnp.zeros_like(t)
-    return MultistepState(x, x, empty, empty, empty, none, none, jnp.zeros((), jnp.int32))
+    return MultistepState(
+      x, x, empty if self.corrects else None, (empty,) * self.uses, (none,) * self.uses, jnp.zeros((), jnp.int32)
+    )  # fmt: skip
 
   def step(
     self, sde: SDE, score: Score, keys: Keys, state: MultistepState, t: Time, start: Time, stop: Time
@@ -117,8 +117,7 @@ class Multistep(FewStep):
     move = self.transition(sde, start, stop, h)
     base = expand(move.kept, x) * x + expand(move.gained, x) * denoised
     # Previous points in units of h (negative), and D at them.
-    past = ((state.lambda1, state.before), (state.lambda2, state.before2))[: self.uses]
-    behind = [((place - now) / h, d) for place, d in past]
+    behind = [((place - now) / h, d) for place, d in zip(state.places, state.before, strict=True)]
 
     def combine(count: int, ahead: Array | None) -> Array:
       places, changes = [r for r, _ in behind[:count]], [d - denoised for _, d in behind[:count]]
@@ -140,15 +139,16 @@ class Multistep(FewStep):
     if self.corrects:
       ahead = denoise(mean + noise, stop)
       mean = jax.lax.switch(known, branches(ahead))
-    return MultistepState(
-      mean + noise, mean, ahead, denoised, state.before, now, state.lambda1, state.taken + 1, path
-    )  # fmt: skip
+    before, places = ((new, *old)[: self.uses] for new, old in ((denoised, state.before), (now, state.places)))
+    return MultistepState(mean + noise, mean, ahead, before, places, state.taken + 1, path)
 
   def finish(self, sde: SDE, score: Score, state: MultistepState, t: Time) -> Batch:
     if not self.noise_removal:
       return state.x
-    return denoiser(sde, score)(state.x, t) if self.evaluates_last else state.denoised
+    if state.denoised is None or self.evaluates_last:
+      return denoiser(sde, score)(state.x, t)
+    return state.denoised
 
   def evaluations(self, steps: int) -> int:
-    first = self.corrects and steps > 0
-    return steps + first + (self.noise_removal and self.evaluates_last)
+    first, last = self.corrects and steps > 0, self.evaluates_last or not self.corrects
+    return steps + first + (self.noise_removal and last)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from score_sde.batch import Array, Batch, Finite, Keys, Numbers, Time, expand, fold
+from score_sde.batch import Array, Batch, Finite, Keys, Numbers, Time, fold
 from score_sde.options import Options, option
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sde import SDE, Score, denoiser, linear
@@ -190,13 +190,6 @@ class FewStep(Solver):
 def half_log_snr(sde: SDE, t: Numbers) -> Numbers:
   """Returns lambda = log(alpha / sigma), like `t`."""
   return linear(sde, "A solver for few steps").log_snr(t) / 2
-
-
-def exact_step(sde: Any, x: Batch, denoised: Batch, start: Time, stop: Time) -> Batch:
-  """Returns the solution of the probability-flow ODE at `stop`, from `x` at `start`, with D fixed at `denoised`."""
-  h = half_log_snr(sde, stop) - half_log_snr(sde, start)
-  kept, gained = sde.sigma(stop) / sde.sigma(start), -sde.alpha(stop) * jnp.expm1(-h)
-  return expand(kept, x) * x + expand(gained, x) * denoised
 
 
 def all_finite(x: Batch) -> Finite:
