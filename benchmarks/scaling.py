@@ -42,7 +42,7 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
     section, name = key.split(".")
     config[section][name] = type(config[section][name])(json.loads(value))
   experiment = build(config)
-  state = jax.eval_shape(lambda: training.init_state(experiment))
+  state = training.abstract_state(experiment)
   mesh = devices.fsdp_mesh(config.training.fsdp_devices if parallelism == "fsdp" else 1)
   # With one device to a copy of the parameters, the mesh is what pmap does.
   step = training.make_train_step(experiment, mesh)

@@ -51,7 +51,7 @@ def state_at(workdir: pathlib.Path, step: int, steps: int) -> list[np.ndarray]:
   config = quickstart.get_config()
   config.training.n_iters = steps
   experiment = build(config)
-  abstract = jax.eval_shape(lambda: training.init_state(experiment))
+  abstract = training.abstract_state(experiment)
   targets = {"state": jax.eval_shape(training.saved_form, abstract), "ema_params": abstract.ema_params}
   with checkpoints.manager(str(workdir)) as opened:
     _, items = checkpoints.restore(opened, targets, signature(experiment.config), str(workdir), step)

@@ -8,10 +8,12 @@ log-density of the noisy data:
 
     SDEs           VE, VP, SubVP, CosineVP, RectifiedFlow, Reflected; SDE and LinearSDE to write another
     samples        sample, with a solver: PredictorCorrector, NCSN, DDPM, AdaptiveODE, AdaptiveSDE, DDIM, DPMSolver,
-                   DPMSolverSDE, UniPC, Heun, SASolver, Restart; Solver to write another; TimeGrid and make_grid
+                   DPMSolverSDE, UniPC, Heun, SASolver, Restart, Consistency; Solver to write another; TimeGrid,
+                   make_grid
     likelihoods    log_likelihood, ExactLikelihood, EvidenceBound, ChainBound, bits_per_dim
     latents        encode, decode, interpolate
-    training       ScoreModel (a network as a model of the score), ScoreMatching (the losses), Scaling (of the data)
+    training       ScoreModel (a network as a model of the score), ScoreMatching (the losses), Scaling (of the data);
+                   ConsistencyModel (of the ends of the ODE's paths), ConsistencyLoss
     conditions     guidance: classes, measurements, constraints
     ground truth   analytic: distributions whose score and density are known at every time
     trained models load, Model
@@ -33,9 +35,9 @@ from score_sde.likelihood import (
   interpolate,
   log_likelihood,
 )
-from score_sde.losses import ScoreMatching
+from score_sde.losses import ConsistencyLoss, ScoreMatching
 from score_sde.model import Model
-from score_sde.parameterization import ScoreModel
+from score_sde.parameterization import ConsistencyModel, ScoreModel
 from score_sde.sampling import (
   DDIM,
   DDPM,
@@ -43,6 +45,7 @@ from score_sde.sampling import (
   AdaptiveODE,
   AdaptiveSDE,
   Clip,
+  Consistency,
   DPMSolver,
   DPMSolverSDE,
   Heun,
@@ -85,6 +88,9 @@ __all__ = [
   "AdaptiveSDE",
   "ChainBound",
   "Clip",
+  "Consistency",
+  "ConsistencyLoss",
+  "ConsistencyModel",
   "CosineVP",
   "DPMSolver",
   "DPMSolverSDE",

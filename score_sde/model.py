@@ -12,8 +12,8 @@ from score_sde.batch import Array, as_key, example_keys, expand, fold
 from score_sde.errors import InvalidArgument, unknown
 from score_sde.guidance import Measurement, condition_on, put_in
 from score_sde.likelihood import ExactLikelihood, bits_per_dim, decode, encode
-from score_sde.parameterization import ScoreModel
-from score_sde.sampling import AnySolver, DPMSolverSDE, UniPC, sample
+from score_sde.parameterization import ConsistencyModel, ScoreModel
+from score_sde.sampling import AnySolver, Consistency, DPMSolverSDE, UniPC, sample
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE
 
@@ -84,18 +84,26 @@ class Model:
       measurement: a measurement of the samples, on the scale of the data, such as `guidance.inpaint(mask, y)`: one for
         all samples, or `n` of them.
       method: the method that uses the measurement: "pigdm", "tmpd", "dps", "replacement", "projection" or "ddrm".
-      solver: by default UniPC, or DPMSolverSDE with a measurement.
-      steps: steps of the solver; by default 20, or 100 with a measurement.
+      solver: by default UniPC, or DPMSolverSDE with a measurement; always Consistency for a consistency model.
+      steps: steps of the solver; by default 20, or 100 with a measurement; 1 for a consistency model.
       **options: options of `score_sde.sample`: grid, eps, t_start, x_T, first.
 
     Raises:
       InvalidArgument: for an unknown method, a label that does not exist, a class-conditional network with a
         measurement, or a solver that cannot run with the other arguments.
     """
+    consistency = isinstance(self.model, ConsistencyModel)
+    if consistency and not isinstance(solver, Consistency | None):
+      raise InvalidArgument(
+        f"solver={type(solver).__name__} needs a score, and this is a consistency model: use Consistency.", "solver"
+      )
     if measurement is not None:
+      if consistency:
+        solver, method = solver or Consistency(), "replacement" if method == "pigdm" else method
       return self._restored(key, n, measurement, method, solver, steps, label, options)
     condition = self._labels(label, n)
-    solver = UniPC() if solver is None else solver
+    if solver is None:
+      solver = Consistency() if consistency else UniPC()
     return self._drawn(
       key, n, self.score, condition, solver, 20 if steps is None and solver == UniPC() else steps, options
     )
@@ -143,6 +151,7 @@ class Model:
     Raises:
       InvalidArgument: for data of another shape, or options out of range.
     """
+    self._need_score("log_likelihood")
     x = self._in(x)
     keys = example_keys(as_key(key), jnp.arange(len(x)))
     found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, keys, x, self._labels(label, len(x)))
@@ -160,6 +169,7 @@ class Model:
     """
     if self.scaling.levels is None:
       raise InvalidArgument("bits/dim is defined for images with discrete gray levels; use log_likelihood for points.")
+    self._need_score("bits_per_dim")
     levels, keys = self.scaling.levels, example_keys(as_key(key), jnp.arange(len(images)))
     raw = jnp.round(self._checked(images) * (levels - 1))
     x = dataclasses.replace(self.scaling, uniform_dequantization=True).prepare(fold(keys, DEQUANTIZE), raw)
@@ -173,11 +183,19 @@ class Model:
 
     A latent is NaN if its solve failed.
     """
+    self._need_score("encode")
     x = self._in(x)
     return _encode(self.sde, self.score, x, self._labels(label, len(x)))
 
   def decode(self, latent: Array, *, label: Any = None) -> Array:
-    """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`. They are NaN if the solve failed."""
+    """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`. They are NaN if the solve failed.
+
+    A consistency model takes one evaluation of its network.
+    """
+    if isinstance(self.model, ConsistencyModel):
+      latent = jnp.asarray(latent)
+      times = jnp.full(len(latent), self.sde.T, latent.dtype)
+      return self._out(_denoise(self.model, self.params, latent, times, self._labels(label, len(latent))), clip=False)
     return self._out(_decode(self.sde, self.score, jnp.asarray(latent), self._labels(label, len(latent))), clip=False)
 
   def denoise(self, x: Array, t: float | Array, *, label: Any = None) -> Array:
@@ -185,6 +203,10 @@ class Model:
     x = jnp.asarray(x)
     times = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
     return self._out(_denoise(self.model, self.params, x, times, self._labels(label, len(x))), clip=False)
+
+  def _need_score(self, what: str) -> None:
+    if isinstance(self.model, ConsistencyModel):
+      raise InvalidArgument(f"{what} needs a score, and this is a consistency model: use its teacher.")
 
   # --- conversion between the scale of the data and that of the network -----------------------------------------------
 

@@ -7,6 +7,8 @@ With x_t = alpha x_0 + sigma z, Tweedie's formula relates all predictions:
 
 Efron 2011, eq. (1.4); Salimans & Ho 2022, Appendix D, for the velocity; Liu et al. 2023 for the flow; Karras et al.
 2022, Table 1, for "edm". Each conversion is written in the form that does not cancel at t -> 0 or t -> T.
+
+A consistency model predicts something else: the end of the path of the probability-flow ODE through x_t.
 """
 
 import dataclasses
@@ -214,6 +216,12 @@ class ScoreModel(Options):
     """Returns E[x_0 | x_t = x, y], like `x`."""
     return self._estimate(1, params, x, self.level(t, x), y=y)
 
+  def data_of_level(
+    self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None
+  ) -> Array:
+    """Returns the same as `data`, at a noise level. `keys` (B,) drive dropout."""
+    return self._estimate(1, params, x, level, keys, y)
+
   def score(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> Batch:
     """Returns grad log p_t(x | y), like `x`. Samplers and likelihoods take Partial(model.score, params) as score."""
     return self.score_of_level(params, x, self.level(t, x), y=y)
@@ -260,3 +268,58 @@ class ScoreModel(Options):
     alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)
     out = self.output(params, alpha * x0 + sigma * z, level, keys, y)
     return PREDICTIONS[self.parameterization][2](out, x0, z, alpha, sigma, self.sigma_data)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConsistencyModel(ScoreModel):
+  """A network as a consistency function f(x, t): the point x_0 at which the path of the ODE through x at time t ends.
+
+  All of it is in terms of x / alpha and s = sigma / alpha, so it is the same for VE, VP and rectified flow:
+
+      f(x, t) = c_skip x / alpha + c_out F(c_in x / alpha, t),    d = s - s(end)
+      c_skip = sigma_data² / (d² + sigma_data²),  c_out = d sigma_data / sqrt(s² + sigma_data²),
+      c_in = 1 / sqrt(s² + sigma_data²)
+
+  so that f(x, end) = x / alpha for any output of the network. Song et al. 2023 (consistency models), Appendix C. With
+  end = 0, f has the form of an "edm" score model, and training starts well from the parameters of one.
+
+  `data` returns f. `score` returns (alpha f - x) / sigma², from which the solver `Consistency` takes f back. It is not
+  the score of a density: other solvers and likelihoods make no sense with it.
+
+  Attributes:
+    end: the time at which f is x / alpha.
+
+  Raises:
+    InvalidArgument: for an SDE without a closed-form kernel, a discrete model, or another parameterization than "edm".
+
+  Example:
+    >>> import jax, jax.numpy as jnp, score_sde as ss
+    >>> model = ss.ConsistencyModel(ss.VP(), lambda params, x, labels, keys: params * x, "edm", end=1e-3)
+    >>> x = jnp.ones((4, 2))
+    >>> model.data(1.0, x, jnp.full(4, 1e-3)).round(3).tolist()[0]
+    [1.0, 1.0]
+  """
+
+  end: float = 0.0
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    linear(self.sde, "A consistency model")
+    if self.parameterization != "edm" or self.num_scales is not None:
+      raise InvalidArgument(
+        f"parameterization={self.parameterization!r} with num_scales={self.num_scales}: a consistency model needs "
+        "'edm' and a continuous model (num_scales=None).", "parameterization",
+      )  # fmt: skip
+    if not 0 <= self.end < self.sde.T:
+      raise InvalidArgument(f"end={self.end} must lie in [0, {self.sde.T}).", "end")
+
+  def _estimate(self, kind, params, x, level, keys=None, y=None):
+    out = self.output(params, x, level, keys, y)
+    ratio, variance = level.sigma / level.alpha, self.sigma_data**2
+    gap = ratio
+    if self.end > 0:
+      end = jnp.full_like(ratio, self.end)
+      gap = ratio - self.sde.sigma(end) / self.sde.alpha(end)  # type: ignore[attr-defined]
+    skip, scale = variance / (gap**2 + variance), gap * self.sigma_data / jnp.sqrt(ratio**2 + variance)
+    found = expand(skip / level.alpha, x) * x + expand(scale, x) * out
+    return found if kind == 1 else (x - expand(level.alpha, x) * found) / expand(level.sigma, x)

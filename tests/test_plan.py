@@ -194,7 +194,7 @@ def machine(request):
 
 def lowered_step(config):
   experiment = build(config)
-  state = jax.eval_shape(lambda: training.init_state(experiment))
+  state = training.abstract_state(experiment)
   batch = training.abstract_batch(experiment, config.training.batch_size)
   return devices.lower(training.make_train_step(experiment), state, batch, out_shared=True, donate=True), state
 

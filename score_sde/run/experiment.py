@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from score_sde.batch import Array, example_keys, fold
 from score_sde.errors import InvalidArgument
 from score_sde.guidance import DDRM, Classifier, Projection
-from score_sde.losses import MAX_EXACT_DIMS, ScoreMatching
+from score_sde.losses import MAX_EXACT_DIMS, ConsistencyLoss, ScoreMatching
 from score_sde.models import energy
-from score_sde.parameterization import ScoreModel
+from score_sde.parameterization import ConsistencyModel, ScoreModel
 from score_sde.run import data, devices
 from score_sde.run.config import (
   CLASS_METHODS,
@@ -33,6 +33,7 @@ from score_sde.run.config import (
 from score_sde.run.config.networks import apply_of, create
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.sampler import CHUNK, Sampler, stepping
+from score_sde.run.teacher import Teacher, find_teacher
 from score_sde.sampling import DDPM, METHODS, NCSN, AdaptiveODE, AdaptiveSDE, Clip, Solver
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE, Score, as_argument, linear, simulate
@@ -49,26 +50,28 @@ class Experiment:
     sde: the SDE.
     network: the Flax module.
     model: the network as a model of the score, or as a classifier.
-    loss: the training loss.
+    loss: the training loss; None if it needs a teacher that is not there (anymore): samples do not need it.
     sampler: draws samples; None for a classifier.
     scaling: from raw examples to the model's inputs, and back.
     shape: shape of one example.
     guide: from the network's score to the score that samples and likelihoods use, see `guide.with_class`.
     sampled_classes: number of classes that samples are drawn of; 0 for samples without a class.
     class_names: names of these classes; () for those in the workdir.
+    teacher: the model that is distilled or tuned, or None.
   """
 
   config: ConfigDict
   sde: SDE
   network: nn.Module
   model: ScoreModel | Classifier
-  loss: ScoreMatching | Classifier
+  loss: ScoreMatching | ConsistencyLoss | Classifier | None
   sampler: Sampler | None
   scaling: Scaling
   shape: tuple[int, ...]
   guide: Callable[[Score], Score] = as_argument
   sampled_classes: int = 0
   class_names: tuple[str, ...] = ()
+  teacher: Teacher | None = None
 
   @property
   def score_model(self) -> ScoreModel:
@@ -164,6 +167,13 @@ def build(config: ConfigDict) -> Experiment:
     classifier = make_classifier(config, sde, network)
     return Experiment(config, sde, network, classifier, classifier, None, scaling, shape)
   model = make_model(config, sde, network)
+  if t.task == "consistency":
+    teacher = find_teacher(config)
+    loss = make_consistency_loss(config, model, teacher)
+    return Experiment(
+      config, sde, network, model, loss, make_sampler(config, sde), scaling, shape,
+      sampled_classes=config.model.num_classes, teacher=teacher,
+    )  # fmt: skip
   others = {"model": model, "target": _exact_score(config, sde)}
   if is_plugin(t.weighting):
     others["weighting"] = load("training.weighting", t.weighting, "from (loss, t, level) to weights (B,)")
@@ -191,11 +201,24 @@ def make_model(config: ConfigDict, sde: SDE, network: nn.Module) -> ScoreModel:
     potential = energy.potential(apply, config.model.energy)
     apply = energy.gradient(potential)
   num_scales = None if config.training.continuous else config.model.num_scales
-  model = make(ScoreModel, config, "model", sde=sde, network=apply, num_scales=num_scales, potential=potential)
+  parts: dict[str, Any] = {"sde": sde, "network": apply, "num_scales": num_scales}
+  t = config.training
+  if t.task == "consistency" and t.objective != "progressive":
+    return make(ConsistencyModel, config, "model", end=t.eps if t.objective in ("cd", "ct", "ict") else 0.0, **parts)
+  model = make(ScoreModel, config, "model", potential=potential, **parts)
   if num_scales is not None:
     with as_bad_input(names_of("model")):
       linear(sde, "continuous=False").levels(num_scales)
   return model
+
+
+def make_consistency_loss(config: ConfigDict, model: ScoreModel, teacher: Teacher | None) -> ConsistencyLoss | None:
+  """Returns the loss of a consistency model; None if it needs a teacher and there is none."""
+  distills = config.training.objective in ("cd", "scm", "progressive")
+  if config.training.teacher and teacher is None and distills:
+    return None
+  its = teacher.model if teacher is not None and distills else None
+  return make(ConsistencyLoss, config, "training", model=model, teacher=its, total=config.training.n_iters)
 
 
 def make_solver(config: ConfigDict) -> Any:

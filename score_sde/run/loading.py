@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -65,10 +65,25 @@ def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> Config
 
 def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> Model:
   """Returns the trained model in `path`; see `score_sde.load`."""
-  file, allowed = path_of(path), None if allow_code else ()
+  config, read_params = find(path, checkpoint, allowed=None if allow_code else ())
+  if config.training.task == "classifier":
+    raise BadInput("This is a classifier, not a model of scores: guidance.ByClassifier takes its logits.")
+  shape = data.example_shape(config)
+  model = make_model(config, make_sde(config), create(config, shape))
+  return Model(model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps)
+
+
+def find(
+  path: str, checkpoint: str = "latest", *, allowed: Collection[str] | None = ()
+) -> tuple[ConfigDict, Callable[[], Any]]:
+  """Returns the config of the trained model in `path`, and a function that reads its EMA parameters.
+
+  Takes a workdir or a .safetensors file; see `parse_config` for `allowed`. Raises BadInput if there is no model.
+  """
+  file = path_of(path)
   if file.suffix != ".safetensors":
     config = resolve(read_config(str(file), allowed=allowed))
-    return _model(config, lambda: _ema_of_workdir(config, str(file), checkpoint))
+    return config, lambda: _ema_of_workdir(config, str(file), checkpoint)
   if not file.is_file():
     raise BadInput(f"{path!r} does not exist.")
   beside = file.with_suffix(".json")
@@ -79,15 +94,7 @@ def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> 
       f"config.json of the run beside the file, as {beside.name}."
     )
   config = resolve(parse_config(text, str(file), allowed=allowed))
-  return _model(config, lambda: _ema_of_file(config, pathlib.Path(file)))
-
-
-def _model(config: ConfigDict, read_params: Any) -> Model:
-  if config.training.task != "score":
-    raise BadInput("This is a classifier, not a model of scores: guidance.ByClassifier takes its logits.")
-  shape = data.example_shape(config)
-  model = make_model(config, make_sde(config), create(config, shape))
-  return Model(model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps)
+  return config, lambda: _ema_of_file(config, pathlib.Path(file))
 
 
 @contextlib.contextmanager

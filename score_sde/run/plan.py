@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from score_sde.batch import example_keys
 from score_sde.errors import ScoreSDEError
 from score_sde.likelihood import ExactLikelihood
+from score_sde.parameterization import ConsistencyModel
 from score_sde.run import devices, training
 from score_sde.run.config import BadInput, as_bad_input, make, resolve, sde_name
 from score_sde.run.devices.targets import (
@@ -154,7 +155,7 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
   config, size = experiment.config, experiment.config.training.batch_size
   share = size // devices.device_count()
   mesh = training.make_mesh(config)
-  state = jax.eval_shape(lambda: training.init_state(experiment))
+  state = training.abstract_state(experiment)
   step = training.make_train_step(experiment, mesh)
   work: dict[str, tuple[Callable, Callable]] = {
     "train_step": (
@@ -181,7 +182,7 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
     return lambda: devices.lower(fn, params, points(size)), alone
 
   work["score"] = pair(score)
-  if not experiment.sde.why_no_likelihood:
+  if not experiment.sde.why_no_likelihood and not isinstance(experiment.model, ConsistencyModel):
     exact = make(ExactLikelihood, config, "eval", max_steps=config.sampling.max_steps)
 
     def likelihood(params: Any, batch: dict) -> Any:
@@ -234,7 +235,7 @@ def _compile(lower: Callable, alone: Callable, target: Target) -> Program:
 
 def _state_bytes(experiment: Experiment) -> dict[str, float]:
   """Returns the bytes of parameters, EMA, optimizer and gradients on each device."""
-  state = jax.eval_shape(lambda: training.init_state(experiment))
+  state = training.abstract_state(experiment)
   mesh = training.make_mesh(experiment.config)
 
   def size(tree: Any) -> float:
@@ -243,8 +244,11 @@ def _state_bytes(experiment: Experiment) -> dict[str, float]:
 
   params = size(state.params)
   return {
-    "parameters": params, "ema": size(state.ema_params), "optimizer": size(state.opt_state), "gradients": params
-  }  # fmt: skip
+    "parameters": params,
+    "ema": size(state.ema_params),
+    "optimizer": size(state.opt_state),
+    "gradients": params,
+  } | {name: size(tree) for name, tree in (("target", state.target), ("teacher", state.teacher)) if tree is not None}
 
 
 def parameters_by_part(experiment: Experiment) -> dict[str, Any]:

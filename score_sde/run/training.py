@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from score_sde.batch import Array, example_keys, fold
 from score_sde.errors import ScoreSDEError
+from score_sde.losses import ConsistencyLoss
 from score_sde.run import checkpoints, data, devices, heap
 from score_sde.run import evaluate as evaluation
 from score_sde.run.config import BadInput, as_dict, sde_name, signature
@@ -47,20 +48,25 @@ class Diverged(ScoreSDEError):
 
 @flax.struct.dataclass
 class TrainState:
-  """Training state: all that a run needs to resume. `step` counts the steps done; `key` is the run's fixed key."""
+  """Training state: all that a run needs to resume. `step` counts the steps done; `key` is the run's fixed key.
+
+  Consistency training may add parameters that give the targets, and the fixed ones of a teacher, which are not saved.
+  """
 
   step: Array
   params: Any
   ema_params: Any
   opt_state: Any
   key: Array
+  target: Any = None
+  teacher: Any = None
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """Returns Adam with gradient clipping, linear warm-up, decoupled weight decay, and optionally cosine decay."""
+  """Returns Adam or RAdam with gradient clipping, linear warm-up, decoupled weight decay, optionally cosine decay."""
   o, total = config.optim, config.training.n_iters
   warmup, cosine, lr = o.warmup, o.decay == "cosine", o.lr
 
@@ -71,7 +77,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
   clip = optax.clip_by_global_norm(o.grad_clip) if o.grad_clip > 0 else optax.identity()
   decay = optax.add_decayed_weights(o.weight_decay) if o.weight_decay else optax.identity()
-  adam = (optax.scale_by_amsgrad if o.amsgrad else optax.scale_by_adam)(o.beta1, o.beta2, o.eps)
+  scale = (
+    optax.scale_by_radam if o.optimizer == "RAdam" else (optax.scale_by_amsgrad if o.amsgrad else optax.scale_by_adam)
+  )
+  adam = scale(o.beta1, o.beta2, o.eps)
   return optax.chain(clip, adam, decay, optax.scale_by_learning_rate(rate))
 
 
@@ -83,7 +92,7 @@ class TrainStep:
   whole batch and on a state that is split over the mesh.
 
   Attributes:
-    loss: (params, keys, x, index, batch_size, y=labels) -> (B,).
+    loss: (params, keys, x, index, batch_size, y=labels, **loss_arguments) -> (B,).
     scaling: from raw examples to x.
     optimizer: from a gradient to an update.
     batch_size: size of the whole batch, over all devices and hosts.
@@ -107,7 +116,8 @@ class TrainStep:
   mesh: Mesh | None = None
 
   def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    value, gradient = self._value_and_grad(state.params, batch, jax.random.fold_in(state.key, state.step))
+    key, more = jax.random.fold_in(state.key, state.step), loss_arguments(self.loss, state)
+    value, gradient = self._value_and_grad(state.params, batch, key, more)
     packing = Packing(state.params, 0 if self.unrolled else SMALL)
     gradient, params, ema_params = (packing.pack(tree) for tree in (gradient, state.params, state.ema_params))
     if self.mesh is None:
@@ -119,40 +129,43 @@ class TrainStep:
       rate = jnp.minimum(rate, (1 + state.step) / (10 + state.step))
     ema_params: Any = optax.incremental_update(params, ema_params, 1 - rate)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
-    params, ema_params = packing.unpack(params), packing.unpack(ema_params)
-    return TrainState(state.step + 1, params, ema_params, packing.unpack_within(opt_state), state.key), metrics
+    params, ema_params, target = packing.unpack(params), packing.unpack(ema_params), state.target
+    if target is not None:
+      target = self.loss.next_target(state.step, target, params, ema_params)  # type: ignore[attr-defined]
+    opt_state = packing.unpack_within(opt_state)
+    return TrainState(state.step + 1, params, ema_params, opt_state, state.key, target, state.teacher), metrics
 
   @functools.cached_property
-  def _value_and_grad(self) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
-    """The function (params, batch, key) -> mean loss and its gradient, of a share without a mesh, else of the batch."""
+  def _value_and_grad(self) -> Callable[[Any, dict, Array, dict], tuple[Array, Any]]:
+    """The function (params, batch, key, more) -> mean loss and gradient: of a share without a mesh, else of all."""
     if self.mesh:
       return devices.over_shards(self._of_share, self.mesh)
     return self._of_share()
 
   def _of_share(
     self, change: Callable = lambda objective: objective
-  ) -> Callable[[Any, dict, Array], tuple[Array, Any]]:
-    """Returns (params, batch, key) -> mean loss of a device's share of the batch and its gradient.
+  ) -> Callable[[Any, dict, Array, dict], tuple[Array, Any]]:
+    """Returns (params, batch, key, more) -> mean loss of a device's share of the batch and its gradient.
 
-    The gradient is taken of change(objective), see `devices.over_shards`.
+    `more` holds further arguments of the loss. The gradient is taken of change(objective), see `devices.over_shards`.
     """
 
-    def objective(params: Any, batch: dict, key: Array) -> Array:
+    def objective(params: Any, batch: dict, key: Array, more: dict) -> Array:
       keys = example_keys(key, batch["index"])
       x = self.scaling.prepare(fold(keys, DATA), batch["image"], train=True)
       y = batch["label"] if self.classes else None
-      return jnp.mean(self.loss(params, fold(keys, LOSS), x, batch["index"], self.batch_size, y=y))
+      return jnp.mean(self.loss(params, fold(keys, LOSS), x, batch["index"], self.batch_size, y=y, **more))
 
     one, parts = jax.value_and_grad(change(objective)), self.parts
     if parts == 1:
       return one
 
-    def accumulated(params: Any, batch: dict, key: Array) -> tuple[Array, Any]:
+    def accumulated(params: Any, batch: dict, key: Array, more: dict) -> tuple[Array, Any]:
       split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
-      add = lambda total, part: jax.tree.map(jnp.add, total, one(params, part, key))
+      add = lambda total, part: jax.tree.map(jnp.add, total, one(params, part, key, more))
       first, *others = (jax.tree.map(lambda x, i=i: x[i], split) for i in range(parts))
       if self.unrolled:
-        total = functools.reduce(add, others, one(params, first, key))
+        total = functools.reduce(add, others, one(params, first, key, more))
       else:
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(lambda total, part: (add(total, part), None), zeros, split)
@@ -161,9 +174,17 @@ class TrainStep:
     return accumulated
 
 
+def loss_arguments(loss: Any, state: TrainState) -> dict[str, Any]:
+  """Returns the arguments that a consistency loss takes from the state; {} for other losses."""
+  if not isinstance(loss, ConsistencyLoss):
+    return {}
+  return {"step": state.step, "target": state.target, "teacher": state.teacher}
+
+
 def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainStep:
   """Returns the training step of an experiment."""
   config = experiment.config
+  assert experiment.loss is not None
   return TrainStep(
     loss=experiment.loss, scaling=experiment.scaling, optimizer=make_optimizer(config),
     batch_size=config.training.batch_size, classes=config.model.num_classes > 0, ema_rate=config.model.ema_rate,
@@ -193,7 +214,7 @@ def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tup
 
   steps = unrolled if step.unrolled else lambda *args: jax.lax.scan(step, *args)
   if mesh is not None:
-    return devices.on_mesh(steps, mesh, jax.eval_shape(lambda: init_state(experiment)))
+    return devices.on_mesh(steps, mesh, abstract_state(experiment))
   run = devices.map_batch(steps, (None, 0), out_axes=None, donate=(0,), everywhere=True)
   return lambda state, batches: run(state, devices.shard(batches, axis=1))
 
@@ -203,22 +224,36 @@ def make_mesh(config: ConfigDict) -> Mesh | None:
   return devices.fsdp_mesh(config.training.fsdp_devices) if config.training.parallelism == "fsdp" else None
 
 
-def init_state(experiment: Experiment) -> TrainState:
-  """Returns the state before the first step."""
-  key = jax.random.key(experiment.config.seed)
-  params = experiment.init_params(jax.random.fold_in(key, INIT))
-  opt_state = make_optimizer(experiment.config).init(params)
-  ema_params = jax.tree.map(jnp.copy, params)  # both are donated, so they need separate buffers
-  return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, jax.random.fold_in(key, TRAIN))
+def init_state(experiment: Experiment, teacher: Any = None) -> TrainState:
+  """Returns the state before the first step. `teacher` has the parameters of the experiment's teacher, if any."""
+  config, loss = experiment.config, experiment.loss
+  key = jax.random.key(config.seed)
+  if teacher is not None and (config.training.finetune or config.training.objective == "progressive"):
+    params = jax.tree.map(jnp.copy, teacher)
+  else:
+    params = experiment.init_params(jax.random.fold_in(key, INIT))
+  opt_state = make_optimizer(config).init(params)
+  # All are donated, so they need separate buffers.
+  ema_params = jax.tree.map(jnp.copy, params)
+  target = jax.tree.map(jnp.copy, params) if getattr(loss, "has_target", False) else None
+  kept = teacher if getattr(loss, "evaluates_teacher", False) else None
+  run_key = jax.random.fold_in(key, TRAIN)
+  return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, run_key, target, kept)
+
+
+def abstract_state(experiment: Experiment) -> TrainState:
+  """Returns shapes and dtypes of the state."""
+  given = experiment.teacher and experiment.teacher.abstract
+  return jax.eval_shape(lambda teacher: init_state(experiment, teacher), given)
 
 
 def start_state(experiment: Experiment) -> TrainState:
   """Returns the state before the first step, with the sharding that `make_train_steps` needs."""
-  mesh = make_mesh(experiment.config)
+  mesh, given = make_mesh(experiment.config), experiment.teacher and experiment.teacher.params
   if mesh is None:
-    return devices.replicate(devices.run_once(lambda: init_state(experiment)))
-  place = devices.shardings(jax.eval_shape(lambda: init_state(experiment)), mesh)
-  return jax.jit(lambda: init_state(experiment), out_shardings=place)()
+    return devices.replicate(devices.run_once(lambda teacher: init_state(experiment, teacher), given))
+  place = devices.shardings(abstract_state(experiment), mesh)
+  return jax.jit(lambda teacher: init_state(experiment, teacher), out_shardings=place)(given)
 
 
 def abstract_batch(experiment: Experiment, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -232,7 +267,7 @@ def lower_share(experiment: Experiment) -> jax.stages.Lowered:
   """Lowers the training step of one device's share of the batch, without splitting it further, to count its work."""
   step = dataclasses.replace(make_train_step(experiment), mesh=None, parts=1)
   share = experiment.config.training.batch_size // devices.total_count()
-  state = jax.eval_shape(lambda: init_state(experiment))
+  state = abstract_state(experiment)
   with devices.planned(jax.local_devices()[:1]):
     return devices.lower(step, state, abstract_batch(experiment, share), out_shared=True)
 
@@ -243,17 +278,22 @@ def step_flops(experiment: Experiment) -> float:
   return devices.total_count() * float(of_share.get("flops", 0.0))
 
 
-def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array]:
-  """Returns the loss per example, without dropout or flips: (params, key, batch (B, ...)) -> (B,)."""
+def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict, dict], Array]:
+  """Returns the loss per example, without dropout or flips: (params, key, more, batch (B, ...)) -> (B,).
+
+  `more` holds further arguments of the loss, see `loss_arguments`.
+  """
   loss, scaling, size = experiment.loss, experiment.scaling, experiment.config.training.batch_size
   classes = experiment.config.model.num_classes > 0
 
-  def losses(params: Any, key: Array, batch: dict) -> Array:
+  assert loss is not None
+
+  def losses(params: Any, key: Array, more: dict, batch: dict) -> Array:
     keys = example_keys(key, batch["index"])
     x, y = scaling.prepare(fold(keys, DATA), batch["image"]), batch["label"] if classes else None
-    return loss(params, fold(keys, LOSS), x, batch["index"], size, train=False, y=y)
+    return loss(params, fold(keys, LOSS), x, batch["index"], size, train=False, y=y, **more)
 
-  return devices.over_devices(losses, shared=2)
+  return devices.over_devices(losses, shared=3)
 
 
 # --- saving and resuming ------------------------------------------------------------------------------------------
@@ -262,22 +302,28 @@ def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict], Array
 def saved_form(state: TrainState) -> dict[str, Any]:
   """Returns the state as plain arrays, without the EMA parameters: `checkpoints.save` writes those separately."""
   key = jax.random.key_data(state.key)
-  return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": key}
+  saved = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": key}
+  return saved if state.target is None else saved | {"target": state.target}
 
 
 def restore_state(manager: Any, experiment: Experiment, workdir: str) -> TrainState | None:
   """Returns the newest undamaged state in `workdir`, with the sharding that `make_train_steps` needs; None if none."""
-  abstract = jax.eval_shape(lambda: init_state(experiment))
+  abstract, mesh = abstract_state(experiment), make_mesh(experiment.config)
   targets = {"state": jax.eval_shape(saved_form, abstract), "ema_params": abstract.ema_params}
-  found = checkpoints.restore(
-    manager, targets, signature(experiment.config), workdir, mesh=make_mesh(experiment.config)
-  )
+  found = checkpoints.restore(manager, targets, signature(experiment.config), workdir, mesh=mesh)
   if found is None:
     return None
   _, items = found
   saved = items["state"]
   key = jax.random.wrap_key_data(jnp.asarray(saved["key"]))
-  return TrainState(saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key)
+  teacher = None
+  if abstract.teacher is not None:
+    assert experiment.teacher is not None
+    given = experiment.teacher.params
+    teacher = jax.device_put(given, devices.shardings(given, mesh)) if mesh else devices.replicate(given)
+  return TrainState(
+    saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key, saved.get("target"), teacher
+  )
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -336,15 +382,15 @@ def train(config: ConfigDict, workdir: str) -> None:
   experiment = build(config)
   config, t = experiment.config, experiment.config.training
   _check_options(config)
+  if t.teacher and experiment.teacher is None:
+    raise BadInput(f"training.teacher={t.teacher!r} does not exist. Give the workdir of a trained score model.")
   warn_of_attention(config, experiment.shape)
   path = make_workdir(workdir)
   with claimed(path):
     source, test_source = data.load(config, "train"), data.load(config, "test")
     check_data(config, path, {"train": source, "test": test_source}, trains=True)
     judge = make_judge(experiment)
-    checkpoints.check_space(
-      path, jax.eval_shape(lambda: saved_form(init_state(experiment))), experiment.abstract_params()
-    )
+    checkpoints.check_space(path, jax.eval_shape(saved_form, abstract_state(experiment)), experiment.abstract_params())
     with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as manager:
       checkpoints.check(manager, signature(config), workdir)
       if devices.is_first_host():
@@ -364,7 +410,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     if not t.final_report:
       return
     failure = None
-    if t.task == "score":
+    if t.task != "classifier":
       try:
         evaluation.sample(config, workdir, experiment)
       except evaluation.SolvesFailed as error:
@@ -469,8 +515,9 @@ class Run:
           row |= speed.measure(self.step)
           pending, shown = None, {"loss": row["loss"]} | speed.shown
           if due["eval_freq"]:
+            more = devices.local(loss_arguments(self.experiment.loss, self.state))
             losses = eval_loss(
-              devices.local(self.state.ema_params), jax.random.fold_in(eval_key, self.step), self._eval_batch()
+              devices.local(self.state.ema_params), jax.random.fold_in(eval_key, self.step), more, self._eval_batch()
             )
             row["eval_loss"] = float(jnp.mean(losses))
           if due["log_freq"] or due["eval_freq"]:
@@ -533,6 +580,6 @@ class Run:
     """Draws a snapshot's samples, unless the final report will do so."""
     t = self.options
     reported = self.step == self.total and t.final_report
-    if t.snapshot_sampling and t.task == "score" and not reported:
+    if t.snapshot_sampling and t.task != "classifier" and not reported:
       evaluation.draw(self.experiment, devices.local(self.state.ema_params), self.step, self._picture, self.path)
       self.curves.picture("samples", self._picture, self.step)

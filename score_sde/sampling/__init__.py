@@ -6,6 +6,7 @@ file has one family of solvers. `METHODS` maps the names in configs to the solve
 
 from score_sde.sampling.adaptive import AdaptiveSDE
 from score_sde.sampling.clip import Clip
+from score_sde.sampling.consistency import Consistency
 from score_sde.sampling.correctors import CORRECTORS
 from score_sde.sampling.ddim import DDIM
 from score_sde.sampling.dpm_solver import DPMSolver, DPMSolverSDE
@@ -32,6 +33,7 @@ METHODS: dict[str, type] = {
   "unipc": UniPC,
   "sa_solver": SASolver,
   "heun": Heun,
+  "consistency": Consistency,
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
   "AdaptiveSDE",
   "AnySolver",
   "Clip",
+  "Consistency",
   "DPMSolver",
   "DPMSolverSDE",
   "FewStep",

@@ -126,9 +126,11 @@ def _trained(names: Iterable[str]) -> list[str]:
 
 def _read_flax(path: pathlib.Path) -> Weights:
   tree: Any = flax.serialization.msgpack_restore(path.read_bytes())
-  optimizer = tree["optimizer"]
   flatten = lambda t: cast(dict[str, Any], flatten_dict(t, sep="/"))
   moments = None
+  if "optimizer" not in tree and {"params", "params_ema"} <= tree.keys():
+    return _from_consistency(tree, flatten)
+  optimizer = tree["optimizer"]
   states = flatten(optimizer["state"].get("param_states", {}))
   if states:
     first = {k.removesuffix("/grad_ema"): v for k, v in states.items() if k.endswith("/grad_ema")}
@@ -136,6 +138,23 @@ def _read_flax(path: pathlib.Path) -> Weights:
     moments = (first, second)
   ema = flatten(tree["params_ema"])
   return Weights(flatten(optimizer["target"]), ema, moments, int(tree["step"]), "a checkpoint of the official JAX code")
+
+
+def _from_consistency(tree: dict[str, Any], flatten: Any) -> Weights:
+  """Translates a state of the official JAX code of consistency models. Its NCSN++ has the names of ours.
+
+  Its Fourier features see log(sigma) / 4, ours log(sigma).
+  """
+
+  def translated(params: Any) -> Flat:
+    scaled = lambda path, w: w / 4 if path.startswith("GaussianFourierProjection") else w
+    return {path: scaled(path, w) for path, w in flatten(params).items()}
+
+  state = flatten(tree.get("opt_state", {}))
+  of = lambda name: {k.split(f"/{name}/", 1)[1]: v for k, v in state.items() if f"/{name}/" in k}
+  moments = (of("mu"), of("nu")) if of("mu") else None
+  origin = "a checkpoint of the official JAX code of consistency models"
+  return Weights(translated(tree["params"]), translated(tree["params_ema"]), moments, int(tree["step"]), origin)
 
 
 def _torch_moments(optimizer: dict[str, Any], model: Flat, trained: list[str]) -> tuple[Flat, Flat] | None:

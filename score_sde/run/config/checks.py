@@ -29,9 +29,37 @@ def check(config: ConfigDict, sde: SDE) -> None:
   if not 0 <= config.seed < 2**32:
     raise BadInput(f"seed={config.seed} must lie in [0, 2^32).")
   check_ranges(config)
+  _check_consistency(config)
   _check_model(config)
   _check_guidance(config, sde)
   _check_evaluation(config, sde)
+
+
+def _check_consistency(config: ConfigDict) -> None:
+  t, method = config.training, config.sampling.method
+  ends = t.task == "consistency" and t.objective != "progressive"  # the network gives the end of a path, not a score
+  if ends != (method == "consistency") and not is_plugin(method):
+    raise BadInput(
+      f"sampling.method={method!r} with training.task={t.task!r} and training.objective={t.objective!r}: "
+      "'consistency' is the sampler of consistency models, which have no other; use --config.sampling.method="
+      f"{'consistency' if ends else 'ddim or another method'}."
+    )
+  if t.task != "consistency":
+    return
+  if not t.continuous:
+    raise BadInput("training.task='consistency' needs --config.training.continuous=True.")
+  if t.objective in ("cd", "ect", "progressive") and not t.teacher:
+    raise BadInput(
+      f"training.objective={t.objective!r} starts from a trained score model: give its workdir as "
+      "--config.training.teacher. Objectives without one are ct, ict and scm."
+    )
+  if ends and config.eval.enable_bpd:
+    raise BadInput("A consistency model has no likelihood: set --config.eval.enable_bpd=False.")
+  if ends and config.guidance.method in (*SCORE_METHODS, "classifier", "classifier_free", "ddrm"):
+    raise BadInput(
+      f"guidance.method={config.guidance.method!r} needs a score, which a consistency model does not have: use "
+      "'replacement' or 'projection'."
+    )
 
 
 def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
@@ -56,7 +84,7 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
   g, networks_classes = config.guidance, config.model.num_classes
   if g.task == "none":
     return
-  if config.training.task != "score":
+  if config.training.task == "classifier":
     raise BadInput(
       f"guidance.task={g.task!r} is for sampling, and training.task='classifier' draws no samples. Leave guidance.task "
       "at 'none'."

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from score_sde import guidance
 from score_sde.bounds import ChainBound, EvidenceBound
 from score_sde.likelihood import ExactLikelihood
-from score_sde.losses import ScoreMatching
+from score_sde.losses import ConsistencyLoss, ScoreMatching
 from score_sde.models import MODELS
 from score_sde.options import Needs, Option, Other, check_value, options_of
 from score_sde.parameterization import ScoreModel
@@ -56,12 +56,13 @@ READERS = (
   Reader("data", sections.Data),
   Reader("model", sections.Model),
   *(Reader("model", network, {"model.name": (name,)}) for name, network in MODELS.items()),
-  Reader("model", ScoreModel, _SCORE),
+  Reader("model", ScoreModel, {"training.task": ("score", "consistency")}),
   *(Reader("model", sde, {"training.sde": (name,)}) for name, sde in SDES.items()),
   Reader("model", SDES["vesde"], {"model.scale_by_sigma": ()}),  # the output is divided by its noise levels
   Reader("optim", sections.Optim),
   Reader("training", sections.Training),
   Reader("training", ScoreMatching, _SCORE),
+  Reader("training", ConsistencyLoss, {"training.task": ("consistency",)}),
   Reader("training", guidance.Classifier, {"training.task": ("classifier",)}),
   # A classifier can be trained at a single noise level, too.
   Reader("training", ScoreMatching, {"training.task": ("classifier",)}, only=("time_sampling",)),
@@ -112,7 +113,8 @@ def type_of(reader: Reader, field: dataclasses.Field) -> type:
 def describe(key: str) -> str:
   """Returns one line about a key: its default, its meaning and the accepted values."""
   _, field, known = keys()[key][0]
-  accepted = f"; one of {', '.join(map(str, known.choices))}" if known.choices else ""
+  choices = dict.fromkeys(choice for *_, other in keys()[key] for choice in other.choices)
+  accepted = f"; one of {', '.join(map(str, choices))}" if known.choices else ""
   span = f"; in {known.span}" if known.span else ""
   return f"{key} = {field.default!r}: {known.doc}{accepted}{span}"
 

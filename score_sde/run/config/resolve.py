@@ -51,6 +51,9 @@ _SIMULATED = _VP | {
 FOLLOWS = frozenset(_SIMULATED) | {
   "training.weighting",
   "training.time_sampling",
+  "training.p_mean",
+  "training.p_std",
+  "training.distance",
   "sampling.sde_atol",
   "guidance.prior_variance",
 }
@@ -70,6 +73,20 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
 
 class Resolved(ConfigDict):
   """Resolved config: every key has its value. Returned by `resolve`. Its sections are plain ConfigDicts."""
+
+
+def _fill_consistency(config: ConfigDict) -> None:
+  """Fills the options of a consistency loss, and their values of score matching, which depend on training.objective."""
+  t = config.training
+  if t.task != "consistency":
+    values = {"p_mean": -1.2, "p_std": 1.2, "distance": "pseudo_huber"}
+  else:
+    _fill(config, "training.objective", "ect" if t.teacher else "ict")
+    # Lu & Song 2025, Section 4.1; Song & Dhariwal 2024, Table 1, and Geng et al. 2024
+    levels = {"p_mean": -1.0, "p_std": 1.4} if t.objective == "scm" else {"p_mean": -1.1, "p_std": 2.0}
+    values = levels | {"distance": "l2" if t.objective in ("cd", "ct") else "pseudo_huber"}
+  for name, value in values.items():
+    _fill(config, f"training.{name}", value)
 
 
 def _expand_home(config: ConfigDict) -> None:
@@ -103,12 +120,14 @@ def resolve(config: ConfigDict) -> Resolved:
   scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
   _fill(config, "model.scale_by_sigma", scaled)
   _fill(config, "model.normalization", normalization)
-  t, few = config.training, issubclass(METHODS.get(config.sampling.method, object), FewStep)
+  t, solver = config.training, METHODS.get(config.sampling.method, object)
+  few = issubclass(solver, FewStep)
+  _fill_consistency(config)
   _fill(config, "training.weighting", "simple")
   _fill(config, "training.objective", "dsm")
   _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
   _fill(config, "sampling.grid", "log_snr" if few and sde.is_linear else "uniform")
-  _fill(config, "sampling.num_steps", FewStep.default_steps if few else config.model.num_scales)
+  _fill(config, "sampling.num_steps", solver.default_steps if few else config.model.num_scales)
   _fill(config, "sampling.eps", sde.eps)
   _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)
   _fill(config, "guidance.prior_variance", 1.0 if config.data.centered else 0.25)
@@ -135,4 +154,6 @@ def signature(config: ConfigDict) -> dict[str, Any]:
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
   values = {key: get(config, key) for key in keys}
   values["the SDE"] = str(make_sde(config))
+  if config.training.task == "consistency":  # other models have no such entry
+    values["training.task"] = "consistency"
   return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -83,12 +83,12 @@ class Model(Options):
 class Optim(Options):
   """config.optim: the optimizer."""
 
-  optimizer: str = option("Adam", "the optimizer", choices=("Adam",))
+  optimizer: str = option("Adam", "the optimizer; RAdam (Liu et al. 2020) needs no warm-up", choices=("Adam", "RAdam"))
   lr: float = option(2e-4, "learning rate after warm-up", "(0, inf)")
   beta1: float = option(0.9, "decay of the running mean of gradients", "[0, 1)")
   beta2: float = option(0.999, "decay of the running mean of squared gradients", "[0, 1)")
   eps: float = option(1e-8, "added to the square root of the mean of squared gradients", "(0, inf)")
-  amsgrad: bool = option(False, "use the largest mean of squared gradients so far")
+  amsgrad: bool = option(False, "use the largest mean of squared gradients so far", needs={"optimizer": ("Adam",)})
   weight_decay: float = option(
     0.0, "decoupled decay of the parameters, per step in units of the learning rate", "[0, inf)"
   )
@@ -99,11 +99,17 @@ class Optim(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Training(Options):
-  """config.training: the run. The section also has the keys of the loss, see `losses.ScoreMatching`."""
+  """config.training: the run. The section also has the keys of the loss, see `losses`."""
 
   task: str = option(
-    "score", "train a score model, or a classifier of noisy data for guidance", choices=("score", "classifier")
-  )
+    "score", "train a score model, a consistency model (or progressive distillation), or a classifier of noisy data",
+    choices=("score", "consistency", "classifier"),
+  )  # fmt: skip
+  teacher: str = option(
+    "", "workdir or .safetensors file of the trained score model that is distilled or tuned",
+    needs={"task": ("consistency",)},
+  )  # fmt: skip
+  finetune: bool = option(True, "start from the teacher's parameters", needs={"teacher": ()})
   sde: str = option("vesde", "vesde, vpsde, subvpsde, cosine, rectified_flow, or FILE.py:FUNCTION(config.model) -> SDE")
   continuous: bool = option(True, "train a model of all times, not of discrete noise levels")
   batch_size: int = option(128, "examples per step, over all devices and hosts", "[1, inf)")
@@ -150,7 +156,8 @@ class Sampling(Options):
   method: str = option(
     "pc",
     "pc (predictor and corrector); ncsn, ddpm (the samplers of these papers); ode, adaptive_sde; for few steps "
-    "ddim, dpm_solver, dpm_solver_sde, unipc, heun, sa_solver; or FILE.py:FUNCTION(config.sampling) -> Solver",
+    "ddim, dpm_solver, dpm_solver_sde, unipc, heun, sa_solver; consistency (for consistency models); or "
+    "FILE.py:FUNCTION(config.sampling) -> Solver",
   )
   grid: str | None = option(
     None, "placement of the steps; follows method: log_snr for few steps, else uniform", choices=GRIDS,
@@ -239,7 +246,7 @@ class Guidance(Options):
   )  # fmt: skip
   label: int | None = option(
     None, "class of the samples; unset: all classes in turn", "[0, inf)",
-    needs=({"task": ("class",)}, {"model.num_classes": (), "training.task": ("score",)}),
+    needs=({"task": ("class",)}, {"model.num_classes": (), "training.task": ("score", "consistency")}),
   )  # fmt: skip
   classifier: str = option("", "workdir of the classifier", needs={"method": ("classifier",)})
   input: str = option("", "folder of images, or one image; unset: the first test examples", needs=_INPUTS)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from score_sde.batch import example_keys, fold
 from score_sde.bounds import ChainBound, EvidenceBound
 from score_sde.likelihood import ExactLikelihood, bits_per_dim
+from score_sde.losses import ConsistencyLoss
 from score_sde.run import data, devices
 from score_sde.run.config import make, sde_name
 from score_sde.run.experiment import Experiment, Params
@@ -42,8 +43,12 @@ def mean_loss(
   """
   config = experiment.config
   total = np.int32(min(len(source), config.eval.num_examples or len(source)))
-  run = _losses(experiment)
-  values = _over_batches("loss", config, source, lambda batch: run(params, key, total, batch), cache)
+  run, more = _losses(experiment), {}
+  if isinstance(experiment.loss, ConsistencyLoss):
+    teacher = experiment.teacher.params if experiment.teacher and experiment.loss.evaluates_teacher else None
+    target = experiment.teacher.params if experiment.teacher and experiment.loss.objective == "progressive" else None
+    more = {"step": np.int32(config.training.n_iters), "target": target, "teacher": teacher}
+  values = _over_batches("loss", config, source, lambda batch: run(params, key, total, more, batch), cache)
   return _mean_and_error("loss", values)
 
 
@@ -162,15 +167,17 @@ _kept_for_one_experiment = functools.lru_cache(maxsize=1)
 
 @_kept_for_one_experiment
 def _losses(experiment: Experiment) -> Callable[..., jax.Array]:
-  """Returns (params, key, total, batch) -> losses (B,), compiled."""
+  """Returns (params, key, total, more, batch) -> losses (B,), compiled. `more` holds further arguments of the loss."""
   loss, scaling = experiment.loss, experiment.scaling
 
-  def losses(params, key, total, batch):
+  assert loss is not None
+
+  def losses(params, key, total, more, batch):
     keys = example_keys(key, batch["index"])
     x, y = scaling.prepare(fold(keys, DATA), batch["image"]), experiment.classes(batch["label"])
-    return loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y)
+    return loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y, **more)
 
-  return devices.over_devices(losses, shared=3)
+  return devices.over_devices(losses, shared=4)
 
 
 @_kept_for_one_experiment

@@ -47,9 +47,9 @@ def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None
   """Returns (step, parameters by eval.weights) of the newest undamaged checkpoint, or of that of `step`."""
   raw = experiment.config.eval.weights == "raw"
   if raw:
-    from score_sde.run.training import init_state, saved_form  # which imports this module
+    from score_sde.run.training import abstract_state, saved_form  # which imports this module
 
-    targets: dict[str, Any] = {"state": jax.eval_shape(lambda: saved_form(init_state(experiment)))}
+    targets: dict[str, Any] = {"state": jax.eval_shape(saved_form, abstract_state(experiment))}
   else:
     targets = {"ema_params": experiment.abstract_params()}
   found = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
@@ -228,6 +228,11 @@ def _plan(experiment: Experiment, path: Path) -> _Plan:
     raise BadInput(f"guidance.task={config.guidance.task!r} needs --mode=sample; --mode=eval only accepts 'class'.")
   if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
     raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
+  if e.enable_loss and experiment.loss is None:
+    raise BadInput(
+      f"The loss of this model needs its teacher, and training.teacher={config.training.teacher!r} does not exist: give "
+      "its new place, or --config.eval.enable_loss=False."
+    )
   if e.enable_sampling and config.training.task == "classifier":
     raise BadInput("training.task='classifier' draws no samples: set --config.eval.enable_sampling=False.")
   if e.enable_sampling and e.save_samples in ("png", "array_record") and not data.is_image(config):

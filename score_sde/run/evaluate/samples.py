@@ -36,9 +36,8 @@ SHOWN = 100
 def title(experiment: Experiment, step: int, nfe: float) -> str:
   """Returns the two title lines of a picture: the data, the SDE and the step; the sampler and its nfe."""
   name = sde_name(experiment.config.training.sde)
-  return (
-    f"{data.name(experiment.config)} · {name} · step {step:,}\n{sampler_name(experiment)}, {nfe:.0f} score evaluations"
-  )
+  number = f"{nfe:.0f} evaluation{'' if round(nfe) == 1 else 's'} per sample"
+  return f"{data.name(experiment.config)} · {name} · step {step:,}\n{sampler_name(experiment)}, {number}"
 
 
 def sampler_name(experiment: Experiment) -> str:
@@ -50,6 +49,8 @@ def sampler_name(experiment: Experiment) -> str:
     how = s.predictor + (f" + {s.corrector}" if s.corrector != "none" else "") + f", {s.num_steps} steps"
   elif s.method == "adaptive_sde":
     how = f"adaptive SDE (rtol {s.sde_rtol:g})"
+  elif s.method == "consistency":
+    how = "consistency model"
   else:
     how = f"{s.method}, {s.grid} grid"
   return how + (f", {g.method} guidance {g.scale:g}" if g.task == "class" else "")

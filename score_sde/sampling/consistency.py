@@ -1,0 +1,80 @@
+"""Multistep sampling of a consistency model: estimate the data, add noise again, at ever smaller noise levels."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde.batch import Batch, Keys, Time, expand, normal
+from score_sde.errors import InvalidArgument
+from score_sde.options import option
+from score_sde.sampling.grids import TimeGrid
+from score_sde.sampling.solver import FewStep, State
+from score_sde.sde import SDE, Score, denoiser, linear
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency(FewStep):
+  """Solver for a consistency model f: x_stop = alpha f(x, t) + sqrt(sigma² - (alpha s)²) z, s = sigma / alpha at eps.
+
+  The result is f at the last noise level before eps. One step is f of noise; each further step is one more evaluation.
+  Song et al. 2023 (consistency models), Algorithm 1. The score must come from a ConsistencyModel.
+
+  Attributes:
+    sigmas: decreasing noise levels sigma / alpha of the steps after the first, in place of the grid's; () for these.
+
+  Raises:
+    InvalidArgument: for `sigmas` that do not decrease within the SDE's noise levels.
+
+  Example:
+    >>> import jax, score_sde as ss
+    >>> model = ss.ConsistencyModel(ss.VE(), lambda params, x, labels, keys: params * x, "edm", end=1e-5)
+    >>> score = jax.tree_util.Partial(model.score, 0.0)
+    >>> ss.sample(jax.random.key(0), ss.VE(), score, (4, 2), solver=ss.Consistency(), steps=2).shape
+    (4, 2)
+  """
+
+  default_steps: ClassVar[int] = 1
+
+  end: float = 0.0  # time at which sampling ends, set by `on`
+
+  sigmas: tuple[float, ...] = option(
+    (), "noise levels sigma / alpha of the steps after the first; (): those of the grid"
+  )
+
+  def schedule(self, sde: SDE, grid: TimeGrid) -> TimeGrid:
+    if not self.sigmas:
+      return grid
+    its = linear(sde, "Consistency")
+    levels = np.asarray([float(jnp.exp(-its.log_snr(jnp.asarray(t)) / 2)) for t in (grid.begin, grid.end)])
+    inside = np.asarray([levels[0], *self.sigmas, levels[1]], np.float64)
+    if not (np.diff(inside) < 0).all():
+      raise InvalidArgument(
+        f"sigmas={self.sigmas} must decrease and lie between {levels[1]:.3g} and {levels[0]:.3g}, the noise levels at "
+        "the end and the beginning of sampling.", "sigmas",
+      )  # fmt: skip
+    times = [float(its.time_of_log_snr(jnp.asarray(-2 * np.log(s)))) for s in self.sigmas]
+    return TimeGrid.through([grid.begin, *times, grid.end])
+
+  def on(self, sde: SDE, grid: TimeGrid) -> "Consistency":
+    super().on(sde, grid)
+    return dataclasses.replace(self, end=grid.end)
+
+  def step(self, sde: SDE, score: Score, keys: Keys, state: State, t: Time, start: Time, stop: Time) -> State:
+    sde = linear(sde, "Consistency")
+    found = denoiser(sde, score)(state.x, t)
+    end = jnp.full_like(stop, self.end)
+    kept = sde.alpha(stop) * sde.sigma(end) / sde.alpha(end)
+    std = jnp.sqrt(jnp.maximum(sde.sigma(stop) ** 2 - kept**2, 0))
+    mean = expand(sde.alpha(stop), found) * found
+    return State(mean + expand(std, found) * normal(keys, found), found)
+
+  def finish(self, sde: SDE, score: Score, state: State, t: Time) -> Batch:
+    return state.mean
+
+  def evaluations(self, steps: int) -> int:
+    return steps
+
+  def intervals(self, steps: int) -> int:
+    return steps
