@@ -11,15 +11,11 @@ last row is real test images in place of samples: what a perfect model of as man
 """
 
 import argparse
-import json
-import os
 import pathlib
-import shlex
-import subprocess
-import sys
 
 import numpy as np
 
+from benchmarks.reports import evaluated, spread
 from configs.fashion_mnist import ddpmpp
 from score_sde.run import data, evaluate, features
 from score_sde.run.config import resolve, sde_name
@@ -43,25 +39,9 @@ SAMPLERS = {
 SHORTER = {"official": {"sampling.num_steps": 50}}
 
 
-def command(workdir: pathlib.Path, sde: str, report: str, seed: int, settings: dict) -> list[str]:
-  given = {"training.sde": sde, "seed": seed, "eval.report": report, "eval.enable_loss": False} | settings
-  flags = [f"--config.{k}={v}" for k, v in given.items()]
-  return [sys.executable, "run.py", "--mode=eval", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
-
-
-def evaluated(workdir: pathlib.Path, sde: str, report: str, seed: int, settings: dict) -> dict:
-  """The row of a report, which is made where it is not there."""
-  file = workdir / f"{report}.json"
-  call = command(workdir, sde, report, seed, settings)
-  if not file.exists():
-    print(shlex.join(["python", *call[1:]]), file=sys.stderr, flush=True)
-    subprocess.run(call, env=os.environ, check=True, stdout=subprocess.DEVNULL)
-  return json.loads(file.read_text())["checkpoints"][-1]
-
-
-def spread(values: list[float], digits: str) -> str:
-  """Mean and half the range."""
-  return f"{np.mean(values):{digits}} ± {np.ptp(values) / 2:{digits}}"
+def row_of(workdir: pathlib.Path, sde: str, report: str, seed: int, settings: dict) -> dict:
+  """The measurements of a report."""
+  return evaluated(CONFIG, workdir, report, {"training.sde": sde, "seed": seed, "eval.enable_loss": False} | settings)
 
 
 def real_rows(args: argparse.Namespace, reference: pathlib.Path) -> list[list[str]]:
@@ -94,11 +74,11 @@ def main(args: argparse.Namespace) -> None:
   drawn |= {"eval.features": args.features, "eval.reference": reference}
   rows = []
   for sde in SDES:
-    bits = evaluated(runs / sde, sde, "report_bpd", args.seeds[0], {"eval.enable_bpd": True})
+    bits = row_of(runs / sde, sde, "report_bpd", args.seeds[0], {"eval.enable_bpd": True})
     for name, settings in SAMPLERS.items():
-      found = [evaluated(runs / sde, sde, f"report_{name}_{s}", s, drawn | settings[sde]) for s in args.seeds]
+      found = [row_of(runs / sde, sde, f"report_{name}_{s}", s, drawn | settings[sde]) for s in args.seeds]
       of = lambda key, digits, found=found: spread([f[key] for f in found], digits)
-      clock = evaluated(runs / sde, sde, f"report_time_{name}", 0, timed | settings[sde] | SHORTER.get(name, {}))
+      clock = row_of(runs / sde, sde, f"report_time_{name}", 0, timed | settings[sde] | SHORTER.get(name, {}))
       seconds = clock["seconds_per_image"] / clock["sampling_nfe"] * np.mean([f["sampling_nfe"] for f in found])
       rows.append([
         sde_name(sde), name.replace("_", ", "), f"{np.mean([f['sampling_nfe'] for f in found]):.0f}",

@@ -263,6 +263,17 @@ def _fid() -> None:
   app.run(action)
 
 
+def _ema() -> None:
+  from score_sde.run.averages import reconstruct
+
+  flags.DEFINE_list("std", ["0.05", "0.1", "0.15"], "Widths of the averages, in units of the run's length.")
+
+  def action(config: ConfigDict, workdir: str) -> None:
+    reconstruct(config, workdir, flags.FLAGS.std)
+
+  _run_tool(action)
+
+
 def _sweep() -> None:
   from score_sde.run.sweep import sweep
 
@@ -323,6 +334,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
     "OUTPUT.safetensors --config=FILE --workdir=FOLDER [--ema_only]",
     "write a run's weights to a file",
     _export,
+  ),
+  "ema": (
+    "--config=FILE --workdir=FOLDER [--std=0.05,0.1,0.15]",
+    "average a run's parameters over other widths",
+    _ema,
   ),
   "stats": ("OUTPUT.npz --config=FILE", "write the statistics that FIDs compare with", _stats),
   "fid": (

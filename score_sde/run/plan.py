@@ -248,7 +248,11 @@ def _state_bytes(experiment: Experiment) -> dict[str, float]:
     "ema": size(state.ema_params),
     "optimizer": size(state.opt_state),
     "gradients": params,
-  } | {name: size(tree) for name, tree in (("target", state.target), ("teacher", state.teacher)) if tree is not None}
+  } | {
+    name: size(tree)
+    for name, tree in (("target", state.target), ("teacher", state.teacher), ("averages", state.averages))
+    if tree is not None
+  }
 
 
 def parameters_by_part(experiment: Experiment) -> dict[str, Any]:

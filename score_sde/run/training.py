@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from score_sde import averaging
 from score_sde.batch import Array, example_keys, fold
 from score_sde.errors import ScoreSDEError
 from score_sde.losses import ConsistencyLoss
@@ -51,6 +52,7 @@ class TrainState:
   """Training state: all that a run needs to resume. `step` counts the steps done; `key` is the run's fixed key.
 
   Consistency training may add parameters that give the targets, and the fixed ones of a teacher, which are not saved.
+  `averages` has one average of the parameters for each of model.ema_widths.
   """
 
   step: Array
@@ -60,6 +62,7 @@ class TrainState:
   key: Array
   target: Any = None
   teacher: Any = None
+  averages: Any = None
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -98,6 +101,7 @@ class TrainStep:
     batch_size: size of the whole batch, over all devices and hosts.
     classes: whether the network gets labels.
     ema_rate, ema_warmup: options of the moving average of the parameters, see config.model.
+    ema_widths: see config.model.
     parts: number of parts that a device's share of the batch is split into, to compute one after the other.
     unrolled: the network has convolutions and runs on CPU. Then the parts are compiled one after the other instead of
       as a loop, and small parameters are updated one by one: XLA's CPU backend is slow at joining them.
@@ -111,6 +115,7 @@ class TrainStep:
   classes: bool
   ema_rate: float
   ema_warmup: bool
+  ema_widths: tuple[float, ...]
   parts: int
   unrolled: bool
   mesh: Mesh | None = None
@@ -132,8 +137,13 @@ class TrainStep:
     params, ema_params, target = packing.unpack(params), packing.unpack(ema_params), state.target
     if target is not None:
       target = self.loss.next_target(state.step, target, params, ema_params)  # type: ignore[attr-defined]
+    averages = state.averages and tuple(
+      averaging.updated(average, params, state.step + 1, averaging.exponent(width))
+      for average, width in zip(state.averages, self.ema_widths, strict=True)
+    )
     opt_state = packing.unpack_within(opt_state)
-    return TrainState(state.step + 1, params, ema_params, opt_state, state.key, target, state.teacher), metrics
+    new = TrainState(state.step + 1, params, ema_params, opt_state, state.key, target, state.teacher, averages)
+    return new, metrics
 
   @functools.cached_property
   def _value_and_grad(self) -> Callable[[Any, dict, Array, dict], tuple[Array, Any]]:
@@ -188,7 +198,8 @@ def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainSt
   return TrainStep(
     loss=experiment.loss, scaling=experiment.scaling, optimizer=make_optimizer(config),
     batch_size=config.training.batch_size, classes=config.model.num_classes > 0, ema_rate=config.model.ema_rate,
-    ema_warmup=config.model.ema_warmup, parts=config.training.accumulation, unrolled=_unrolls(experiment), mesh=mesh,
+    ema_warmup=config.model.ema_warmup, ema_widths=tuple(config.model.ema_widths),
+    parts=config.training.accumulation, unrolled=_unrolls(experiment), mesh=mesh,
   )  # fmt: skip
 
 
@@ -237,8 +248,9 @@ def init_state(experiment: Experiment, teacher: Any = None) -> TrainState:
   ema_params = jax.tree.map(jnp.copy, params)
   target = jax.tree.map(jnp.copy, params) if getattr(loss, "has_target", False) else None
   kept = teacher if getattr(loss, "evaluates_teacher", False) else None
+  averages = tuple(jax.tree.map(jnp.copy, params) for _ in config.model.ema_widths) or None
   run_key = jax.random.fold_in(key, TRAIN)
-  return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, run_key, target, kept)
+  return TrainState(jnp.zeros((), jnp.int32), params, ema_params, opt_state, run_key, target, kept, averages)
 
 
 def abstract_state(experiment: Experiment) -> TrainState:
@@ -303,7 +315,8 @@ def saved_form(state: TrainState) -> dict[str, Any]:
   """Returns the state as plain arrays, without the EMA parameters: `checkpoints.save` writes those separately."""
   key = jax.random.key_data(state.key)
   saved = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": key}
-  return saved if state.target is None else saved | {"target": state.target}
+  more = {"target": state.target, "averages": state.averages and list(state.averages)}  # orbax makes lists of tuples
+  return saved | {name: tree for name, tree in more.items() if tree is not None}
 
 
 def restore_state(manager: Any, experiment: Experiment, workdir: str) -> TrainState | None:
@@ -321,9 +334,11 @@ def restore_state(manager: Any, experiment: Experiment, workdir: str) -> TrainSt
     assert experiment.teacher is not None
     given = experiment.teacher.params
     teacher = jax.device_put(given, devices.shardings(given, mesh)) if mesh else devices.replicate(given)
+  averages = saved.get("averages")
   return TrainState(
-    saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key, saved.get("target"), teacher
-  )
+    saved["step"], saved["params"], items["ema_params"], saved["opt_state"], key, saved.get("target"), teacher,
+    averages and tuple(averages),
+  )  # fmt: skip
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

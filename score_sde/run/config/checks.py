@@ -4,6 +4,7 @@ import re
 
 from ml_collections import ConfigDict
 
+from score_sde.averaging import exponent
 from score_sde.run.config.errors import BadInput, as_bad_input, choose
 from score_sde.run.config.plugins import is_plugin
 from score_sde.run.config.readers import check_ranges
@@ -29,6 +30,9 @@ def check(config: ConfigDict, sde: SDE) -> None:
   if not 0 <= config.seed < 2**32:
     raise BadInput(f"seed={config.seed} must lie in [0, 2^32).")
   check_ranges(config)
+  with as_bad_input({"width": "model.ema_widths"}):
+    for width in config.model.ema_widths:
+      exponent(width)
   _check_consistency(config)
   _check_model(config)
   _check_guidance(config, sde)

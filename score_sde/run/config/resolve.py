@@ -144,7 +144,7 @@ def resolve(config: ConfigDict) -> Resolved:
 
 
 # Keys of config.model that may differ between the config of a checkpoint and that of a later run in its workdir.
-_FREE = ("dropout", "label_dropout", "ema_rate", "ema_warmup", "dtype", "init_scale", "remat")
+_FREE = ("dropout", "label_dropout", "ema_rate", "ema_warmup", "ema_widths", "dtype", "init_scale", "remat")
 
 
 def signature(config: ConfigDict) -> dict[str, Any]:

@@ -61,6 +61,9 @@ class Model(Options):
   ema_warmup: bool = option(
     False, "use rate min(ema_rate, (1 + step) / (10 + step)), so that short runs forget the initial parameters"
   )
+  ema_widths: tuple[float, ...] = option(
+    (), "widths of averages from which python -m score_sde ema makes one of any width later, such as (0.05, 0.1)"
+  )
   energy: str = option(
     "none", "scalar head of an energy, whose gradient is the score", choices=("none", "inner", "norm", "sum"),
     needs={"training.task": ("score",)},

@@ -230,8 +230,8 @@ def _plan(experiment: Experiment, path: Path) -> _Plan:
     raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
   if e.enable_loss and experiment.loss is None:
     raise BadInput(
-      f"The loss of this model needs its teacher, and training.teacher={config.training.teacher!r} does not exist: give "
-      "its new place, or --config.eval.enable_loss=False."
+      f"The loss of this model needs its teacher, and training.teacher={config.training.teacher!r} does not exist: "
+      "give its new place, or --config.eval.enable_loss=False."
     )
   if e.enable_sampling and config.training.task == "classifier":
     raise BadInput("training.task='classifier' draws no samples: set --config.eval.enable_sampling=False.")
