@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import score_sde as ss
+from score_sde.analytic import GaussianMixture
 from score_sde.batch import example_keys
 from score_sde.losses import CONSISTENCY, ConsistencyLoss
 
@@ -16,6 +19,18 @@ WIDTH = 0.5  # sigma_data
 MEAN, VARIANCE = jnp.array([0.5, -1.0, 2.0]), jnp.array([0.04, 0.25, 1.0])
 EPS = 1e-3
 B = 512
+
+
+class Tiny(nn.Module):
+  """A network of two dimensions and the noise level."""
+
+  @nn.compact
+  def __call__(self, x, ratio):
+    phase = jnp.log(ratio)[:, None] / 4 * jnp.arange(1, 9)
+    h = jnp.concatenate([x, jnp.sin(phase), jnp.cos(phase)], axis=1)
+    for _ in range(4):
+      h = nn.silu(nn.Dense(128)(h))
+    return nn.Dense(2)(h)
 
 
 def level(sde: ss.LinearSDE, t: float) -> float:
@@ -240,6 +255,42 @@ def test_a_teacher_of_another_sde_and_a_missing_one_are_refused():
   loss = ConsistencyLoss(exact, models(SDES["ve"])[1], objective="cd")
   with pytest.raises(ss.InvalidArgument, match="give its parameters"):
     mean_loss(loss, 0.0, data())
+
+
+@pytest.mark.slow
+def test_a_trained_network_is_the_flow_map_of_a_mixture():
+  """Improved consistency training from scratch, against a fine solve of the ODE: within 5% (root mean square)."""
+  sde, width = ss.VE(0.02, 8.0), 0.7
+  covariances = [[[0.25, 0.1], [0.1, 0.2]], [[0.3, -0.12], [-0.12, 0.25]]]
+  mixture = GaussianMixture(np.array([[0.9, 0.3], [-0.7, -0.4]]), np.array(covariances), np.array([0.6, 0.4]))
+  network = Tiny()
+  model = ss.ConsistencyModel(
+    sde, lambda params, x, label, keys: network.apply({"params": params}, x, label), "edm", "sigma", sigma_data=width,
+    end=EPS,
+  )  # fmt: skip
+  loss = ConsistencyLoss(
+    model, objective="ict", eps=EPS, total=3000, first_scales=5, last_scales=80, huber=0.03, stratified=True
+  )
+  params = network.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones(1))["params"]
+  optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, loss.total))
+
+  def step(carry, i):
+    params, state = carry
+    key = jax.random.fold_in(jax.random.key(1), i)
+    x0, keys = mixture.sample(key, 256), example_keys(key, jnp.arange(256))
+    gradient = jax.grad(lambda p: jnp.mean(loss(p, keys, x0, jnp.arange(256), 256, step=i)))(params)
+    updates, state = optimizer.update(gradient, state)
+    return (optax.apply_updates(params, updates), state), None
+
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(loss.total))[0][0])
+  params = run((params, optimizer.init(params)))
+  x = 8.0 * jax.random.normal(jax.random.key(5), (2000, 2))
+  fine = ss.Heun(noise_removal=False)
+  exact = ss.sample(
+    jax.random.key(0), sde, mixture.score(sde), x.shape, solver=fine, steps=500, grid="log_snr", eps=EPS, x_T=x
+  )
+  error = model.data(params, x, jnp.ones(len(x))) - exact
+  assert jnp.sqrt(jnp.mean(error**2)) < 0.05 * jnp.sqrt(jnp.mean(exact**2))
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

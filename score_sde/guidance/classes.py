@@ -1,4 +1,4 @@
-"""Guidance to a class, by a classifier of noisy data or by a class-conditional network alone."""
+"""Guidance to a class, by a classifier or by a class-conditional network alone; and by a weaker model of the data."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from score_sde.batch import Array, Batch, Keys, Logits, PerExample, Time, expand
 from score_sde.errors import InvalidArgument
 from score_sde.losses import uniform_times
 from score_sde.options import Options, option
-from score_sde.sde import SDE, LinearSDE, Score, linear
+from score_sde.sde import SDE, LinearSDE, Score, as_argument, linear
 
 # Streams of an example's key.
 TIME, NOISE = range(2)
@@ -94,7 +94,41 @@ class ByClassifier(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierFree(Options):
+class _Extrapolated(Options):
+  """Base of guidance that extrapolates from one score through another: first + scale (second - first).
+
+  Raises:
+    InvalidArgument: for an SDE that is not linear, a negative scale or an empty interval.
+  """
+
+  sde: SDE
+  scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
+  low: float = option(0.0, "sigma / alpha above which classifier_free and autoguidance guide", "[0, inf)")
+  high: float = option(math.inf, "sigma / alpha below which classifier_free and autoguidance guide", "(0, inf]")
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    linear(self.sde, "Guidance by a difference of scores")
+    if not self.low < self.high:
+      raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy 0 <= low < high.", "low", "high")
+
+  def _mixed(self, x: Batch, t: Time, both: Callable[[], tuple[Array, Array]], alone: Callable[[], Array]) -> Batch:
+    """Returns the guided score from `both` scores, (first, second), inside the interval, and outside it `alone`."""
+    sde = linear(self.sde, "Guidance by a difference of scores")
+    ratio = sde.sigma(t) / sde.alpha(t)
+    inside = (ratio >= self.low) & (ratio <= self.high)
+
+    def guided() -> Array:
+      first, second = both()
+      return first + expand(jnp.where(inside, self.scale, 1.0), x) * (second - first)
+
+    if self.low == 0 and self.high == math.inf:
+      return guided()
+    return jax.lax.cond(jnp.any(inside), guided, alone)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree(_Extrapolated):
   """Classifier-free guidance: score(x, t) + scale [score(x, t, y) - score(x, t)].
 
   One network gives both scores. y < 0 means "no class". Ho & Salimans 2022, eq. (6); their w is scale - 1. Outside
@@ -105,26 +139,36 @@ class ClassifierFree(Options):
     InvalidArgument: for an SDE that is not linear, a negative scale or an empty interval.
   """
 
-  sde: SDE
-  scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
-  low: float = option(0.0, "sigma / alpha above which classifier_free guides", "[0, inf)")
-  high: float = option(math.inf, "sigma / alpha below which classifier_free guides", "(0, inf]")
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    linear(self.sde, "Classifier-free guidance")
-    if not self.low < self.high:
-      raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy 0 <= low < high.", "low", "high")
-
   def __call__(self, score: Callable[..., Array], x: Batch, t: Time, y: Array) -> Batch:
-    sde = linear(self.sde, "Classifier-free guidance")
-    ratio = sde.sigma(t) / sde.alpha(t)
-    inside = (ratio >= self.low) & (ratio <= self.high)
-
-    def both() -> Array:
+    def both() -> tuple[Array, Array]:
       with_class, without = jnp.split(score(*(jnp.concatenate(p) for p in ((x, x), (t, t), (y, -jnp.ones_like(y))))), 2)
-      return without + expand(jnp.where(inside, self.scale, 1.0), x) * (with_class - without)
+      return without, with_class
 
-    if self.low == 0 and self.high == math.inf:
-      return both()
-    return jax.lax.cond(jnp.any(inside), both, lambda: score(x, t, y))
+    return self._mixed(x, t, both, lambda: score(x, t, y))
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoguidance(_Extrapolated):
+  """Autoguidance: weak(x, t) + scale [score(x, t) - weak(x, t)], with the score of a weaker model of the same data.
+
+  The weaker model is smaller or trained for less time, and makes the errors of `score` to a higher degree. Going on
+  from it through `score` corrects them, with classes or without. Unlike classifier-free guidance it does not move the
+  samples to a class, so they stay as diverse. Karras et al. 2024 (Guiding a diffusion model with a bad version of
+  itself), eq. (4). Outside low <= sigma / alpha <= high the scale is 1, which takes one evaluation instead of two.
+
+  Raises:
+    InvalidArgument: for an SDE that is not linear, a negative scale or an empty interval.
+
+  Example:
+    >>> import jax, score_sde as ss
+    >>> guided = ss.guidance.Autoguidance(ss.VP(), scale=2.0).of(lambda x, t: -x, lambda x, t: -0.8 * x)
+    >>> ss.sample(jax.random.key(0), ss.VP(), guided, (4, 2), solver=ss.UniPC(), steps=10).shape
+    (4, 2)
+  """
+
+  def of(self, score: Score, weak: Score) -> jax.tree_util.Partial:
+    """Returns the guided score(x, t) of `score` and the `weak` one; with classes, score(x, t, y)."""
+    return jax.tree_util.Partial(self, as_argument(score), as_argument(weak))
+
+  def __call__(self, score: Callable[..., Array], weak: Callable[..., Array], x: Batch, t: Time, *y: Array) -> Batch:
+    return self._mixed(x, t, lambda: (weak(x, t, *y), score(x, t, *y)), lambda: score(x, t, *y))

@@ -15,13 +15,14 @@ from PIL import Image
 
 from score_sde import guidance
 from score_sde.batch import example_keys, expand, fold, normal
-from score_sde.guidance import ByClassifier, ClassifierFree, condition_on, operators, put_in
+from score_sde.guidance import Autoguidance, ByClassifier, ClassifierFree, condition_on, operators, put_in
 from score_sde.guidance.nonlinear import PhaseRetrieval, Quantized
 from score_sde.likelihood import decode, encode, interpolate
 from score_sde.run import checkpoints, data, devices
 from score_sde.run import evaluate as evaluation
 from score_sde.run.classifiers import load_classifier
 from score_sde.run.config import (
+  AUTOGUIDANCE,
   CONSTRAINTS,
   LINEAR_TASKS,
   BadInput,
@@ -36,6 +37,7 @@ from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
 from score_sde.run.storage import path_of, save_atomically
+from score_sde.run.teacher import find_model
 from score_sde.run.workdir import class_names
 from score_sde.sampling import AdaptiveODE
 from score_sde.sde import linear
@@ -61,6 +63,8 @@ def sample(config: ConfigDict, workdir: str) -> None:
     Interrupted: after a signal to stop.
   """
   experiment = build(config)
+  if experiment.config.guidance.method == AUTOGUIDANCE:
+    return evaluation.sample(config, workdir, with_weak(experiment, workdir))
   if experiment.config.guidance.task == "none":
     return evaluation.sample(config, workdir, experiment)
   if experiment.config.guidance.task == "class":
@@ -73,7 +77,11 @@ def sample(config: ConfigDict, workdir: str) -> None:
 def evaluate(config: ConfigDict, workdir: str) -> None:
   """Runs `run.py --mode=eval`, see `evaluation.evaluate`. With guidance.task=class it evaluates the guided score."""
   experiment = build(config)
-  evaluation.evaluate(config, workdir, with_class(experiment) if config.guidance.task == "class" else experiment)
+  if experiment.config.guidance.method == AUTOGUIDANCE:
+    experiment = with_weak(experiment, workdir)
+  elif config.guidance.task == "class":
+    experiment = with_class(experiment)
+  evaluation.evaluate(config, workdir, experiment)
 
 
 # --- a class ------------------------------------------------------------------------------------------------------
@@ -99,6 +107,20 @@ def with_class(experiment: Experiment) -> Experiment:
   guide = lambda score: condition_on(score, conditional, params)
   names = tuple(class_names(path_of(g.classifier), classes))
   return dataclasses.replace(experiment, guide=guide, sampled_classes=classes, class_names=names)
+
+
+def with_weak(experiment: Experiment, workdir: str) -> Experiment:
+  """Returns the experiment with a score that the model of guidance.weak guides; by default one of `workdir` itself.
+
+  Raises:
+    BadInput: if that model is missing, or has another SDE or other data.
+  """
+  config, g = experiment.config, experiment.config.guidance
+  key = "guidance.weak" if g.weak else "--workdir"
+  found = find_model(key, g.weak or workdir, config, checkpoint=g.weak_checkpoint)
+  weak = jax.tree_util.Partial(found.model.score, found.params)
+  how = make(Autoguidance, config, "guidance", sde=experiment.sde)
+  return dataclasses.replace(experiment, guide=lambda score: how.of(score, weak))
 
 
 def check_fits(classifier: Experiment, config: ConfigDict, workdir: str) -> None:

@@ -1,4 +1,4 @@
-"""Teacher: the trained score model from which a consistency model is distilled or tuned."""
+"""Trained models beside the one of a config: the teacher of a consistency model, and the weak model of autoguidance."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from score_sde.run.storage import path_of
 
 Params = Any
 
-# Settings in which teacher and student must agree.
+# Settings in which two models of the same data agree.
 _SHARED = ("the SDE", "data.centered", "data.image_size", "data.num_channels", "model.num_classes")
 
 
@@ -45,27 +45,37 @@ def find_teacher(config: ConfigDict) -> Teacher | None:
   Raises:
     BadInput: if it is not a score model, has another SDE or other data, or is to be the start of another network.
   """
+  t = config.training
+  if not t.teacher or not path_of(t.teacher).exists():
+    return None
+  starts = t.finetune or t.objective == "progressive"
+  hint = ", or --config.training.finetune=False where only the network differs" if starts else ""
+  return find_model("training.teacher", t.teacher, config, same_network=starts, hint=hint)
+
+
+def find_model(
+  key: str, path: str, config: ConfigDict, *, checkpoint: str = "latest", same_network: bool = False, hint: str = ""
+) -> Teacher:
+  """Returns the score model in `path`, the value of the config's `key`: a workdir (its `checkpoint`) or a file.
+
+  Raises:
+    BadInput: if there is no score model, or one of another SDE, other data, or with `same_network` another network.
+      `hint` goes on after the advice to set the model's own values.
+  """
   from score_sde.run.data import example_shape
   from score_sde.run.experiment import abstract_params, make_model, make_sde
   from score_sde.run.loading import create, find  # these import this module
 
-  t = config.training
-  if not t.teacher or not path_of(t.teacher).exists():
-    return None
   named = [v for part in config.values() if isinstance(part, ConfigDict) for v in part.values() if is_plugin(v)]
-  its, read = find(t.teacher, allowed=named)
+  its, read = find(path, checkpoint, allowed=named)
   task = its.training.task
   if task != "score" and (task, its.training.objective) != ("consistency", "progressive"):
-    raise BadInput(f"training.teacher={t.teacher!r} is no score model: its training.task is {task!r}.")
+    raise BadInput(f"{key}={path!r} is no score model: its training.task is {task!r}.")
   theirs, ours = signature(its), signature(config)
-  starts = t.finetune or t.objective == "progressive"
-  keys = [k for k in theirs if k in ours] if starts else _SHARED
+  keys = [k for k in theirs if k in ours] if same_network else _SHARED
   differ = "; ".join(f"{k} is {theirs[k]!r}, here {ours[k]!r}" for k in keys if theirs[k] != ours[k])
   if differ:
-    hint = ", or --config.training.finetune=False where only the network differs" if starts else ""
-    raise BadInput(
-      f"training.teacher={t.teacher!r} does not fit this config: {differ}. Set these to the teacher's values{hint}."
-    )
+    raise BadInput(f"{key}={path!r} does not fit this config: {differ}. Set these to its values{hint}.")
   network = create(its, example_shape(its))
   abstract = abstract_params(network, example_shape(its))
-  return Teacher(t.teacher, make_model(its, make_sde(its), network), abstract, read)
+  return Teacher(path, make_model(its, make_sde(its), network), abstract, read)

@@ -12,6 +12,7 @@ from score_sde.run.config.readers import describe, keys, make, names_of, values_
 from score_sde.run.config.resolve import resolve, signature
 from score_sde.run.config.sdes import SDES, make_sde, sde_name
 from score_sde.run.config.sections import (
+  AUTOGUIDANCE,
   CLASS_METHODS,
   CONSTRAINTS,
   EDITING_TASKS,
@@ -21,6 +22,7 @@ from score_sde.run.config.sections import (
 )
 
 __all__ = [
+  "AUTOGUIDANCE",
   "CLASS_METHODS",
   "CONSTRAINTS",
   "EDITING_TASKS",

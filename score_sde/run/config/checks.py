@@ -8,7 +8,14 @@ from score_sde.averaging import exponent
 from score_sde.run.config.errors import BadInput, as_bad_input, choose
 from score_sde.run.config.plugins import is_plugin
 from score_sde.run.config.readers import check_ranges
-from score_sde.run.config.sections import CLASS_METHODS, CONSTRAINTS, EDITING_TASKS, LINEAR_TASKS, SCORE_METHODS
+from score_sde.run.config.sections import (
+  AUTOGUIDANCE,
+  CLASS_METHODS,
+  CONSTRAINTS,
+  EDITING_TASKS,
+  LINEAR_TASKS,
+  SCORE_METHODS,
+)
 from score_sde.sde import SDE, linear
 
 NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceNorm++", "ncsnv2": "InstanceNorm++"}
@@ -86,8 +93,13 @@ def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
 
 def _check_guidance(config: ConfigDict, sde: SDE) -> None:
   g, networks_classes = config.guidance, config.model.num_classes
-  if g.task == "none":
+  if g.task == "none" and g.method is None:
     return
+  if g.method == AUTOGUIDANCE:
+    _check_autoguidance(config, sde)
+    return
+  if g.task == "none":
+    raise BadInput(f"guidance.method={g.method!r} has no guidance.task. Set one, or leave the method unset.")
   if config.training.task == "classifier":
     raise BadInput(
       f"guidance.task={g.task!r} is for sampling, and training.task='classifier' draws no samples. Leave guidance.task "
@@ -126,6 +138,24 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
   choose("guidance.method", g.method, SCORE_METHODS + CONSTRAINTS)
   if not of_linear and g.method != "dps":
     raise BadInput(f"guidance.task={g.task!r} is not linear: guidance.method={g.method!r} cannot invert it. Use 'dps'.")
+
+
+def _check_autoguidance(config: ConfigDict, sde: SDE) -> None:
+  g = config.guidance
+  if g.task not in ("none", "class"):
+    raise BadInput(
+      f"guidance.method={AUTOGUIDANCE!r} with guidance.task={g.task!r}: it guides samples without a measurement. Leave "
+      "guidance.task at 'none'."
+    )
+  if config.training.task == "classifier" or config.sampling.method == "consistency":
+    raise BadInput(f"guidance.method={AUTOGUIDANCE!r} needs a score model, not training.task={config.training.task!r}.")
+  with as_bad_input():
+    linear(sde, f"guidance.method={AUTOGUIDANCE!r}")
+  if not g.weak and g.weak_checkpoint == "latest":
+    raise BadInput(
+      f"guidance.method={AUTOGUIDANCE!r} needs a weaker model: guidance.weak, a workdir, or guidance.weak_checkpoint, "
+      "an earlier step of this run."
+    )
 
 
 def _check_model(config: ConfigDict) -> None:

@@ -78,6 +78,7 @@ READERS = (
   Reader("guidance", sections.Guidance),
   Reader("guidance", guidance.ByClassifier, {"guidance.method": ("classifier",)}),
   Reader("guidance", guidance.ClassifierFree, {"guidance.method": ("classifier_free",)}),
+  Reader("guidance", guidance.Autoguidance, {"guidance.method": (sections.AUTOGUIDANCE,)}),
   *(Reader("guidance", method, {"guidance.method": (name,)}) for name, method in guidance.METHODS.items()),
   Reader("guidance", guidance.Projection, {"guidance.method": ("projection",)}),
   Reader("guidance", guidance.DDRM, {"guidance.method": ("ddrm",)}, only=("eta", "eta_b")),

@@ -10,6 +10,7 @@ LINEAR_TASKS = ("inpaint", "colorize", "super_resolution", "deblur", "motion_deb
 NONLINEAR_TASKS = ("phase_retrieval", "jpeg")
 EDITING_TASKS = ("edit", "interpolate")
 CLASS_METHODS = ("classifier", "classifier_free")
+AUTOGUIDANCE = "autoguidance"
 SCORE_METHODS = ("pigdm", "tmpd", "dps")  # their scores contain derivatives of the network
 CONSTRAINTS = ("replacement", "projection", "ddrm")
 
@@ -244,13 +245,20 @@ class Guidance(Options):
   )  # fmt: skip
   method: str | None = option(
     None,
-    "class: classifier or classifier_free; measurements: pigdm, tmpd, dps, replacement, projection, ddrm; follows task",
-    needs={"task": Other(("none",))},
+    "class: classifier or classifier_free; measurements: pigdm, tmpd, dps, replacement, projection, ddrm; none or "
+    "class: autoguidance; follows task",
+    needs=({"task": Other(("none",))}, {"method": (AUTOGUIDANCE,)}),
   )  # fmt: skip
   label: int | None = option(
     None, "class of the samples; unset: all classes in turn", "[0, inf)",
     needs=({"task": ("class",)}, {"model.num_classes": (), "training.task": ("score", "consistency")}),
   )  # fmt: skip
+  weak: str = option(
+    "", "workdir or .safetensors file of the weaker model; unset: this workdir", needs={"method": (AUTOGUIDANCE,)}
+  )
+  weak_checkpoint: str = option(
+    "latest", "checkpoint of the weaker model: latest, best, or an earlier step", needs={"method": (AUTOGUIDANCE,)}
+  )
   classifier: str = option("", "workdir of the classifier", needs={"method": ("classifier",)})
   input: str = option("", "folder of images, or one image; unset: the first test examples", needs=_INPUTS)
   num_inputs: int = option(4, "number of input images", "[1, inf)", needs=_INPUTS)

@@ -15,7 +15,7 @@ from PIL import Image
 from score_sde.batch import Array
 from score_sde.likelihood import normalize
 from score_sde.run import data, devices
-from score_sde.run.config import BadInput, sde_name
+from score_sde.run.config import AUTOGUIDANCE, BadInput, sde_name
 from score_sde.run.config.errors import foreign
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
@@ -53,7 +53,8 @@ def sampler_name(experiment: Experiment) -> str:
     how = "consistency model"
   else:
     how = f"{s.method}, {s.grid} grid"
-  return how + (f", {g.method} guidance {g.scale:g}" if g.task == "class" else "")
+  guided = g.task == "class" or g.method == AUTOGUIDANCE
+  return how + (f", {g.method.removesuffix('guidance')} guidance {g.scale:g}" if guided else "")
 
 
 def _sample(experiment: Experiment, params: Params, first: int, size: int, **options: Any) -> tuple[Array, dict]:
