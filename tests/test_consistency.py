@@ -322,6 +322,24 @@ def test_levels_of_the_steps_can_be_given():
     ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.1, 0.8)), steps=1)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_sampling_can_start_at_a_lower_noise_level(steps):
+  """From noise of that level: the moments are those of the data as long as it hides them."""
+  sde = SDES["vp"]
+  exact, _ = models(sde, EPS)
+  x, info = ss.sample(
+    jax.random.key(0), sde, jax.tree_util.Partial(exact.score, 0.0), (20_000, 3), steps=steps, eps=EPS,
+    solver=ss.Consistency(start_sigma=40.0), return_info=True,
+  )  # fmt: skip
+  assert info["nfe"] == steps
+  np.testing.assert_allclose(x.mean(0), MEAN, atol=0.08)
+  np.testing.assert_allclose(x.var(0), VARIANCE, rtol=0.05)
+  grid = ss.Consistency(start_sigma=40.0, sigmas=(0.8,)).schedule(sde, ss.make_grid("log_snr", sde, 1, EPS))
+  np.testing.assert_allclose([level(sde, t) for t in grid.t], [40.0, 0.8], rtol=1e-3)
+  with pytest.raises(ss.InvalidArgument, match="start_sigma=1000"):
+    ss.Consistency(start_sigma=1000.0).schedule(sde, ss.make_grid("log_snr", sde, 1, EPS))
+
+
 def test_known_pixels_are_kept_and_the_others_fit_them():
   """Zero-shot inpainting of a correlated Gaussian: the mean of the unknown coordinate given the known one."""
   sde, rho = ss.VE(0.002, 20.0), 0.9

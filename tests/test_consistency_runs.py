@@ -57,7 +57,13 @@ def arrays_of(folder, config):
     return training.restore_state(opened, experiment, folder)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+SLOW, LONGEST = pytest.mark.slow, (pytest.mark.slow, pytest.mark.longest)
+
+
+@pytest.mark.parametrize("objective", [
+  "ect", pytest.param("cd", marks=SLOW), pytest.param("scm", marks=SLOW), pytest.param("progressive", marks=SLOW),
+  pytest.param("ct", marks=LONGEST), pytest.param("ict", marks=LONGEST),
+])  # fmt: skip
 def test_every_objective_trains_samples_and_is_measured(tmp_path, teacher, objective):
   config = student(teacher, training__objective=objective, **OBJECTIVES[objective])
   folder = str(tmp_path / "run")
@@ -73,7 +79,9 @@ def test_every_objective_trains_samples_and_is_measured(tmp_path, teacher, objec
   assert np.isfinite(x).all()
 
 
-@pytest.mark.parametrize("objective", ["cd", "progressive"])
+@pytest.mark.parametrize("objective", [
+  pytest.param("cd", marks=LONGEST), pytest.param("progressive", marks=SLOW),
+])  # fmt: skip
 def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, teacher, objective):
   """Including the parameters of the targets. Stages of "progressive" end at steps 4 and 8."""
   config = student(teacher, training__objective=objective, **OBJECTIVES[objective])
@@ -186,6 +194,7 @@ def test_checkpoints_of_the_official_code_are_imported(tmp_path):
   """Its state has params, params_ema and target_params; its Fourier features see log(sigma) / 4."""
   config = cifar10_cd.get_config()
   config.model.nf, config.model.num_res_blocks, config.data.image_size = 16, 1, 16
+  config.model.ch_mult = (1, 2)
   config.training.teacher = ""
   config.training.objective = "ict"
   experiment = build(config)

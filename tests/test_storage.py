@@ -117,6 +117,7 @@ QUICK = "from score_sde.run import storage; storage.LEASE_SECONDS = 3"
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_a_run_in_a_bucket_is_killed_and_resumed(bucket, tmp_path):
   """Its state is that of a run on a disk, to the last bit, and all commands read it."""
   flags = ("--config.training.n_iters=40", "--config.training.final_report=True")

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,9 +24,12 @@ class Consistency(FewStep):
 
   Attributes:
     sigmas: decreasing noise levels sigma / alpha of the steps after the first, in place of the grid's; () for these.
+    start_sigma: noise level at which sampling starts, from noise of this level and on a grid that is even in its
+      logarithm; None for that of T. The noise at T can
+      be far more than hides the data (152 under VP(0.1, 20)), and networks are then badly trained there.
 
   Raises:
-    InvalidArgument: for `sigmas` that do not decrease within the SDE's noise levels.
+    InvalidArgument: for `sigmas` that do not decrease within the noise levels of sampling.
 
   Example:
     >>> import jax, score_sde as ss
@@ -39,23 +43,42 @@ class Consistency(FewStep):
 
   end: float = 0.0  # time at which sampling ends, set by `on`
 
+  start_sigma: float | None = option(None, "noise level sigma / alpha of the first step; unset: that of T", "(0, inf)")
   sigmas: tuple[float, ...] = option(
     (), "noise levels sigma / alpha of the steps after the first; (): those of the grid"
   )
 
   def schedule(self, sde: SDE, grid: TimeGrid) -> TimeGrid:
-    if not self.sigmas:
+    if not self.sigmas and self.start_sigma is None:
       return grid
     its = linear(sde, "Consistency")
-    levels = np.asarray([float(jnp.exp(-its.log_snr(jnp.asarray(t)) / 2)) for t in (grid.begin, grid.end)])
-    inside = np.asarray([levels[0], *self.sigmas, levels[1]], np.float64)
-    if not (np.diff(inside) < 0).all():
-      raise InvalidArgument(
-        f"sigmas={self.sigmas} must decrease and lie between {levels[1]:.3g} and {levels[0]:.3g}, the noise levels at "
-        "the end and the beginning of sampling.", "sigmas",
-      )  # fmt: skip
-    times = [float(its.time_of_log_snr(jnp.asarray(-2 * np.log(s)))) for s in self.sigmas]
-    return TimeGrid.through([grid.begin, *times, grid.end])
+    level = lambda t: float(jnp.exp(-its.log_snr(jnp.asarray(t)) / 2))
+    time = lambda s: float(its.time_of_log_snr(jnp.asarray(-2 * np.log(s))))
+    with jax.ensure_compile_time_eval():  # a schedule is the same for all samples
+      first, last = level(grid.begin), level(grid.end)
+      if self.start_sigma is not None and not last < self.start_sigma <= first * (1 + 1e-6):
+        raise InvalidArgument(
+          f"start_sigma={self.start_sigma} must lie in ({last:.3g}, {first:.3g}], the noise levels at the end and the "
+          "beginning of sampling.", "start_sigma",
+        )  # fmt: skip
+      start = first if self.start_sigma is None else min(self.start_sigma, first)
+      if self.sigmas:
+        levels = [start, *self.sigmas, last]
+      else:
+        levels = np.geomspace(start, last, len(grid) + 1).tolist()
+      if not (np.diff(levels) < 0).all():
+        raise InvalidArgument(
+          f"sigmas={self.sigmas} must decrease and lie between {last:.3g} and {start:.3g}, the noise levels at the end "
+          "and the beginning of sampling.", "sigmas",
+        )  # fmt: skip
+      times = [grid.begin if s == first else time(s) for s in levels[:-1]]
+      return TimeGrid.through([*times, grid.end])
+
+  def init(self, sde: SDE, x: Batch, t: Time) -> State:
+    if self.start_sigma is not None:  # x is noise of time T
+      its = linear(sde, "Consistency")
+      x = expand(its.sigma(t) / its.prior_std, x) * x
+    return State(x, x)
 
   def on(self, sde: SDE, grid: TimeGrid) -> "Consistency":
     super().on(sde, grid)
