@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde.averaging import exponent
@@ -16,6 +17,7 @@ from score_sde.run.config.sections import (
   LINEAR_TASKS,
   SCORE_METHODS,
 )
+from score_sde.run.toys import TOYS
 from score_sde.sde import SDE, linear
 
 NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceNorm++", "ncsnv2": "InstanceNorm++"}
@@ -81,6 +83,8 @@ def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
     raise BadInput("eval.likelihood='chain' needs a model with training.continuous=False: use 'ode' or 'elbo'.")
   if e.likelihood == "elbo" and not continuous:
     raise BadInput("eval.likelihood='elbo' needs training.continuous=True: use 'chain' or 'ode' for a discrete model.")
+  if e.enable_bpd and e.dequantization == "truncated_normal":
+    _check_truncated(config, sde)
   if e.likelihood == "elbo":
     with as_bad_input():
       linear(sde, "eval.likelihood='elbo'")
@@ -88,6 +92,24 @@ def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
     raise BadInput(
       f"eval.enable_bpd=True, but {type(sde).__name__} has no likelihood: {sde.why_no_likelihood} Or use "
       "--config.eval.enable_bpd=False."
+    )
+
+
+def _check_truncated(config: ConfigDict, sde: SDE) -> None:
+  e, name = config.eval, "eval.dequantization='truncated_normal'"
+  if config.data.dataset in TOYS or e.likelihood != "ode":
+    raise BadInput(f"{name} needs images with gray levels and eval.likelihood='ode'.")
+  if config.data.uniform_dequantization:
+    raise BadInput(f"{name} is for models of discrete images, and data.uniform_dequantization=True: use 'uniform'.")
+  with as_bad_input():
+    sde = linear(sde, name)
+  t = jnp.asarray(e.eps)
+  gap = (2 if config.data.centered else 1) / (config.data.levels - 1)
+  tau = float(gap * sde.alpha(t) / (2 * sde.sigma(t)))
+  if tau < 2:
+    raise BadInput(
+      f"{name}: half the distance of two gray levels is only {tau:.2g} standard deviations of the noise at "
+      f"eval.eps={e.eps:g}, and the bound would be loose (3 or more is good). Use a smaller eval.eps, or 'uniform'."
     )
 
 

@@ -229,6 +229,10 @@ class Evaluation(Options):
   bpd_dataset: str = option("test", "split of losses and likelihoods", choices=("train", "test"))
   num_examples: int | None = option(None, "number of examples for losses and likelihoods; unset: all", "[1, inf)")
   num_repeats: int = option(1, "dequantizations per example", "[1, inf)", needs=_LIKELIHOOD)
+  dequantization: str = option(
+    "uniform", "noise that fills the gaps between gray levels; truncated_normal is for models of discrete images",
+    choices=("uniform", "truncated_normal"), needs={"enable_bpd": (), "likelihood": ("ode",)},
+  )  # fmt: skip
   likelihood: str = option(
     "ode", "ode: exact, by the probability-flow ODE; elbo: a bound, by the SDE; chain: a bound, by the discrete chain",
     choices=("ode", "elbo", "chain"), needs=_LIKELIHOOD,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from score_sde.batch import example_keys, fold
 from score_sde.bounds import ChainBound, EvidenceBound
-from score_sde.likelihood import ExactLikelihood, bits_per_dim
+from score_sde.likelihood import ExactLikelihood, bits_per_dim, dequantize_by_truncated_normal
 from score_sde.losses import ConsistencyLoss
 from score_sde.run import data, devices
 from score_sde.run.config import make, sde_name
@@ -109,8 +109,9 @@ def mean_bits_per_dim(
 
   def run(repeat, batch):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
-    y = experiment.condition(batch["label"])
-    return jnp.stack(log_p(score, fold(keys, PROBE), prepare(keys, batch["image"]), y), axis=1)
+    x, log_q = prepare(keys, batch["image"])
+    log_density, nfe, t = log_p(score, fold(keys, PROBE), x, experiment.condition(batch["label"]))
+    return jnp.stack([log_density - log_q, nfe, t], axis=1)
 
   name = f"bits/dim ({e.likelihood})"
   repeats = [
@@ -131,7 +132,7 @@ def mean_bits_per_dim(
   unit = "bits_per_dim" if experiment.scaling.is_image else "nats"
   if not experiment.scaling.is_image:
     values = -log_density
-  elif e.likelihood == "chain":
+  elif e.likelihood == "chain" or e.dequantization == "truncated_normal":  # of discrete images
     values = -log_density / (dims * math.log(2))
   else:
     values = np.asarray(bits_per_dim(log_density, dims, config.data.levels, experiment.scaling.slope))
@@ -198,13 +199,24 @@ def _right(experiment: Experiment) -> Callable[..., jax.Array]:
 def _likelihood(experiment: Experiment) -> tuple[Callable[..., jax.Array], Callable[..., tuple[jax.Array, ...]]]:
   """Returns two compiled functions.
 
-  The first prepares images, (keys, image) -> x. The second is (score, keys, x, y) -> (log-density or log-probability,
-  evaluations, time reached), each (B,).
+  The first prepares images, (keys, image) -> (x, log-density of its noise to subtract (B,)). The second is
+  (score, keys, x, y) -> (log-density or log-probability, evaluations, time reached), each (B,).
   """
   config, sde = experiment.config, experiment.sde
   # The likelihood is that of dequantized data, however the model was trained. The chain's is that of discrete images.
-  scaling = dataclasses.replace(experiment.scaling, uniform_dequantization=config.eval.likelihood != "chain")
-  prepare = jax.jit(lambda keys, image: scaling.prepare(fold(keys, DATA), image))
+  truncated = config.eval.dequantization == "truncated_normal"
+  uniform = config.eval.likelihood != "chain" and not truncated
+  scaling = dataclasses.replace(experiment.scaling, uniform_dequantization=uniform)
+
+  @jax.jit
+  def prepare(keys, image):
+    x = scaling.prepare(fold(keys, DATA), image)
+    if not truncated:  # the Jacobian of uniform dequantization is in bits_per_dim
+      return x, jnp.zeros(keys.shape)
+    gap = 1 / (experiment.scaling.slope * (config.data.levels - 1))
+    its = linear(sde, "Truncated-normal dequantization")
+    return dequantize_by_truncated_normal(its, fold(keys, DATA), x, gap, config.eval.eps)
+
   if config.eval.likelihood == "ode":
     exact = make(ExactLikelihood, config, "eval", max_steps=config.sampling.max_steps)
     log_p = devices.over_devices(lambda score, batch: exact(sde, score, *batch))
