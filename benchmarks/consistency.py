@@ -13,6 +13,9 @@ import pathlib
 import numpy as np
 
 from benchmarks.reports import evaluated, spread
+from configs import quickstart
+from configs.fashion_mnist import ddpmpp
+from score_sde.run import features
 from score_sde.run.evaluate.reports import table
 
 TEACHERS = {"digits": "configs/quickstart.py", "garments": "configs/fashion_mnist/ddpmpp.py"}
@@ -22,21 +25,27 @@ ENDS = {"sampling.method": "ddim", "sampling.grid": "karras", "sampling.noise_re
 # name of the workdir: (name in the table, settings of its loss)
 METHODS = {
   "ect": ("easy consistency tuning", {"training.objective": "ect"}),
-  "cd": ("consistency distillation", {"training.objective": "cd", "training.last_scales": 18}),
+  "cd": ("consistency distillation", {"training.objective": "cd"}),
   "scm": ("continuous-time distillation", {"training.objective": "scm"}),
   "ict": ("consistency training, no teacher", {"training.objective": "ict", "training.finetune": False}),
   "progressive": (
     "progressive distillation",
-    {"training.objective": "progressive", "training.first_scales": 1, "training.last_scales": 64},
+    {"training.objective": "progressive"},
   ),
 }  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> None:
   runs = pathlib.Path(args.runs)
+  reference = runs / "reference.npz"
+  if not reference.exists():
+    config = {"digits": quickstart, "garments": ddpmpp}[args.data].get_config()
+    config.eval.features = args.features
+    features.stats(config, str(reference))
   drawn = {
     "eval.enable_loss": False, "eval.enable_bpd": False, "eval.enable_sampling": True, "eval.save_samples": "none",
     "eval.num_samples": args.samples, "eval.batch_size": args.batch_size, "eval.features": args.features,
+    "eval.reference": reference,
   }  # fmt: skip
   rows = []
 

@@ -41,9 +41,7 @@ def student(teacher, **values):
 
 
 OBJECTIVES = {
-  "cd": {"training__last_scales": 18, "training__target_rate": 0.5},
-  "ct": {"training__first_scales": 2, "training__last_scales": 150, "training__target_rate": 0.9},
-  "ict": {}, "ect": {}, "scm": {},
+  "cd": {"training__target_rate": 0.5}, "ct": {}, "ict": {}, "ect": {}, "scm": {},
   "progressive": {
     "training__first_scales": 2, "training__last_scales": 8, "sampling__method": "ddim", "sampling__grid": "karras",
     "sampling__noise_removal": False,
@@ -109,13 +107,13 @@ def test_training_starts_from_the_teachers_parameters_unless_told_otherwise(teac
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), state.params, trained)))
   anew = training.start_state(build(student(teacher, training__finetune=False)))
   assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), anew.params, trained)))
-  kept = training.start_state(build(student(teacher, training__objective="cd", training__last_scales=18)))
+  kept = training.start_state(build(student(teacher, training__objective="cd")))
   assert kept.teacher is not None
   assert "teacher" not in training.saved_form(kept)
 
 
 def test_the_teachers_gradient_is_not_needed_and_its_parameters_stay(tmp_path, teacher):
-  config = student(teacher, training__objective="cd", training__last_scales=18)
+  config = student(teacher, training__objective="cd")
   experiment = build(config)
   state = training.start_state(experiment)
   before = jax.tree.map(np.asarray, state.teacher)
@@ -131,7 +129,7 @@ def test_samples_do_not_need_the_teacher_anymore(tmp_path, teacher):
 
   moved = str(tmp_path / "moved")
   shutil.copytree(teacher, moved)
-  config = student(moved, training__objective="cd", training__last_scales=18)
+  config = student(moved, training__objective="cd")
   folder = str(tmp_path / "run")
   training.train(config, folder)
   shutil.rmtree(moved)
@@ -159,7 +157,7 @@ def test_zero_shot_inpainting_by_the_command_for_guidance(tmp_path, teacher):
 
 
 def test_a_plan_counts_target_and_teacher(teacher):
-  config = student(teacher, training__objective="cd", training__last_scales=18, training__target_rate=0.9)
+  config = student(teacher, training__objective="cd", training__target_rate=0.9)
   known = plan.plan(config, programs=("train_step",))
   assert known["memory"]["teacher"] == known["memory"]["target"] == known["memory"]["parameters"] > 0
 
@@ -234,5 +232,8 @@ def test_configs_have_the_official_settings():
   config = resolve(cifar10_cd.get_config())
   assert {k: config.model[k] for k in official} == official
   assert (config.training.batch_size, config.optim.lr, config.optim.optimizer) == (512, 4e-4, "RAdam")
+  assert (config.training.last_scales, config.training.ode_step) == (18, "heun")
+  ct = resolve(changed(cifar10_ct.get_config(), training__objective="ct"))
+  assert (ct.training.first_scales, ct.training.last_scales, ct.training.target_rate) == (2, 150, 0.9)
   for file in (cifar10_ct, cifar10_ect, fashion_mnist):
     assert resolve(file.get_config()).training.task == "consistency"

@@ -20,8 +20,6 @@ def get_config():
   config.training.task = "consistency"
   config.training.objective = "cd"
   config.training.teacher = "runs/edm"
-  config.training.last_scales = 18
-  config.training.ode_step = "heun"
   config.training.distance = "pseudo_huber"
   config.training.n_iters = 800000
   config.training.snapshot_freq = 10000

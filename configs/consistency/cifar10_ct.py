@@ -1,7 +1,6 @@
 """Improved consistency training on CIFAR-10, Song & Dhariwal 2024: FID 2.83 with one evaluation, 2.46 with two.
 
-No teacher. --config.training.objective=ct with --config.training.first_scales=2 --config.training.last_scales=150
---config.training.target_rate=0.9 is consistency training of Song et al. 2023 (FID 8.70, with LPIPS).
+No teacher. --config.training.objective=ct is consistency training of Song et al. 2023 (FID 8.70, with LPIPS).
 """
 
 from configs.edm import cifar10_ncsnpp

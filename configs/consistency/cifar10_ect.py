@@ -20,8 +20,6 @@ def get_config():
   config.training.teacher = "runs/edm"
   config.training.batch_size = 128
   config.training.n_iters = 400000
-  config.training.gap_factor = 2.0
-  config.training.gap_stages = 8
   config.training.snapshot_freq = 10000
 
   config.sampling.method = "consistency"

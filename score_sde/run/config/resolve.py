@@ -54,6 +54,9 @@ FOLLOWS = frozenset(_SIMULATED) | {
   "training.p_mean",
   "training.p_std",
   "training.distance",
+  "training.first_scales",
+  "training.last_scales",
+  "training.target_rate",
   "sampling.sde_atol",
   "guidance.prior_variance",
 }
@@ -78,13 +81,19 @@ class Resolved(ConfigDict):
 def _fill_consistency(config: ConfigDict) -> None:
   """Fills the options of a consistency loss, and their values of score matching, which depend on training.objective."""
   t = config.training
-  if t.task != "consistency":
-    values = {"p_mean": -1.2, "p_std": 1.2, "distance": "pseudo_huber"}
-  else:
+  if t.task == "consistency":
     _fill(config, "training.objective", "ect" if t.teacher else "ict")
     # Lu & Song 2025, Section 4.1; Song & Dhariwal 2024, Table 1, and Geng et al. 2024
     levels = {"p_mean": -1.0, "p_std": 1.4} if t.objective == "scm" else {"p_mean": -1.1, "p_std": 2.0}
-    values = levels | {"distance": "l2" if t.objective in ("cd", "ct") else "pseudo_huber"}
+  else:
+    levels = {"p_mean": -1.2, "p_std": 1.2}
+  # Song et al. 2023, Table 3; Song & Dhariwal 2024, Table 1
+  first = {"ct": 2, "progressive": 1}.get(t.objective, 10)
+  last = {"cd": 18, "ct": 150, "progressive": 64}.get(t.objective, 1280)
+  values = levels | {
+    "distance": "l2" if t.objective in ("cd", "ct") else "pseudo_huber", "first_scales": first, "last_scales": last,
+    "target_rate": 0.9 if t.objective == "ct" else 0.0,
+  }  # fmt: skip
   for name, value in values.items():
     _fill(config, f"training.{name}", value)
 
