@@ -21,7 +21,7 @@ from score_sde.run.evaluate.reports import table
 TEACHERS = {"digits": "configs/quickstart.py", "garments": "configs/fashion_mnist/ddpmpp.py"}
 STUDENTS = {"digits": "configs/consistency/digits.py", "garments": "configs/consistency/fashion_mnist.py"}
 UNIPC = {"sampling.method": "unipc", "sampling.grid": "log_snr"}
-ENDS = {"sampling.method": "ddim", "sampling.grid": "karras", "sampling.noise_removal": False}
+ENDS = {"sampling.method": "ddim", "sampling.noise_removal": False}
 # name of the workdir: (name in the table, settings of its loss)
 METHODS = {
   "ect": ("easy consistency tuning", {"training.objective": "ect"}),

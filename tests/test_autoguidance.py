@@ -102,6 +102,7 @@ def test_a_run_is_guided_by_an_earlier_checkpoint_of_itself_or_by_another_run(tm
   ({"guidance__method": "autoguidance"}, "needs a weaker model"),
   ({"guidance__method": "autoguidance", "guidance__task": "inpaint", "guidance__weak": "w"}, "without a measurement"),
   ({"guidance__method": "pigdm"}, "has no guidance.task"),
+  ({"guidance__method": "autoguidance", "guidance__task": "class", "guidance__weak": "w"}, "class-conditional"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(values, message):
   with pytest.raises(BadInput, match=message):

@@ -293,6 +293,26 @@ def test_a_trained_network_is_the_flow_map_of_a_mixture():
   assert jnp.sqrt(jnp.mean(error**2)) < 0.05 * jnp.sqrt(jnp.mean(exact**2))
 
 
+def test_the_smallest_level_of_easy_tuning_has_a_finite_loss_and_gradient():
+  """There r = 0, the target is the data, and the weight is 1 / s."""
+  exact, _ = models(SDES["vp"])
+  model = dataclasses.replace(exact, network=lambda p, x, *args: p * x)
+  loss = ConsistencyLoss(model, objective="ect", eps=1e-5, total=10)
+  s, r = loss._pair(jnp.zeros(B), 0)
+  assert bool((s == r).all())
+  x0, z = data(), jax.random.normal(jax.random.key(3), (B, 3))
+
+  def mean(p):
+    from score_sde.losses.consistency import _Call
+
+    return jnp.mean(loss._paired(_Call(loss, p, p, None, None, None), x0, z, s, r))
+
+  value, gradient = jax.value_and_grad(mean)(1.0)
+  assert bool(jnp.isfinite(value))
+  assert bool(jnp.isfinite(gradient))
+  assert float(value) < 10  # |f(x_s) - x_0| / s is of order one
+
+
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 

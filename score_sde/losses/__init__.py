@@ -4,7 +4,7 @@ A loss is a frozen dataclass of options. It is called as `loss(params, keys, x0,
 returns one value per example.
 """
 
-from score_sde.losses.consistency import CONSISTENCY, ConsistencyLoss
+from score_sde.losses.consistency import CONSISTENCY, ConsistencyLoss, has_target
 from score_sde.losses.score_matching import (
   IMPLICIT,
   MAX_EXACT_DIMS,
@@ -34,6 +34,7 @@ __all__ = [
   "denoising",
   "explicit",
   "finite_difference",
+  "has_target",
   "implicit",
   "importance_times",
   "lognormal_times",

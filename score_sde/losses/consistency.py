@@ -48,6 +48,11 @@ TANGENT_NORM = 0.1
 _K, _B = 8.0, 1.0
 
 
+def has_target(objective: str, target_rate: float) -> bool:
+  """Returns whether the targets of an objective come from parameters of their own."""
+  return objective == "progressive" or (objective in ("cd", "ct") and target_rate > 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class ConsistencyLoss(Options):
   """Training loss: `loss(params, keys, x0, index, batch_size, train, y, step=, target=, teacher=)` -> (B,).
@@ -151,7 +156,7 @@ class ConsistencyLoss(Options):
   @property
   def has_target(self) -> bool:
     """Returns whether the targets come from parameters of their own, which follow `next_target`."""
-    return self.objective == "progressive" or (self.objective in ("cd", "ct") and self.target_rate > 0)
+    return has_target(self.objective, self.target_rate)
 
   @property
   def evaluates_teacher(self) -> bool:
@@ -279,10 +284,12 @@ class ConsistencyLoss(Options):
     else:
       before = x0 + expand(r, x0) * z
     goal = call.data(call.target, before, r)
-    if self.objective == "ect":  # without noise, f is known
-      goal = jnp.where(expand(r <= self._extremes(r.dtype)[0], x0), x0, goal)
+    gap = s - r
+    if self.objective == "ect":  # r = 0 at the smallest level: without noise, f is known
+      clean = r <= self._extremes(r.dtype)[0]
+      goal, gap = jnp.where(expand(clean, x0), x0, goal), jnp.where(clean, s, gap)
     error = call.data(call.params, x, s) - jax.lax.stop_gradient(goal)
-    weight = 1 / (s - r) if self.objective in ("ict", "ect") else jnp.ones_like(s)
+    weight = 1 / gap if self.objective in ("ict", "ect") else jnp.ones_like(s)
     return weight * self._distance(error)
 
   def _distance(self, error: Array) -> Array:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from score_sde import averaging
 from score_sde.batch import Array, example_keys, fold
 from score_sde.errors import ScoreSDEError
-from score_sde.losses import ConsistencyLoss
+from score_sde.losses import ConsistencyLoss, has_target
 from score_sde.run import checkpoints, data, devices, heap
 from score_sde.run import evaluate as evaluation
 from score_sde.run.config import BadInput, as_dict, sde_name, signature
@@ -246,7 +246,9 @@ def init_state(experiment: Experiment, teacher: Any = None) -> TrainState:
   opt_state = make_optimizer(config).init(params)
   # All are donated, so they need separate buffers.
   ema_params = jax.tree.map(jnp.copy, params)
-  target = jax.tree.map(jnp.copy, params) if getattr(loss, "has_target", False) else None
+  t = config.training
+  targets = t.task == "consistency" and has_target(t.objective, t.target_rate)
+  target = jax.tree.map(jnp.copy, params) if targets else None
   kept = teacher if getattr(loss, "evaluates_teacher", False) else None
   averages = tuple(jax.tree.map(jnp.copy, params) for _ in config.model.ema_widths) or None
   run_key = jax.random.fold_in(key, TRAIN)
@@ -397,7 +399,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   experiment = build(config)
   config, t = experiment.config, experiment.config.training
   _check_options(config)
-  if t.teacher and experiment.teacher is None:
+  if t.teacher and experiment.teacher is None and (experiment.loss is None or not checkpoints.exists(workdir)):
     raise BadInput(f"training.teacher={t.teacher!r} does not exist. Give the workdir of a trained score model.")
   warn_of_attention(config, experiment.shape)
   path = make_workdir(workdir)

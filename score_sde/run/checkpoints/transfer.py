@@ -58,7 +58,11 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
   key = jax.random.fold_in(jax.random.key(config.seed), training.TRAIN)
   # The run must resume at the beginning of a block of jitted steps.
   step = weights.step // config.training.n_jitted_steps * config.training.n_jitted_steps
-  state = training.TrainState(jnp.asarray(step, jnp.int32), params, ema_params, opt_state, key)
+  whole = training.abstract_state(experiment)  # the file's parameters stand for targets and averages, too
+  state = training.TrainState(
+    jnp.asarray(step, jnp.int32), params, ema_params, opt_state, key, None if whole.target is None else params, None,
+    whole.averages and tuple(params for _ in whole.averages),
+  )  # fmt: skip
 
   folder = make_workdir(workdir)
   write_config(config, folder)

@@ -68,6 +68,14 @@ def _check_consistency(config: ConfigDict) -> None:
     )
   if ends and config.eval.enable_bpd:
     raise BadInput("A consistency model has no likelihood: set --config.eval.enable_bpd=False.")
+  if ends and (
+    config.guidance.task == "interpolate" or (config.guidance.task == "edit" and config.sampling.start_sigma)
+  ):
+    raise BadInput(
+      f"guidance.task={config.guidance.task!r} of a consistency model: "
+      + ("it cannot encode images, use its teacher." if config.guidance.task == "interpolate"
+         else "guidance.t0 is the start of sampling, leave sampling.start_sigma unset.")
+    )  # fmt: skip
   if ends and config.guidance.method in (*SCORE_METHODS, "classifier", "classifier_free", "ddrm"):
     raise BadInput(
       f"guidance.method={config.guidance.method!r} needs a score, which a consistency model does not have: use "
@@ -169,6 +177,11 @@ def _check_autoguidance(config: ConfigDict, sde: SDE) -> None:
       f"guidance.method={AUTOGUIDANCE!r} with guidance.task={g.task!r}: it guides samples without a measurement. Leave "
       "guidance.task at 'none'."
     )
+  classes = config.model.num_classes
+  if g.task == "class" and not classes:
+    raise BadInput("guidance.task='class' with autoguidance needs a class-conditional network (model.num_classes).")
+  if g.label is not None and not 0 <= g.label < max(classes or 0, 1):
+    raise BadInput(f"guidance.label={g.label} is no class: there are {classes or 0}, from 0.")
   if config.training.task == "classifier" or config.sampling.method == "consistency":
     raise BadInput(f"guidance.method={AUTOGUIDANCE!r} needs a score model, not training.task={config.training.task!r}.")
   with as_bad_input():

@@ -135,9 +135,12 @@ def resolve(config: ConfigDict) -> Resolved:
   _fill(config, "training.weighting", "simple")
   _fill(config, "training.objective", "dsm")
   _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
+  progressive = t.task == "consistency" and t.objective == "progressive"  # sampled at the levels of its training
+  if progressive and few:
+    _fill(config, "sampling.grid", "karras")
   _fill(config, "sampling.grid", "log_snr" if few and sde.is_linear else "uniform")
   _fill(config, "sampling.num_steps", solver.default_steps if few else config.model.num_scales)
-  _fill(config, "sampling.eps", sde.eps)
+  _fill(config, "sampling.eps", t.eps if progressive else sde.eps)
   _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)
   _fill(config, "guidance.prior_variance", 1.0 if config.data.centered else 0.25)
   _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)

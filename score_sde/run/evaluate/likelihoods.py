@@ -46,8 +46,7 @@ def mean_loss(
   run, more = _losses(experiment), {}
   if isinstance(experiment.loss, ConsistencyLoss):
     teacher = experiment.teacher.params if experiment.teacher and experiment.loss.evaluates_teacher else None
-    target = experiment.teacher.params if experiment.teacher and experiment.loss.objective == "progressive" else None
-    more = {"step": np.int32(config.training.n_iters), "target": target, "teacher": teacher}
+    more = {"step": np.int32(config.training.n_iters), "target": None, "teacher": teacher}
   values = _over_batches("loss", config, source, lambda batch: run(params, key, total, more, batch), cache)
   return _mean_and_error("loss", values)
 

@@ -269,7 +269,11 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, 
   key = jax.random.key(config.seed + 1)
   row: dict[str, Any] = {"step": step}
   start = time.monotonic()
-  if e.enable_loss:
+  if e.enable_loss and config.training.task == "consistency" and config.training.objective == "progressive":
+    log.info(
+      "The loss of progressive distillation compares with the stage before, and is not measured: see the curves."
+    )
+  elif e.enable_loss:
     row |= mean_loss(experiment, params, plan.source, jax.random.fold_in(key, LOSS), unfinished / "loss")
   if config.training.task == "classifier":
     picture = plan.path / "accuracy.png"
