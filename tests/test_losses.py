@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import analytic, losses
+from score_sde import analytic
 from score_sde.batch import example_keys, expand
 from score_sde.losses import ScoreMatching
+from score_sde.losses import score_matching as losses
 from score_sde.parameterization import PREDICTIONS, ScoreModel
 from score_sde.sde import VE, VP, SubVP
 

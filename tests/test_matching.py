@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import matching
-from score_sde import analytic, losses
+from score_sde import analytic
 from score_sde.batch import example_keys, fold, sum_over_dims
 from score_sde.losses import OBJECTIVES, ScoreMatching
+from score_sde.losses import score_matching as losses
 from score_sde.parameterization import ScoreModel
 from score_sde.sde import VE, VP, Reflected
 
