@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from score_sde.batch import Array, Batch, Keys, Logits, PerExample, Time, expand, fold, normal, uniform
+from score_sde.batch import Array, Batch, Keys, Logits, PerExample, Time, expand, fold, normal
 from score_sde.errors import InvalidArgument
-from score_sde.losses import uniform_times
+from score_sde.losses import draw_uniform, uniform_times
 from score_sde.options import Options, option
 from score_sde.sde import SDE, LinearSDE, Score, as_argument, linear
 
-# Streams of an example's key.
-TIME, NOISE = range(2)
+# Stream of an example's key for its noise; `draw_uniform` has the one before it.
+NOISE = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,7 @@ class Classifier(Options):
 
     Times are uniform in [eps, T], or equal to that of `single_sigma`.
     """
-    u = uniform(fold(keys, TIME), jnp.zeros_like(x0, shape=x0.shape[:1]))
-    if self.stratified:
-      u = (u + index) / batch_size
+    u = draw_uniform(keys, x0, index, batch_size, self.stratified)
     if self.single_sigma is None:
       t = uniform_times(self.sde, u, self.eps)
     else:

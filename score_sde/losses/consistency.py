@@ -30,9 +30,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from score_sde.batch import Array, Batch, Index, Keys, PerExample, expand, fold, norm, normal, sum_over_dims, uniform
+from score_sde.batch import Array, Batch, Index, Keys, PerExample, expand, fold, norm, normal, sum_over_dims
 from score_sde.errors import InvalidArgument
-from score_sde.losses.score_matching import DROPOUT, NOISE, TIME
+from score_sde.losses.score_matching import DROPOUT, NOISE, draw_uniform
 from score_sde.options import Options, option
 from score_sde.parameterization import ConsistencyModel, Params, ScoreModel
 from score_sde.sde import LinearSDE, linear
@@ -230,9 +230,7 @@ class ConsistencyLoss(Options):
       target: parameters of the targets, see `has_target`; by default `params`.
       teacher: parameters of `teacher`.
     """
-    u = uniform(fold(keys, TIME), jnp.zeros_like(x0, shape=x0.shape[:1]))
-    if self.stratified:
-      u = (u + index) / batch_size
+    u = draw_uniform(keys, x0, index, batch_size, self.stratified)
     z = normal(fold(keys, NOISE), x0)
     call = _Call(self, params, params if target is None else target, teacher, fold(keys, DROPOUT) if train else None, y)
     if self.objective == "scm":

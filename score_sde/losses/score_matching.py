@@ -171,6 +171,12 @@ WEIGHTINGS = {
 }
 
 
+def draw_uniform(keys: Keys, x0: Batch, index: Index, batch_size: int, stratified: bool) -> PerExample:
+  """Draws a number in [0, 1) per example, (B,), for its time. If `stratified`, those of a batch are spread evenly."""
+  u = uniform(fold(keys, TIME), jnp.zeros_like(x0, shape=x0.shape[:1]))
+  return (u + index) / batch_size if stratified else u
+
+
 def uniform_times(sde: SDE, u: Array, eps: float) -> Array:
   """Maps u (B,), uniform in [0, 1), to times uniform in [eps, T]."""
   return eps + u * (sde.T - eps)
@@ -347,9 +353,7 @@ class ScoreMatching(Options):
 
     `index` (B,) is the position of each example in the global batch of `batch_size` examples, for `stratified`.
     """
-    u = uniform(fold(keys, TIME), jnp.zeros_like(x0, shape=x0.shape[:1]))
-    if self.stratified:
-      u = (u + index) / batch_size
+    u = draw_uniform(keys, x0, index, batch_size, self.stratified)
     z = normal(fold(keys, NOISE), x0)
     options = {"keys": keys, "train": train, "y": y}
     if self.model.num_scales is not None:

@@ -25,8 +25,8 @@ class Consistency(FewStep):
   Attributes:
     sigmas: decreasing noise levels sigma / alpha of the steps after the first, in place of the grid's; () for these.
     start_sigma: noise level at which sampling starts, from noise of this level and on a grid that is even in its
-      logarithm; None for that of T. The noise at T can
-      be far more than hides the data (152 under VP(0.1, 20)), and networks are then badly trained there.
+      logarithm; None for that of T. The noise at T can be far more than hides the data (152 under VP(0.1, 20)), and
+      networks are then badly trained there.
 
   Raises:
     InvalidArgument: for `sigmas` that do not decrease within the noise levels of sampling.
