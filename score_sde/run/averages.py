@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-import safetensors.numpy
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from score_sde import averaging
 from score_sde.run import checkpoints, devices, training
-from score_sde.run.config import BadInput, as_bad_input, as_dict, sde_name, signature
+from score_sde.run.checkpoints import published
+from score_sde.run.config import BadInput, as_bad_input, sde_name, signature
 from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
@@ -61,17 +61,13 @@ def reconstruct(config: ConfigDict, workdir: str, widths: Sequence[str]) -> None
         found[width] = jax.tree.map(add, found.get(width, zeros), *averages)
   folder, fids = make_workdir(workdir), {}
   first = devices.is_first_host()
-  if first:
-    (folder / "ema").mkdir(parents=True, exist_ok=True)
   for width, average in found.items():
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), average)
     file = folder / "ema" / f"std_{width:.3f}.safetensors"
-    flat = {f"ema_params/{k}": np.ascontiguousarray(v) for k, v in flatten_dict(params, sep="/").items()}
-    metadata = {"step": str(steps[-1]), "signature": json.dumps(signature(config)), "width": str(width)}
-    metadata["config"] = json.dumps(as_dict(config), default=list)
     if first:
-      content = safetensors.numpy.save(flat, metadata)
-      save_atomically(file, lambda handle, content=content: handle.write(content))
+      flat = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
+      metadata = published.metadata_of(config, steps[-1]) | {"width": str(width)}
+      published.export_safetensors(file, {}, flat, metadata)
     log.info("Wrote %s: the average of width %g at step %d, from %d checkpoints.", file, width, steps[-1], len(steps))
     if judge:
       fids[width] = judge(devices.run_once(lambda x: x, params))

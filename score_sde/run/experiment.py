@@ -29,6 +29,7 @@ from score_sde.run.config import (
   make_sde,
   names_of,
   resolve,
+  trains_paths,
 )
 from score_sde.run.config.networks import apply_of, create
 from score_sde.run.config.plugins import is_plugin, load
@@ -203,7 +204,7 @@ def make_model(config: ConfigDict, sde: SDE, network: nn.Module) -> ScoreModel:
   num_scales = None if config.training.continuous else config.model.num_scales
   parts: dict[str, Any] = {"sde": sde, "network": apply, "num_scales": num_scales}
   t = config.training
-  if t.task == "consistency" and t.objective != "progressive":
+  if trains_paths(t):
     return make(ConsistencyModel, config, "model", end=t.eps if t.objective in ("cd", "ct", "ict") else 0.0, **parts)
   model = make(ScoreModel, config, "model", potential=potential, **parts)
   if num_scales is not None:

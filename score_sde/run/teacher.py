@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.parameterization import ScoreModel
-from score_sde.run.config import BadInput, signature
+from score_sde.run.config import BadInput, signature, trains_paths
 from score_sde.run.config.plugins import is_plugin
 from score_sde.run.storage import path_of
 
@@ -39,6 +39,11 @@ class Teacher:
     return self.read()
 
 
+def starts_from_teacher(config: ConfigDict) -> bool:
+  """Returns whether training starts from the parameters of training.teacher, if there is one."""
+  return config.training.finetune or config.training.objective == "progressive"
+
+
 def find_teacher(config: ConfigDict) -> Teacher | None:
   """Returns the model of training.teacher; None if there is none, or if the path does not exist (anymore).
 
@@ -48,7 +53,7 @@ def find_teacher(config: ConfigDict) -> Teacher | None:
   t = config.training
   if not t.teacher or not path_of(t.teacher).exists():
     return None
-  starts = t.finetune or t.objective == "progressive"
+  starts = starts_from_teacher(config)
   hint = ", or --config.training.finetune=False where only the network differs" if starts else ""
   return find_model("training.teacher", t.teacher, config, same_network=starts, hint=hint)
 
@@ -68,9 +73,8 @@ def find_model(
 
   named = [v for part in config.values() if isinstance(part, ConfigDict) for v in part.values() if is_plugin(v)]
   its, read = find(path, checkpoint, allowed=named)
-  task = its.training.task
-  if task != "score" and (task, its.training.objective) != ("consistency", "progressive"):
-    raise BadInput(f"{key}={path!r} is no score model: its training.task is {task!r}.")
+  if its.training.task == "classifier" or trains_paths(its.training):
+    raise BadInput(f"{key}={path!r} is no score model: its training.task is {its.training.task!r}.")
   theirs, ours = signature(its), signature(config)
   keys = [k for k in theirs if k in ours] if same_network else _SHARED
   differ = "; ".join(f"{k} is {theirs[k]!r}, here {ours[k]!r}" for k in keys if theirs[k] != ours[k])

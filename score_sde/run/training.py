@@ -31,6 +31,7 @@ from score_sde.run.report import curves, pictures
 from score_sde.run.report.progress import Bar, Interrupted, stop_asked
 from score_sde.run.speed import Profile, Speed
 from score_sde.run.storage import Path
+from score_sde.run.teacher import starts_from_teacher
 from score_sde.run.workdir import check_data, claimed, make_workdir, write_config
 from score_sde.scaling import Scaling
 
@@ -239,7 +240,7 @@ def init_state(experiment: Experiment, teacher: Any = None) -> TrainState:
   """Returns the state before the first step. `teacher` has the parameters of the experiment's teacher, if any."""
   config, loss = experiment.config, experiment.loss
   key = jax.random.key(config.seed)
-  if teacher is not None and (config.training.finetune or config.training.objective == "progressive"):
+  if teacher is not None and starts_from_teacher(config):
     params = jax.tree.map(jnp.copy, teacher)
   else:
     params = experiment.init_params(jax.random.fold_in(key, INIT))

@@ -4,6 +4,7 @@ Weights are flat: {path: array} with paths such as "ResnetBlockDDPM_0/Conv_0/ker
 paths as ours. Every other source has a function that translates its names and the layout of its arrays.
 """
 
+import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -13,11 +14,13 @@ import flax.serialization
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from score_sde.run.checkpoints import diffusers, torch_file
 from score_sde.run.checkpoints.layouts import Counter, Flat, Weights, as_leaf, kinds_of
-from score_sde.run.config import BadInput
+from score_sde.run.config import BadInput, as_dict, signature
 from score_sde.run.config.errors import foreign
+from score_sde.run.storage import Path, save_atomically
 
 # --- the official PyTorch code ------------------------------------------------------------------------------------
 
@@ -209,7 +212,13 @@ def _read_torch(path: pathlib.Path, target: Iterable[str]) -> Weights:
 _DOWNLOAD = "Is the download complete?"
 
 
-def export_safetensors(path: pathlib.Path, params: Flat, ema: Flat, metadata: dict[str, str]) -> None:
+def metadata_of(config: ConfigDict, step: int) -> dict[str, str]:
+  """Returns the metadata of exported weights: their step, signature and config."""
+  described = json.dumps(as_dict(config), default=list)
+  return {"step": str(step), "signature": json.dumps(signature(config)), "config": described}
+
+
+def export_safetensors(path: Path | pathlib.Path, params: Flat, ema: Flat, metadata: dict[str, str]) -> None:
   """Writes both sets of weights atomically to one safetensors file, as params/... and ema_params/...
 
   With params={} the file only holds the EMA parameters, which is enough for sampling.
@@ -219,9 +228,7 @@ def export_safetensors(path: pathlib.Path, params: Flat, ema: Flat, metadata: di
     for item, w in (("params", params), ("ema_params", ema))
     for k, v in w.items()
   }
-  temporary = path.with_name(f".{path.name}.writing")
-  safetensors.numpy.save_file(arrays, temporary, metadata)
-  temporary.replace(path)
+  save_atomically(path, lambda file: file.write(safetensors.numpy.save(arrays, metadata)))
 
 
 def _read_safetensors(path: pathlib.Path) -> Weights:

@@ -5,7 +5,6 @@ folder of a diffusers model (google/ddpm-*, google/ncsnpp-*) or its name on the 
 file that `export` wrote. The workdir is then ready for sampling, evaluation and further training.
 """
 
-import json
 import logging
 import pathlib
 from typing import Any
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from score_sde.run import checkpoints, training
 from score_sde.run.checkpoints import diffusers, published
-from score_sde.run.config import BadInput, as_dict, get, signature
+from score_sde.run.config import BadInput, get, signature
 from score_sde.run.experiment import build
 from score_sde.run.workdir import make_file, make_workdir, write_config
 
@@ -98,10 +97,9 @@ def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool
   flat = lambda tree: {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
   if state is None:
     raise BadInput(f"workdir {workdir!r} holds no checkpoints.")
-  metadata = {"step": str(int(state.step)), "signature": json.dumps(signature(experiment.config))}
-  metadata["config"] = json.dumps(as_dict(experiment.config), default=list)
   path = make_file(output)
   params = {} if ema_only else flat(state.params)
+  metadata = published.metadata_of(experiment.config, int(state.step))
   published.export_safetensors(path, params, flat(state.ema_params), metadata)
   log.info(
     "Wrote %s: %s at step %d.", output, "EMA parameters" if ema_only else "parameters and their EMA", int(state.step)

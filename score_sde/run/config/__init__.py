@@ -19,6 +19,8 @@ from score_sde.run.config.sections import (
   LINEAR_TASKS,
   NONLINEAR_TASKS,
   SCORE_METHODS,
+  distills_progressively,
+  trains_paths,
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
   "choose",
   "default_config",
   "describe",
+  "distills_progressively",
   "get",
   "keys",
   "make",
@@ -45,6 +48,7 @@ __all__ = [
   "resolve",
   "sde_name",
   "signature",
+  "trains_paths",
   "unknown_key",
   "values_for",
   "why_unread",

@@ -16,6 +16,7 @@ from score_sde.run.config.sections import (
   EDITING_TASKS,
   LINEAR_TASKS,
   SCORE_METHODS,
+  trains_paths,
 )
 from score_sde.run.toys import TOYS
 from score_sde.sde import SDE, linear
@@ -50,7 +51,7 @@ def check(config: ConfigDict, sde: SDE) -> None:
 
 def _check_consistency(config: ConfigDict) -> None:
   t, method = config.training, config.sampling.method
-  ends = t.task == "consistency" and t.objective != "progressive"  # the network gives the end of a path, not a score
+  ends = trains_paths(t)
   if ends != (method == "consistency") and not is_plugin(method):
     raise BadInput(
       f"sampling.method={method!r} with training.task={t.task!r} and training.objective={t.objective!r}: "

@@ -9,7 +9,7 @@ from score_sde.options import options_of
 from score_sde.run.config.checks import check, family_of
 from score_sde.run.config.errors import get
 from score_sde.run.config.sdes import SDES, make_sde
-from score_sde.run.config.sections import LINEAR_TASKS, NONLINEAR_TASKS
+from score_sde.run.config.sections import LINEAR_TASKS, NONLINEAR_TASKS, distills_progressively
 from score_sde.sampling import METHODS, FewStep
 from score_sde.sde import SDE
 
@@ -135,7 +135,7 @@ def resolve(config: ConfigDict) -> Resolved:
   _fill(config, "training.weighting", "simple")
   _fill(config, "training.objective", "dsm")
   _fill(config, "training.time_sampling", "importance" if t.importance_sampling else "uniform")
-  progressive = t.task == "consistency" and t.objective == "progressive"  # sampled at the levels of its training
+  progressive = distills_progressively(t)  # sampled at the levels of its training
   if progressive and few:
     _fill(config, "sampling.grid", "karras")
   _fill(config, "sampling.grid", "log_snr" if few and sde.is_linear else "uniform")

@@ -1,6 +1,7 @@
 """Sections of a config: the keys that are not options of the core's own objects."""
 
 import dataclasses
+from typing import Any
 
 from score_sde.options import Options, Other, option
 from score_sde.run.toys import TOYS
@@ -16,6 +17,17 @@ CONSTRAINTS = ("replacement", "projection", "ddrm")
 
 # Values of sampling.method that read sampling.grid and sampling.num_steps.
 STEPPING = Other(("ode", "adaptive_sde", "ncsn", "ddpm"))
+
+
+def trains_paths(training: Any) -> bool:
+  """Returns whether the network is a consistency function, so that it gives the end of a path and no score."""
+  return training.task == "consistency" and training.objective != "progressive"
+
+
+def distills_progressively(training: Any) -> bool:
+  """Returns whether the network is a score model whose training halves its steps."""
+  return training.task == "consistency" and training.objective == "progressive"
+
 
 _IMAGES = {"dataset": Other(tuple(TOYS))}
 _FOLDERS = {"dataset": ("folder", "FFHQ", "CelebAHQ")}

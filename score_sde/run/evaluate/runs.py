@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices
-from score_sde.run.config import BadInput, as_dict, signature
+from score_sde.run.config import BadInput, as_dict, distills_progressively, signature
 from score_sde.run.config.plugins import load
 from score_sde.run.evaluate import quality, reports, samples
 from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
@@ -269,7 +269,7 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, 
   key = jax.random.key(config.seed + 1)
   row: dict[str, Any] = {"step": step}
   start = time.monotonic()
-  if e.enable_loss and config.training.task == "consistency" and config.training.objective == "progressive":
+  if e.enable_loss and distills_progressively(config.training):
     log.info(
       "The loss of progressive distillation compares with the stage before, and is not measured: see the curves."
     )
