@@ -5,25 +5,20 @@ the workdir of configs/edm/cifar10_ncsnpp.py as --config.training.teacher. The n
 (openai/consistency_models_cifar10), whose checkpoints `python -m score_sde import` reads.
 """
 
+from configs.consistency import base
 from configs.edm import cifar10_ncsnpp
 
 
 def get_config():
-  config = cifar10_ncsnpp.get_config()
+  config = base.from_edm(cifar10_ncsnpp)
   config.model.dropout = 0.0
-  config.model.ema_rate = 0.9999
 
-  config.optim.optimizer = "RAdam"
   config.optim.lr = 4e-4
-  config.optim.warmup = 0
 
-  config.training.task = "consistency"
   config.training.objective = "cd"
   config.training.teacher = "runs/edm"
   config.training.distance = "pseudo_huber"
   config.training.n_iters = 800000
-  config.training.snapshot_freq = 10000
 
-  config.sampling.method = "consistency"
   config.sampling.num_steps = 1
   return config

@@ -3,26 +3,20 @@
 No teacher. --config.training.objective=ct is consistency training of Song et al. 2023 (FID 8.70, with LPIPS).
 """
 
+from configs.consistency import base
 from configs.edm import cifar10_ncsnpp
 
 
 def get_config():
-  config = cifar10_ncsnpp.get_config()
+  config = base.from_edm(cifar10_ncsnpp)
   config.model.dropout = 0.3
   config.model.ema_rate = 0.99993
   config.model.fourier_scale = 0.005  # multiplies log sigma; the paper has scale 0.02 of log(sigma) / 4 (Section 3.2)
 
-  config.optim.optimizer = "RAdam"
-  config.optim.lr = 1e-4
-  config.optim.warmup = 0
-
-  config.training.task = "consistency"
   config.training.objective = "ict"
   config.training.batch_size = 1024
   config.training.n_iters = 400000
-  config.training.snapshot_freq = 10000
 
-  config.sampling.method = "consistency"
   config.sampling.num_steps = 2
   config.sampling.sigmas = (0.821,)
   return config
