@@ -80,6 +80,7 @@ SMALL = {
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_a_run_is_guided_by_an_earlier_checkpoint_of_itself_or_by_another_run(tmp_path):
   folder = str(tmp_path / "run")
   training.train(tiny(**SMALL), folder)
