@@ -34,6 +34,8 @@ class Model:
     shape: shape of one example.
     classes: number of classes of a class-conditional network, else 0.
     eps: the time at which sampling ends.
+    condition_shape: shape of the condition of an example, for a network with conditions, else ().
+    condition_scaling: the scaling of conditions for the network.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -50,6 +52,8 @@ class Model:
   shape: tuple[int, ...]
   classes: int = 0
   eps: float | None = None
+  condition_shape: tuple[int, ...] = ()
+  condition_scaling: Scaling = Scaling(levels=None)
 
   @property
   def sde(self) -> SDE:
@@ -69,6 +73,7 @@ class Model:
     n: int,
     *,
     label: int | Array | None = None,
+    condition: Any = None,
     measurement: Measurement | None = None,
     method: str = "pigdm",
     solver: AnySolver | None = None,
@@ -81,6 +86,7 @@ class Model:
       key: one random key.
       n: number of samples.
       label: one class for all samples, or one per sample, (n,). By default sample i has class i modulo `classes`.
+      condition: one condition for all samples, or one per sample, (n, ...), as in the data; None for samples without.
       measurement: a measurement of the samples, on the scale of the data, such as `guidance.inpaint(mask, y)`: one for
         all samples, or `n` of them.
       method: the method that uses the measurement: "pigdm", "tmpd", "dps", "replacement", "projection" or "ddrm".
@@ -101,12 +107,10 @@ class Model:
       if consistency:
         solver, method = solver or Consistency(), "replacement" if method == "pigdm" else method
       return self._restored(key, n, measurement, method, solver, steps, label, options)
-    condition = self._labels(label, n)
+    y = self._given(label, condition, n)
     if solver is None:
       solver = Consistency() if consistency else UniPC()
-    return self._drawn(
-      key, n, self.score, condition, solver, 20 if steps is None and solver == UniPC() else steps, options
-    )
+    return self._drawn(key, n, self.score, y, solver, 20 if steps is None and solver == UniPC() else steps, options)
 
   def _drawn(self, key, n, score, condition, solver, steps, options) -> Array:
     options = {"eps": self.eps} | options
@@ -119,14 +123,14 @@ class Model:
     methods = (*guidance.METHODS, "replacement", "projection", "ddrm")
     if method not in methods:
       raise unknown("method", method, methods)
-    if self.classes or label is not None:
+    if self.classes or label is not None or self.condition_shape:
       raise InvalidArgument(
-        "measurement: a class-conditional network takes no measurement; use an unconditional network.", "measurement"
+        "measurement: a conditional network takes no measurement; use an unconditional network.", "measurement"
       )
     given = self._measured(measurement, n)
     steps = 100 if steps is None else steps
     if method in guidance.METHODS:
-      prior = 1.0 if self.scaling.centered or not self.scaling.is_image else 0.25
+      prior = 1.0 if self.scaling.centered or not self.scaling.has_levels else 0.25
       fields = {f.name for f in dataclasses.fields(guidance.METHODS[method])}
       how = guidance.METHODS[method](sde=self.sde, **({"prior_variance": prior} if "prior_variance" in fields else {}))
       x = self._drawn(key, n, condition_on(self.score, how), given, solver or DPMSolverSDE(), steps, options)
@@ -143,7 +147,7 @@ class Model:
 
   # --- likelihoods and latents ----------------------------------------------------------------------------------------
 
-  def log_likelihood(self, key: Array, x: Array, *, label: Any = None, **options: Any) -> Array:
+  def log_likelihood(self, key: Array, x: Array, *, label: Any = None, condition: Any = None, **options: Any) -> Array:
     """Returns log p(x) in nats, (n,), of data x (n, ...). The value is NaN if the solve failed.
 
     `options` are those of `ExactLikelihood`. The density is on the scale of x: [0, 1] for images.
@@ -154,12 +158,14 @@ class Model:
     self._need_score("log_likelihood")
     x = self._in(x)
     keys = example_keys(as_key(key), jnp.arange(len(x)))
-    found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, keys, x, self._labels(label, len(x)))
-    dims = x[0].size
-    jacobian = -dims * jnp.log(self.scaling.slope)  # log |d(model's data) / d(data)|
-    return jnp.where(found.t >= jnp.asarray(self.sde.T, found.t.dtype), found.log_p + jacobian, jnp.nan)
+    y = self._given(label, condition, len(x))
+    found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, keys, x, y)
+    log_p = found.log_p - self.scaling.log_slope(self.shape)
+    return jnp.where(found.t >= jnp.asarray(self.sde.T, found.t.dtype), log_p, jnp.nan)
 
-  def bits_per_dim(self, key: Array, images: Array, *, label: Any = None, **options: Any) -> Array:
+  def bits_per_dim(
+    self, key: Array, images: Array, *, label: Any = None, condition: Any = None, **options: Any
+  ) -> Array:
     """Returns bits/dim, (n,), of images (n, H, W, C) in [0, 1], after uniform dequantization of their gray levels.
 
     The value is NaN if the solve failed. `options` are those of `ExactLikelihood`.
@@ -173,36 +179,37 @@ class Model:
     levels, keys = self.scaling.levels, example_keys(as_key(key), jnp.arange(len(images)))
     raw = jnp.round(self._checked(images) * (levels - 1))
     x = dataclasses.replace(self.scaling, uniform_dequantization=True).prepare(fold(keys, DEQUANTIZE), raw)
-    labels = self._labels(label, len(x))
-    found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, fold(keys, PROBE), x, labels)
+    y = self._given(label, condition, len(x))
+    found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, fold(keys, PROBE), x, y)
     log_p = jnp.where(found.t >= jnp.asarray(self.sde.T, found.t.dtype), found.log_p, jnp.nan)
     return bits_per_dim(log_p, x[0].size, levels, self.scaling.slope)
 
-  def encode(self, x: Array, *, label: Any = None) -> Array:
+  def encode(self, x: Array, *, label: Any = None, condition: Any = None) -> Array:
     """Returns latents like x of data x (n, ...), by the probability-flow ODE. They are standard normal under VP.
 
     A latent is NaN if its solve failed.
     """
     self._need_score("encode")
     x = self._in(x)
-    return _encode(self.sde, self.score, x, self._labels(label, len(x)))
+    return _encode(self.sde, self.score, x, self._given(label, condition, len(x)))
 
-  def decode(self, latent: Array, *, label: Any = None) -> Array:
+  def decode(self, latent: Array, *, label: Any = None, condition: Any = None) -> Array:
     """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`. They are NaN if the solve failed.
 
     A consistency model takes one evaluation of its network.
     """
+    latent = jnp.asarray(latent)
+    y = self._given(label, condition, len(latent))
     if isinstance(self.model, ConsistencyModel):
-      latent = jnp.asarray(latent)
       times = jnp.full(len(latent), self.sde.T, latent.dtype)
-      return self._out(_denoise(self.model, self.params, latent, times, self._labels(label, len(latent))), clip=False)
-    return self._out(_decode(self.sde, self.score, jnp.asarray(latent), self._labels(label, len(latent))), clip=False)
+      return self._out(_denoise(self.model, self.params, latent, times, y), clip=False)
+    return self._out(_decode(self.sde, self.score, latent, y), clip=False)
 
-  def denoise(self, x: Array, t: float | Array, *, label: Any = None) -> Array:
+  def denoise(self, x: Array, t: float | Array, *, label: Any = None, condition: Any = None) -> Array:
     """Returns E[x_0 | x_t = x] on the scale of the data. The noisy x (n, ...) at time `t` is on the network's scale."""
     x = jnp.asarray(x)
     times = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
-    return self._out(_denoise(self.model, self.params, x, times, self._labels(label, len(x))), clip=False)
+    return self._out(_denoise(self.model, self.params, x, times, self._given(label, condition, len(x))), clip=False)
 
   def _need_score(self, what: str) -> None:
     if isinstance(self.model, ConsistencyModel):
@@ -225,7 +232,26 @@ class Model:
 
   def _out(self, x: Array, clip: bool = True) -> Array:
     x = self.scaling.inverse(x)
-    return jnp.clip(x, 0, 1) if clip and self.scaling.is_image else x
+    return jnp.clip(x, 0, 1) if clip and self.scaling.has_levels else x
+
+  def _given(self, label: Any, condition: Any, n: int) -> Any:
+    """Returns the y of `n` examples, see `conditions`."""
+    labels = self._labels(label, n)
+    if not self.condition_shape:
+      if condition is not None:
+        raise InvalidArgument("condition was given, but the network takes none.", "condition")
+      return labels
+    given = {} if labels is None else {"label": labels}
+    if condition is not None:
+      condition = jnp.asarray(condition, jnp.float32)
+      if condition.shape not in (self.condition_shape, (n, *self.condition_shape)):
+        raise InvalidArgument(
+          f"condition of {list(condition.shape)} must be {list(self.condition_shape)}, or one for each of n={n}.",
+          "condition",
+        )
+      condition = jnp.broadcast_to(condition, (n, *self.condition_shape))
+      given["condition"] = self.condition_scaling.prepare(None, condition)
+    return given or None
 
   def _labels(self, label: Any, n: int) -> Array | None:
     if not self.classes:
@@ -245,8 +271,15 @@ class Model:
       )
     if len(measurement.y) != n:
       measurement = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), measurement)
-    slope, low = self.scaling.slope, self.scaling.forward(0.0)
-    offset = measurement.operator.apply(jnp.full((n, *self.shape), low))
+    slopes = set(self.scaling.std) or {self.scaling.slope}
+    if len(slopes) > 1:
+      raise InvalidArgument(
+        "measurement: the channels of these data have several scales, and a measurement mixes them; train with one "
+        "scale (data.standardize=False).", "measurement",
+      )  # fmt: skip
+    slope = slopes.pop()
+    low = jnp.broadcast_to(jnp.asarray(self.scaling.forward(jnp.zeros(self.shape))), (n, *self.shape))
+    offset = measurement.operator.apply(low)
     return dataclasses.replace(measurement, y=measurement.y / slope + offset, noise=measurement.noise / slope)
 
 

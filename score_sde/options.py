@@ -76,6 +76,8 @@ def check_value(name: str, value: Any, known: Option) -> None:
 
 
 def _within(value: Any, span: str) -> bool:
+  if isinstance(value, tuple | list):
+    return bool(value) and all(_within(part, span) for part in value)
   if isinstance(value, bool) or not isinstance(value, numbers.Real):
     return False
   low, high = (float(part) for part in span[1:-1].split(","))

@@ -202,39 +202,35 @@ class ScoreModel(Options):
     alpha, sigma = (jnp.asarray(table, dtype)[index] for table in tables)
     return Level(alpha, sigma, index)
 
-  def output(self, params: Params, x: Batch, level: Level, keys: Array | None = None, y: Array | None = None) -> Batch:
+  def output(self, params: Params, x: Batch, level: Level, keys: Array | None = None, y: Any = None) -> Batch:
     """Returns the raw output of the network at `x` (B, ...), like `x`."""
     if self.parameterization == "edm":
       x = expand(self._input_scale(level), x) * x
     return self.network(params, x, level.label, keys, *([] if y is None else [y])).astype(x.dtype)
 
-  def noise(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> Batch:
+  def noise(self, params: Params, x: Batch, t: Time, y: Any = None) -> Batch:
     """Returns E[z | x_t = x, y], like `x`."""
     return self._estimate(0, params, x, self.level(t, x), y=y)
 
-  def data(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> Batch:
+  def data(self, params: Params, x: Batch, t: Time, y: Any = None) -> Batch:
     """Returns E[x_0 | x_t = x, y], like `x`."""
     return self._estimate(1, params, x, self.level(t, x), y=y)
 
-  def data_of_level(
-    self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None
-  ) -> Array:
+  def data_of_level(self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Any = None) -> Array:
     """Returns the same as `data`, at a noise level. `keys` (B,) drive dropout."""
     return self._estimate(1, params, x, level, keys, y)
 
-  def score(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> Batch:
+  def score(self, params: Params, x: Batch, t: Time, y: Any = None) -> Batch:
     """Returns grad log p_t(x | y), like `x`. Samplers and likelihoods take Partial(model.score, params) as score."""
     return self.score_of_level(params, x, self.level(t, x), y=y)
 
-  def score_of_level(
-    self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Array | None = None
-  ) -> Array:
+  def score_of_level(self, params: Params, x: Array, level: Level, keys: Array | None = None, y: Any = None) -> Array:
     """Returns the score at a noise level, like `x`. `keys` (B,) drive dropout."""
     if self.parameterization == "score":
       return self.output(params, x, level, keys, y)
     return -self._estimate(0, params, x, level, keys, y) / expand(level.sigma, x)
 
-  def log_density(self, params: Params, x: Batch, t: Time, y: Array | None = None) -> PerExample:
+  def log_density(self, params: Params, x: Batch, t: Time, y: Any = None) -> PerExample:
     """Returns log p_t(x | y) of an energy-based model, (B,), up to a constant for each t. Its gradient is `score`.
 
     Every parameterization is linear in x and the network's output: score = a x + b ∇φ(c x) gives ½ a |x|² + b/c φ(c x).
@@ -262,7 +258,7 @@ class ScoreModel(Options):
     return PREDICTIONS[self.parameterization][kind](out, x, alpha, sigma, self.sigma_data)
 
   def noise_error(
-    self, params: Params, x0: Array, z: Array, level: Level, keys: Array | None = None, y: Array | None = None
+    self, params: Params, x0: Array, z: Array, level: Level, keys: Array | None = None, y: Any = None
   ) -> Array:
     """Returns ±(E[z | x_t] - z), like `x0`: sigma times the error of the score, in a form that does not cancel."""
     alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)

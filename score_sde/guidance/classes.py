@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from score_sde.batch import Array, Batch, Keys, Logits, PerExample, Time, expand, fold, normal
+from score_sde.conditions import nothing_like
 from score_sde.errors import InvalidArgument
 from score_sde.losses import draw_uniform, uniform_times
 from score_sde.options import Options, option
@@ -129,18 +130,19 @@ class _Extrapolated(Options):
 class ClassifierFree(_Extrapolated):
   """Classifier-free guidance: score(x, t) + scale [score(x, t, y) - score(x, t)].
 
-  One network gives both scores. y < 0 means "no class". Ho & Salimans 2022, eq. (6); their w is scale - 1. Outside
-  low <= sigma / alpha <= high the scale is 1, which takes one evaluation instead of two. There guidance is harmful
-  (high noise) or useless (low noise), see Kynkäänniemi et al. 2024.
+  One network gives both scores, the second one for a y that is not given, see `score_sde.conditions`. Ho & Salimans
+  2022, eq. (6); their w is scale - 1. Outside low <= sigma / alpha <= high the scale is 1, which takes one evaluation
+  instead of two. There guidance is harmful (high noise) or useless (low noise), see Kynkäänniemi et al. 2024.
 
   Raises:
     InvalidArgument: for an SDE that is not linear, a negative scale or an empty interval.
   """
 
-  def __call__(self, score: Callable[..., Array], x: Batch, t: Time, y: Array) -> Batch:
+  def __call__(self, score: Callable[..., Array], x: Batch, t: Time, y: Any) -> Batch:
     def both() -> tuple[Array, Array]:
-      with_class, without = jnp.split(score(*(jnp.concatenate(p) for p in ((x, x), (t, t), (y, -jnp.ones_like(y))))), 2)
-      return without, with_class
+      twice = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x, t, y), (x, t, nothing_like(y)))
+      given, without = jnp.split(score(*twice), 2)
+      return without, given
 
     return self._mixed(x, t, both, lambda: score(x, t, y))
 

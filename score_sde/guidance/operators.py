@@ -375,40 +375,53 @@ def separable(rows: np.ndarray, columns: np.ndarray) -> Separable:
   return Separable(*(jnp.asarray(a, jnp.float32) for a in (rows, columns, v_rows, v_columns, s_rows, s_columns)))
 
 
-def _square(one: np.ndarray, batch: int) -> Separable:
-  rows = np.tile(one, (batch, 1, 1))
-  return separable(rows, rows)
+Size = int | tuple[int, int]  # of images: the pixels of a side of squares, or (height, width)
 
 
-def average_pool(batch: int, size: int, factor: int) -> Separable:
-  """Returns the operator of super-resolution by means over `factor` x `factor` blocks of square images.
+def _sides(size: Size) -> tuple[int, int]:
+  return (size, size) if isinstance(size, int) else size
+
+
+def _per_axis(along: Callable[[int], np.ndarray], batch: int, size: Size) -> Separable:
+  """Returns the operator that applies the matrix `along(n)` to rows and columns of n pixels."""
+  rows, columns = (np.tile(along(n), (batch, 1, 1)) for n in _sides(size))
+  return separable(rows, columns)
+
+
+def average_pool(batch: int, size: Size, factor: int) -> Separable:
+  """Returns the operator of super-resolution by means over `factor` x `factor` blocks of images of `size`.
 
   Raises:
     InvalidArgument: for a factor that is below 2 or does not divide `size`.
   """
   _check_factor(size, factor)
-  return _square(np.kron(np.eye(size // factor), np.full((1, factor), 1 / factor)), batch)
+  return _per_axis(lambda n: np.kron(np.eye(n // factor), np.full((1, factor), 1 / factor)), batch, size)
 
 
-def _check_factor(size: int, factor: int) -> None:
-  if factor < 2 or size % factor:
+def _check_factor(size: Size, factor: int) -> None:
+  height, width = _sides(size)
+  if factor < 2 or height % factor or width % factor:
     raise InvalidArgument(
-      f"A factor of {factor} does not divide images of {size} x {size}; it must, and be at least 2."
+      f"A factor of {factor} does not divide images of {height} x {width}; it must, and be at least 2."
     )
 
 
-def bicubic(batch: int, size: int, factor: int) -> Separable:
+def bicubic(batch: int, size: Size, factor: int) -> Separable:
   """Returns the operator of super-resolution by bicubic resizing: cubic kernel (a = -1/2) scaled by `factor`.
 
   Pixels at the edges are repeated. Keys 1981. Raises InvalidArgument as `average_pool` does.
   """
   _check_factor(size, factor)
-  centre = (np.arange(size // factor) + 0.5) * factor - 0.5
-  taps = np.arange(-2 * factor, size + 2 * factor)
-  u = np.abs(taps - centre[:, None]) / factor
-  near, far = 1.5 * u**3 - 2.5 * u**2 + 1, -0.5 * u**3 + 2.5 * u**2 - 4 * u + 2
-  weights = np.where(u <= 1, near, np.where(u < 2, far, 0))
-  return _square(_edges_repeated(weights / weights.sum(1, keepdims=True), taps, size), batch)
+
+  def along(n: int) -> np.ndarray:
+    centre = (np.arange(n // factor) + 0.5) * factor - 0.5
+    taps = np.arange(-2 * factor, n + 2 * factor)
+    u = np.abs(taps - centre[:, None]) / factor
+    near, far = 1.5 * u**3 - 2.5 * u**2 + 1, -0.5 * u**3 + 2.5 * u**2 - 4 * u + 2
+    weights = np.where(u <= 1, near, np.where(u < 2, far, 0))
+    return _edges_repeated(weights / weights.sum(1, keepdims=True), taps, n)
+
+  return _per_axis(along, batch, size)
 
 
 def _edges_repeated(weights: np.ndarray, taps: np.ndarray, size: int) -> np.ndarray:
@@ -418,40 +431,46 @@ def _edges_repeated(weights: np.ndarray, taps: np.ndarray, size: int) -> np.ndar
   return out
 
 
-def gaussian_blur(batch: int, size: int, std: float) -> Separable:
+def gaussian_blur(batch: int, size: Size, std: float) -> Separable:
   """Returns the operator of Gaussian blur with standard deviation `std` pixels. Pixels at the edges are repeated."""
   if not std > 0:
     raise InvalidArgument(f"std={std} must be positive.", "std")
   reach = int(np.ceil(4 * std))
-  taps = np.arange(-reach, size + reach)
-  weights = np.exp(-0.5 * ((taps - np.arange(size)[:, None]) / std) ** 2)
-  return _square(_edges_repeated(weights / weights.sum(1, keepdims=True), taps, size), batch)
+
+  def along(n: int) -> np.ndarray:
+    taps = np.arange(-reach, n + reach)
+    weights = np.exp(-0.5 * ((taps - np.arange(n)[:, None]) / std) ** 2)
+    return _edges_repeated(weights / weights.sum(1, keepdims=True), taps, n)
+
+  return _per_axis(along, batch, size)
 
 
-def convolved(kernels: np.ndarray, size: int) -> Convolved:
-  """Returns the operator of circular convolution of `size` x `size` images with centred `kernels` (B, k, k).
+def convolved(kernels: np.ndarray, size: Size) -> Convolved:
+  """Returns the operator of circular convolution of images of `size` with centred `kernels` (B, k, k).
 
   Raises:
     InvalidArgument: for an even k, or k > `size`.
   """
   kernels = np.asarray(kernels, np.float64)
   batch, k, _ = kernels.shape
-  if k % 2 == 0 or k > size:
-    raise InvalidArgument(f"A kernel must be of odd size, at most {size}; got {k}.")
-  padded = np.zeros((batch, size, size))
+  smallest = min(_sides(size))
+  if k % 2 == 0 or k > smallest:
+    raise InvalidArgument(f"A kernel must be of odd size, at most {smallest}; got {k}.")
+  padded = np.zeros((batch, *_sides(size)))
   padded[:, :k, :k] = kernels
   padded = np.roll(padded, (-(k // 2), -(k // 2)), (1, 2))
   return Convolved(jnp.asarray(np.fft.fft2(padded)[..., None], jnp.complex64))
 
 
-def motion_blur(angles: np.ndarray, size: int, length: int) -> Convolved:
+def motion_blur(angles: np.ndarray, size: Size, length: int) -> Convolved:
   """Returns the operator of motion blur over `length` pixels at `angles` (B,), in radians from the horizontal.
 
   Raises:
-    InvalidArgument: for a length outside [2, size].
+    InvalidArgument: for a length of less than 2 pixels, or more than an image has.
   """
-  if not 2 <= length <= size:
-    raise InvalidArgument(f"length={length} must lie in [2, {size}] pixels.", "length")
+  smallest = min(_sides(size))
+  if not 2 <= length <= smallest:
+    raise InvalidArgument(f"length={length} must lie in [2, {smallest}] pixels.", "length")
   k, place = length // 2 * 2 + 1, (np.arange(32 * length) + 0.5) / 32 - length / 2
   kernels = np.zeros((len(angles), k, k))
   for kernel, angle in zip(kernels, angles, strict=True):

@@ -213,7 +213,7 @@ class ConsistencyLoss(Options):
     index: Index,
     batch_size: int,
     train: bool = True,
-    y: Array | None = None,
+    y: Any = None,
     *,
     step: Array | int = 0,
     target: Params | None = None,
@@ -346,7 +346,7 @@ class _Call:
   target: Params
   teacher: Params | None
   dropout: Array | None
-  y: Array | None
+  y: Any
 
   @property
   def sde(self) -> LinearSDE:

@@ -347,7 +347,7 @@ class ScoreMatching(Options):
     index: Index,
     batch_size: int,
     train: bool = True,
-    y: Array | None = None,
+    y: Any = None,
   ) -> PerExample:
     """Returns the losses (B,) of data `x0` (B, ...) with classes `y`.
 
@@ -394,7 +394,7 @@ class ScoreMatching(Options):
     *,
     keys: Array | None = None,
     train: bool = False,
-    y: Array | None = None,
+    y: Any = None,
   ) -> Array:
     """Returns the weighted objective (B,) at a noise `level` with noise `z`. `t` is its time in a continuous model.
 

@@ -1,9 +1,13 @@
 """The U-Net of Ho et al. 2020 (DDPM), as in the published models."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand
+from score_sde.conditions import part_of
+from score_sde.models.conditions import VectorEmbedding, beside
 from score_sde.models.layers import (
   ACTIVATIONS,
   AttnBlockpp,
@@ -17,6 +21,7 @@ from score_sde.models.layers import (
   positional_embedding,
   rematerialized,
   sigma_of_index,
+  spatial,
 )
 from score_sde.models.options import setting
 
@@ -30,7 +35,9 @@ class AttnBlock(AttnBlockpp):
 
 
 class DDPM(nn.Module):
-  """U-Net of an image, a noise level and optionally a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
+  """U-Net of an image, a noise level and optionally a condition: (B, H, W, C), (B,)[, ...] -> (B, H, W, C).
+
+  Series (B, L, C) and volumes (B, D, H, W, C) have convolutions in one and three dimensions.
 
   Attributes:
     nf: channels at full resolution, a multiple of 32; level i has nf * ch_mult[i].
@@ -48,7 +55,7 @@ class DDPM(nn.Module):
       published.
     freq_shift, flip_sin_to_cos: of the positional embedding, see `positional_embedding`.
     mid_block_scale_factor: number that sums in the middle of the network are divided by.
-    head_dim, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
+    head_dim, num_classes, label_dropout, condition_shape, condition_dropout, remat, centered, dtype: as for NCSNpp.
   """
 
   nf: int = setting("nf", 128)
@@ -75,14 +82,16 @@ class DDPM(nn.Module):
   head_dim: int | None = setting("head_dim", None)
   num_classes: int = setting("num_classes", 0)
   label_dropout: float = setting("label_dropout", 0.1)
+  condition_shape: tuple[int, ...] = ()
+  condition_dropout: float = setting("condition_dropout", 0.1)
   remat: bool = setting("remat", False)
   centered: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
-    act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Any = None) -> Array:
+    """Returns the output at noise level `labels` for y, see `conditions`. `keys` (B,) drive dropout; None: none."""
+    act, channels, levels, dims = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult), spatial(x)
     outer = ACTIVATIONS[self.outer_nonlinearity or self.nonlinearity]
     common = {
       "init_scale": self.init_scale, "groups": self.norm_groups, "epsilon": self.norm_eps, "dtype": self.dtype
@@ -101,9 +110,10 @@ class DDPM(nn.Module):
 
     temb = self._embedding(labels, y, keys, act, outer)
     h = x if self.centered else 2 * x - 1
+    h = beside(h, y, self.condition_shape, self.condition_dropout, keys)
 
     # Down: every activation is kept for the way up.
-    skips = [conv(self.nf, 3, self.dtype)(h)]
+    skips = [conv(self.nf, 3, self.dtype, dims=dims)(h)]
     for i in range(levels):
       for _ in range(self.num_res_blocks):
         skips.append(attention_where_wanted(block(skips[-1], self.nf * self.ch_mult[i])))
@@ -124,7 +134,7 @@ class DDPM(nn.Module):
         h = Upsample(with_conv=self.resamp_with_conv, dtype=self.dtype)(h)
 
     h = outer(group_norm(h.shape[-1], self.norm_groups, self.norm_eps)(h))
-    h = conv(channels, 3, self.dtype, init_scale=self.init_scale)(h).astype(jnp.float32)
+    h = conv(channels, 3, self.dtype, dims=dims, init_scale=self.init_scale)(h).astype(jnp.float32)
     if not self.scale_by_sigma:
       return h
     return h / expand(sigma_of_index(labels, self.sigma_min, self.sigma_max, self.num_scales), h)
@@ -136,5 +146,9 @@ class DDPM(nn.Module):
     temb = dense(4 * self.nf, self.dtype)(temb)
     temb = dense(4 * self.nf, self.dtype)(outer(temb))
     if self.num_classes:
-      temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(y, len(labels), keys)
+      label = part_of(y, "label")
+      temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(label, len(labels), keys)
+    if len(self.condition_shape) == 1:
+      embedding = VectorEmbedding(self.condition_shape, 4 * self.nf, act, self.condition_dropout, self.dtype)
+      temb = temb + embedding(y, len(labels), keys)
     return act(temb)

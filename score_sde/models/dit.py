@@ -1,10 +1,15 @@
 """DiT: a transformer over patches, conditioned by adaptive norms (adaLN-Zero). Peebles & Xie 2023."""
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array
+from score_sde.conditions import part_of
+from score_sde.models.conditions import VectorEmbedding, beside
 from score_sde.models.layers import (
   Dropout,
   GaussianFourierProjection,
@@ -20,11 +25,31 @@ _xavier = nn.initializers.xavier_uniform()
 _zeros = nn.initializers.zeros
 
 
-def _sincos_2d(rows: int, columns: int, dim: int) -> np.ndarray:
-  """Returns fixed position embeddings (rows * columns, dim): half of the features encode the row, half the column."""
-  frequencies = 1 / 10000 ** (np.arange(dim // 4) / (dim / 4))
-  angles = [np.outer(place.ravel(), frequencies) for place in np.mgrid[:rows, :columns]]
-  return np.concatenate([f(a) for a in reversed(angles) for f in (np.sin, np.cos)], axis=1)
+def _sincos(sizes: tuple[int, ...], dim: int) -> np.ndarray:
+  """Returns fixed position embeddings (tokens, dim) of a grid of `sizes`: equal parts of the features for each axis."""
+  count = dim // (2 * len(sizes))
+  frequencies = 1 / 10000 ** (np.arange(count) / count)
+  angles = [np.outer(place.ravel(), frequencies) for place in np.indices(sizes)]
+  found = np.concatenate([f(a) for a in reversed(angles) for f in (np.sin, np.cos)], axis=1)
+  return np.pad(found, ((0, 0), (0, dim - found.shape[1])))
+
+
+def _to_tokens(x: Array, p: int) -> Array:
+  """Cuts x (B, ..., C) into patches of p entries per axis, (B, tokens, p^axes * C)."""
+  b, *sizes, channels = x.shape
+  axes = len(sizes)
+  x = x.reshape(b, *(n for size in sizes for n in (size // p, p)), channels)
+  x = x.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
+  return x.reshape(b, math.prod(sizes) // p**axes, -1)
+
+
+def _from_tokens(tokens: Array, shape: tuple[int, ...], p: int) -> Array:
+  """Puts patches together again, to an array of `shape` (B, ..., C): the inverse of `_to_tokens`."""
+  b, *sizes, channels = shape
+  axes = len(sizes)
+  x = tokens.reshape(b, *(size // p for size in sizes), *(p for _ in sizes), channels)
+  pairs = [place for axis in range(1, axes + 1) for place in (axis, axis + axes)]
+  return x.transpose(0, *pairs, 2 * axes + 1).reshape(shape)
 
 
 def _modulate(x: Array, shift: Array, scale: Array) -> Array:
@@ -65,14 +90,17 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-  """Transformer of an image, a noise level and optionally a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
+  """Transformer of an image, a noise level and optionally a condition: (B, H, W, C), (B,)[, ...] -> (B, H, W, C).
+
+  Series (B, L, C) and volumes (B, D, H, W, C) have patches in one and three dimensions.
 
   Attributes:
     nf: width, a multiple of 4 and of num_heads. (DiT-S, B, L, XL: 384, 768, 1024, 1152.)
     num_res_blocks: depth. (12, 12, 24, 28.)
     num_heads: attention heads. (6, 12, 16, 16.)
     patch_size: pixels per side of a patch.
-    embedding_type, fourier_scale, num_classes, label_dropout, remat, centered, dtype: as for NCSNpp.
+    embedding_type, fourier_scale, num_classes, label_dropout, condition_shape, condition_dropout, remat, centered,
+      dtype: as for NCSNpp.
   """
 
   nf: int = setting("nf", 384)
@@ -84,19 +112,21 @@ class DiT(nn.Module):
   fourier_scale: float = setting("fourier_scale", 16.0)
   num_classes: int = setting("num_classes", 0)
   label_dropout: float = setting("label_dropout", 0.1)
+  condition_shape: tuple[int, ...] = ()
+  condition_dropout: float = setting("condition_dropout", 0.1)
   remat: bool = setting("remat", False)
   centered: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
-    b, height, width, channels = x.shape
-    p, rows, columns = self.patch_size, height // self.patch_size, width // self.patch_size
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Any = None) -> Array:
+    """Returns the output at noise level `labels` for y, see `conditions`. `keys` (B,) drive dropout; None: none."""
+    b, *sizes, channels = x.shape
+    p = self.patch_size
     h = x if self.centered else 2 * x - 1
-    h = h.reshape(b, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, -1)
+    h = _to_tokens(beside(h, y, self.condition_shape, self.condition_dropout, keys), p)
     h = nn.Dense(self.nf, dtype=self.dtype, kernel_init=_xavier, name="patches")(h)
-    h = h + jnp.asarray(_sincos_2d(rows, columns, self.nf), h.dtype)
+    h = h + jnp.asarray(_sincos(tuple(size // p for size in sizes), self.nf), h.dtype)
 
     if self.embedding_type == "fourier":
       c = GaussianFourierProjection(128, self.fourier_scale)(jnp.log(labels))
@@ -106,7 +136,9 @@ class DiT(nn.Module):
     c = swish(nn.Dense(self.nf, dtype=self.dtype, kernel_init=normal, name="time_1")(c))
     c = nn.Dense(self.nf, dtype=self.dtype, kernel_init=normal, name="time_2")(c)
     if self.num_classes:
-      c = c + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(y, b, keys)
+      c = c + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(part_of(y, "label"), b, keys)
+    if len(self.condition_shape) == 1:
+      c = c + VectorEmbedding(self.condition_shape, self.nf, swish, self.condition_dropout, self.dtype)(y, b, keys)
 
     block = rematerialized(DiTBlock, self.remat)
     for _ in range(self.num_res_blocks):
@@ -114,6 +146,5 @@ class DiT(nn.Module):
 
     last = nn.Dense(2 * self.nf, dtype=self.dtype, kernel_init=_zeros, name="last_modulation")(swish(c))
     h = _modulate(_norm(h), *jnp.split(last, 2, axis=-1))
-    h = nn.Dense(p * p * channels, dtype=self.dtype, kernel_init=_zeros, name="pixels")(h)
-    h = h.reshape(b, rows, columns, p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-    return h.reshape(x.shape).astype(jnp.float32)
+    h = nn.Dense(p ** len(sizes) * channels, dtype=self.dtype, kernel_init=_zeros, name="pixels")(h)
+    return _from_tokens(h, x.shape, p).astype(jnp.float32)

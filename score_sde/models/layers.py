@@ -1,6 +1,8 @@
 """Layers that several networks use. Class and parameter names are those of the published checkpoints.
 
-Images are NHWC. Convolutions and products run in `dtype` (float32 or bfloat16); parameters and norms stay float32.
+Images are NHWC. The layers of NCSN++, DDPM and DiT also take series (B, L, C) and volumes (B, D, H, W, C), with
+kernels of as many dimensions. Convolutions and products run in `dtype` (float32 or bfloat16); parameters and norms stay
+float32.
 """
 
 import functools
@@ -48,6 +50,11 @@ def default_init(scale: float = 1.0) -> Callable:
   return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
+def spatial(x: Array) -> int:
+  """Returns the number of spatial dimensions of x (B, ..., C): 2 for images."""
+  return x.ndim - 2
+
+
 def over_channels(x: Array, w: Array) -> Array:
   """Returns x @ w for (..., in) and (in, out), as one matrix product. Its gradient then needs no transpose."""
   return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
@@ -55,17 +62,24 @@ def over_channels(x: Array, w: Array) -> Array:
 
 def _pointwise(x: Array, kernel: Array, *_, **__) -> Array:
   """Computes the 1 x 1 convolution as a matrix product. The gradient of the kernel is one too: faster on a CPU."""
-  return over_channels(x, kernel[0, 0])
+  return over_channels(x, kernel.reshape(kernel.shape[-2:]))
 
 
 def conv(
-  features: int, size: int, dtype: jnp.dtype, *, strides: int = 1, padding: str | int = "SAME", init_scale: float = 1.0
+  features: int,
+  size: int,
+  dtype: jnp.dtype,
+  *,
+  dims: int = 2,
+  strides: int = 1,
+  padding: str | int = "SAME",
+  init_scale: float = 1.0,
 ) -> nn.Conv:
-  """Returns a size x size convolution with bias. It keeps the resolution, or divides it by `strides`."""
+  """Returns a convolution with bias of `size` in each of `dims` dimensions. `strides` divides the resolution."""
   return nn.Conv(
     features,
-    (size, size),
-    strides=(strides, strides),
+    (size,) * dims,
+    strides=(strides,) * dims,
     padding=padding,
     dtype=dtype,
     kernel_init=default_init(init_scale),
@@ -85,9 +99,15 @@ class Shortcut(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, resample: Callable[[Array], Array] = lambda x: x) -> Array:
-    w = self.param("kernel", default_init(), (1, 1, x.shape[-1], self.features))
+    w = self.param("kernel", default_init(), (*(1,) * spatial(x), x.shape[-1], self.features))
     b = self.param("bias", nn.initializers.zeros, (self.features,))
-    return resample(over_channels(x.astype(self.dtype), w[0, 0].astype(self.dtype))) + b.astype(self.dtype)
+    w = w.reshape(w.shape[-2:]).astype(self.dtype)
+    return resample(over_channels(x.astype(self.dtype), w)) + b.astype(self.dtype)
+
+
+def to_pixels(features: Array, x: Array) -> Array:
+  """Adds axes of size one to features (B, C), so that they are the same at all pixels of x (B, ..., C)."""
+  return features.reshape(len(features), *(1,) * spatial(x), -1)
 
 
 def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
@@ -102,7 +122,7 @@ def normalize_groups(x: Array, scale: Array, bias: Array, groups: int, epsilon: 
   So is its derivative, by a rule of its own: half the operations of a derivative that is taken one by one.
 
   Args:
-    x: float32 images (B, H, W, C).
+    x: float32 images (B, H, W, C), or any (B, ..., C).
     scale, bias: (C,).
     groups: number of groups; divides C.
     epsilon: added to the variance.
@@ -116,10 +136,10 @@ def normalize_groups(x: Array, scale: Array, bias: Array, groups: int, epsilon: 
 
 def _group_views(x, scale, bias, groups):
   """Returns scale and bias as (groups, size), the sum over groups (B, groups, 1), and the way back to channels."""
-  b, channels = x.shape[0], x.shape[-1]
+  b, channels, axes = x.shape[0], x.shape[-1], tuple(range(1, x.ndim - 1))
   shape = (groups, channels // groups)
-  sum_of = lambda a: jnp.sum(jnp.sum(a, (1, 2)).reshape(b, *shape), 2, keepdims=True)
-  spread = lambda a: a.reshape(b, 1, 1, channels)
+  sum_of = lambda a: jnp.sum(jnp.sum(a, axes).reshape(b, *shape), 2, keepdims=True)
+  spread = lambda a: a.reshape(b, *(1 for _ in axes), channels)
   return scale.reshape(shape), bias.reshape(shape), sum_of, spread
 
 
@@ -149,7 +169,7 @@ _normalize_groups = jax.jit(normalize_groups, static_argnums=(3, 4))
 
 
 class GroupNorm(nn.Module):
-  """GroupNorm in float32 over NHWC images, with parameters `scale` and `bias`. Wu & He 2018.
+  """GroupNorm in float32 over images, series or volumes, with parameters `scale` and `bias`. Wu & He 2018.
 
   The result is that of nn.GroupNorm in half the time on a CPU.
   """
@@ -305,10 +325,10 @@ class AttnBlockpp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    b, height, width, channels = x.shape
+    b, *pixels, channels = x.shape
     size = self.head_dim or channels
     h = group_norm(channels, self.groups, self.epsilon)(x)
-    q, k, v = (NIN(channels, dtype=self.dtype)(h).reshape(b, height * width, -1, size) for _ in range(3))
+    q, k, v = (NIN(channels, dtype=self.dtype)(h).reshape(b, math.prod(pixels), -1, size) for _ in range(3))
     h = attend(q, k, v).reshape(x.shape)
     h = NIN(channels, init_scale=self.init_scale, dtype=self.dtype)(h)
     return divided(add(x, h, self.skip_rescale), self.divisor)
@@ -356,37 +376,45 @@ def _fir_axis(x: Array, taps: np.ndarray, axis: int, up: int, down: int, pad: tu
 
 
 def fir(x: Array, kernel: tuple[int, ...], *, up: int = 1, down: int = 1, pad: tuple[int, int]) -> Array:
-  """Resamples NHWC images with a separable low-pass filter `kernel`, normalized to the sum `up` per axis.
+  """Resamples x (B, ..., C) with a separable low-pass filter `kernel`, normalized to the sum `up` per axis.
 
-  This is StyleGAN2's upfirdn2d (Karras et al. 2020) with the outer product of `kernel` and itself. `up` or `down` must
-  be 1.
+  For images this is StyleGAN2's upfirdn2d (Karras et al. 2020) with the outer product of `kernel` and itself. `up` or
+  `down` must be 1.
   """
   taps = np.asarray(kernel, np.float64)
   taps = taps / taps.sum() * up
-  for axis in (1, 2):
+  for axis in range(1, x.ndim - 1):
     x = _fir_axis(x, taps, axis, up, down, pad)
   return x
 
 
 def upsample(x: Array, kernel: tuple[int, ...] | None) -> Array:
-  """Doubles the resolution of x (B, H, W, C): by FIR filter, or by nearest neighbour if `kernel` is None."""
+  """Doubles the resolution of x (B, ..., C): by FIR filter, or by nearest neighbour if `kernel` is None."""
   if kernel is None:
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return functools.reduce(lambda x, axis: jnp.repeat(x, 2, axis=axis), range(1, x.ndim - 1), x)
   p = len(kernel) - 2
   return fir(x, kernel, up=2, pad=((p + 1) // 2 + 1, p // 2))
 
 
 def downsample(x: Array, kernel: tuple[int, ...] | None) -> Array:
-  """Halves the resolution of x (B, H, W, C): by FIR filter, or by the mean of 2 x 2 pixels if `kernel` is None."""
+  """Halves the resolution of x (B, ..., C): by FIR filter, or by means of 2 pixels per axis if `kernel` is None."""
   if kernel is None:
-    b, height, width, channels = x.shape
-    return x.reshape(b, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+    b, *pixels, channels = x.shape
+    halves = [n for size in pixels for n in (size // 2, 2)]
+    return x.reshape(b, *halves, channels).mean(axis=tuple(range(2, 2 * len(pixels) + 1, 2)))
   p = len(kernel) - 2
   return fir(x, kernel, down=2, pad=((p + 1) // 2, p // 2))
 
 
+# {number of spatial dimensions: axes of input, kernel and output of a convolution}.
+DIMENSION_NUMBERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+
+
 class Conv2d(nn.Module):
-  """3 x 3 convolution fused with FIR up- or down-sampling (StyleGAN2), with parameters `weight` (HWIO) and `bias`."""
+  """Convolution of size 3 fused with FIR up- or down-sampling (StyleGAN2), with parameters `weight` (HWIO) and `bias`.
+
+  Series have weights (L, in, out), volumes (D, H, W, in, out).
+  """
 
   features: int
   kernel: tuple[int, ...]
@@ -395,7 +423,8 @@ class Conv2d(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    w = self.param("weight", default_init(), (3, 3, x.shape[-1], self.features)).astype(self.dtype)
+    dims = spatial(x)
+    w = self.param("weight", default_init(), (*(3,) * dims, x.shape[-1], self.features)).astype(self.dtype)
     b = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
     p = len(self.kernel)
     if self.up:
@@ -403,12 +432,13 @@ class Conv2d(nn.Module):
       x, stride = fir(x, self.kernel, up=2, pad=((p - 1) // 2 + 2, (p - 2) // 2 + 1)), 1
     else:
       x, stride = fir(x, self.kernel, pad=((p + 1) // 2, p // 2)), 2
-    dims = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x.astype(self.dtype), w, (stride, stride), "VALID", dimension_numbers=dims) + b
+    numbers = DIMENSION_NUMBERS[dims]
+    x = x.astype(self.dtype)
+    return jax.lax.conv_general_dilated(x, w, (stride,) * dims, "VALID", dimension_numbers=numbers) + b
 
 
 class Upsample(nn.Module):
-  """Layer that doubles the resolution, by FIR filter or nearest neighbour, with a 3 x 3 convolution if `with_conv`."""
+  """Layer that doubles the resolution, by FIR filter or nearest neighbour. `with_conv` adds a convolution of size 3."""
 
   features: int | None = None
   with_conv: bool = False
@@ -422,13 +452,13 @@ class Upsample(nn.Module):
       return upsample(x, self.kernel)
     if self.kernel is not None:
       return Conv2d(features, self.kernel, up=True, dtype=self.dtype)(x)
-    return conv(features, 3, self.dtype)(upsample(x, None))
+    return conv(features, 3, self.dtype, dims=spatial(x))(upsample(x, None))
 
 
 class Downsample(nn.Module):
-  """Layer that halves the resolution, by FIR filter or mean, or by a strided 3 x 3 convolution if `with_conv`.
+  """Layer that halves the resolution, by FIR filter or mean, or by a strided convolution of size 3 if `with_conv`.
 
-  The convolution pads one row below and one column to the right, or with `padding` that many on each side.
+  The convolution pads one entry at the end of each axis, or with `padding` that many at both ends.
   """
 
   features: int | None = None
@@ -444,7 +474,7 @@ class Downsample(nn.Module):
       return downsample(x, self.kernel)
     if self.kernel is not None:
       return Conv2d(features, self.kernel, dtype=self.dtype)(x)
-    return conv(features, 3, self.dtype, strides=2, padding=self.padding or "SAME")(x)
+    return conv(features, 3, self.dtype, dims=spatial(x), strides=2, padding=self.padding or "SAME")(x)
 
 
 class Combine(nn.Module):
@@ -455,7 +485,7 @@ class Combine(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, y: Array) -> Array:
-    h = conv(y.shape[-1], 1, self.dtype)(x)
+    h = conv(y.shape[-1], 1, self.dtype, dims=spatial(x))(x)
     return h + y if self.method == "sum" else jnp.concatenate([h, y], axis=-1)
 
 
@@ -477,12 +507,12 @@ class ResnetBlockDDPMpp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, temb: Array | None, keys: Array | None) -> Array:
-    features = self.features or x.shape[-1]
-    h = conv(features, 3, self.dtype)(self.act(group_norm(x.shape[-1], self.groups, self.epsilon)(x)))
+    features, dims = self.features or x.shape[-1], spatial(x)
+    h = conv(features, 3, self.dtype, dims=dims)(self.act(group_norm(x.shape[-1], self.groups, self.epsilon)(x)))
     if temb is not None:
-      h = h + dense(features, self.dtype)(temb)[:, None, None, :]
+      h = h + to_pixels(dense(features, self.dtype)(temb), h)
     h = Dropout(self.dropout)(self.act(group_norm(features, self.groups, self.epsilon)(h)), keys)
-    h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
+    h = conv(features, 3, self.dtype, dims=dims, init_scale=self.init_scale)(h)
     if x.shape[-1] != features:
       x = NIN(features, dtype=self.dtype)(x)
     return divided(add(x, h, self.skip_rescale), self.divisor)
@@ -506,17 +536,17 @@ class ResnetBlockBigGANpp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, temb: Array | None, keys: Array | None) -> Array:
-    channels = x.shape[-1]
+    channels, dims = x.shape[-1], spatial(x)
     features = self.features or channels
     h = self.act(group_norm(channels)(x))
     resample = lambda x: x
     if self.up or self.down:
       resample = functools.partial(upsample if self.up else downsample, kernel=self.kernel)
-    h = conv(features, 3, self.dtype)(resample(h))
+    h = conv(features, 3, self.dtype, dims=dims)(resample(h))
     if temb is not None:
-      h = h + dense(features, self.dtype)(temb)[:, None, None, :]
+      h = h + to_pixels(dense(features, self.dtype)(temb), h)
     h = Dropout(self.dropout)(self.act(group_norm(features)(h)), keys)
-    h = conv(features, 3, self.dtype, init_scale=self.init_scale)(h)
+    h = conv(features, 3, self.dtype, dims=dims, init_scale=self.init_scale)(h)
     if channels != features or self.up or self.down:
       shortcut = Shortcut(features, self.dtype, name="Conv_2")
       x = shortcut(x, resample) if self.up else shortcut(resample(x))

@@ -1,9 +1,14 @@
 """A residual multilayer perceptron with a time input, for data without spatial structure or with few dimensions."""
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.batch import Array
+from score_sde.conditions import part_of
+from score_sde.models.conditions import VectorEmbedding, beside
 from score_sde.models.layers import (
   ACTIVATIONS,
   Dropout,
@@ -17,14 +22,15 @@ from score_sde.models.options import setting
 
 
 class MLP(nn.Module):
-  """Residual multilayer perceptron: (B, ...), (B,)[, (B,)] -> (B, ...).
+  """Residual multilayer perceptron: (B, ...), (B,)[, ...] -> (B, ...).
 
   A residual block has a LayerNorm with a time-dependent scale and shift, and two dense layers.
 
   Attributes:
     nf: units of the residual stream and of every hidden layer.
     num_res_blocks: residual blocks.
-    nonlinearity, dropout, embedding_type, fourier_scale, num_classes, label_dropout: as for NCSNpp.
+    nonlinearity, dropout, embedding_type, fourier_scale, num_classes, label_dropout, condition_shape,
+      condition_dropout: as for NCSNpp.
     centered: True for data in [-1, 1], or data other than images. Otherwise the input is mapped from [0, 1] to [-1, 1].
     dtype: dtype of matrix products; parameters and norms are float32.
   """
@@ -38,12 +44,14 @@ class MLP(nn.Module):
   init_scale: float = setting("init_scale", 0.0)
   num_classes: int = setting("num_classes", 0)
   label_dropout: float = setting("label_dropout", 0.1)
+  condition_shape: tuple[int, ...] = ()
+  condition_dropout: float = setting("condition_dropout", 0.1)
   centered: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Any = None) -> Array:
+    """Returns the output at noise level `labels` for y, see `conditions`. `keys` (B,) drive dropout; None: none."""
     act = ACTIVATIONS[self.nonlinearity]
     if self.embedding_type == "fourier":
       temb = GaussianFourierProjection(self.nf // 4, self.fourier_scale)(jnp.log(labels))
@@ -51,17 +59,20 @@ class MLP(nn.Module):
       temb = positional_embedding(labels, self.nf // 2)
     temb = dense(self.nf, self.dtype)(temb)
     if self.num_classes:
-      temb = temb + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(y, len(labels), keys)
+      label = part_of(y, "label")
+      temb = temb + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(label, len(labels), keys)
+    if len(self.condition_shape) == 1:
+      embedding = VectorEmbedding(self.condition_shape, self.nf, act, self.condition_dropout, self.dtype)
+      temb = temb + embedding(y, len(labels), keys)
     temb = act(temb)
 
-    flat = x.reshape(x.shape[0], -1)
-    if not self.centered:
-      flat = 2 * flat - 1
-    h = dense(self.nf, self.dtype)(flat)
+    h = x if self.centered else 2 * x - 1
+    h = beside(h, y, self.condition_shape, self.condition_dropout, keys)
+    h = dense(self.nf, self.dtype)(h.reshape(len(h), -1))
     for _ in range(self.num_res_blocks):
       scale, shift = jnp.split(dense(2 * self.nf, self.dtype)(temb), 2, axis=-1)
       r = dense(self.nf, self.dtype)(act(nn.LayerNorm()(h) * (1 + scale) + shift))
       r = Dropout(self.dropout)(act(r), keys)
       h = h + dense(self.nf, self.dtype)(r)
-    last = nn.Dense(flat.shape[-1], dtype=self.dtype, kernel_init=default_init(self.init_scale))
+    last = nn.Dense(math.prod(x.shape[1:]), dtype=self.dtype, kernel_init=default_init(self.init_scale))
     return last(act(nn.LayerNorm()(h))).astype(jnp.float32).reshape(x.shape)

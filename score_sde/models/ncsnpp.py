@@ -1,11 +1,13 @@
 """NCSN++ and DDPM++: the U-Nets of Song et al. 2021, Appendix H, with every option of the published models."""
 
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand
+from score_sde.conditions import part_of
+from score_sde.models.conditions import VectorEmbedding, beside
 from score_sde.models.layers import (
   ACTIVATIONS,
   AttnBlockpp,
@@ -23,18 +25,21 @@ from score_sde.models.layers import (
   positional_embedding,
   rematerialized,
   sigma_of_index,
+  spatial,
 )
 from score_sde.models.options import setting
 
 
 class NCSNpp(nn.Module):
-  """U-Net of an image, a noise level and optionally a class: (B, H, W, C), (B,)[, (B,)] -> (B, H, W, C).
+  """U-Net of an image, a noise level and optionally a condition: (B, H, W, C), (B,)[, ...] -> (B, H, W, C).
+
+  Series (B, L, C) and volumes (B, D, H, W, C) have convolutions in one and three dimensions.
 
   Attributes:
     nf: channels at full resolution; level i has nf * ch_mult[i].
     num_res_blocks: residual blocks per level on the way down (one more on the way up).
-    attn_resolutions: heights with self-attention. It follows each block on the way down and the last block on the way
-      up.
+    attn_resolutions: heights (lengths, depths) with self-attention. It follows each block on the way down and the last
+      block on the way up.
     resblock_type: "ddpm" or "biggan".
     embedding_type: "fourier" (features of log(label); the label is a noise-to-signal ratio) or "positional" (features
       of the label).
@@ -50,6 +55,8 @@ class NCSNpp(nn.Module):
     centered: True for images in [-1, 1]. Otherwise the input is mapped from [0, 1] to [-1, 1].
     head_dim: channels per head of attention; None for one head.
     num_classes, label_dropout: number of classes, whose embedding is added to that of time; see `LabelEmbedding`.
+    condition_shape, condition_dropout: shape of a condition, a vector (K,) or an image (H, W, K); () for none. See
+      `conditions`.
     remat: do not keep activations within blocks for the backward pass: a third more work, much less memory.
     dtype: dtype of convolutions and matrix products; parameters and norms are float32.
 
@@ -81,14 +88,16 @@ class NCSNpp(nn.Module):
   head_dim: int | None = setting("head_dim", None)
   num_classes: int = setting("num_classes", 0)
   label_dropout: float = setting("label_dropout", 0.1)
+  condition_shape: tuple[int, ...] = ()
+  condition_dropout: float = setting("condition_dropout", 0.1)
   remat: bool = setting("remat", False)
   centered: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Array | None = None) -> Array:
-    """Returns the output at noise level `labels` for class `y`. `keys` (B,) drive dropout, and None turns it off."""
-    act, channels, levels = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult)
+  def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Any = None) -> Array:
+    """Returns the output at noise level `labels` for y, see `conditions`. `keys` (B,) drive dropout; None: none."""
+    act, channels, levels, dims = ACTIVATIONS[self.nonlinearity], x.shape[-1], len(self.ch_mult), spatial(x)
     kernel = tuple(self.fir_kernel) if self.fir else None
     common = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale, "dtype": self.dtype}
 
@@ -114,15 +123,15 @@ class NCSNpp(nn.Module):
       return resample(h, temb, keys)
 
     def output_head(h, features, scale):
-      return conv(features, 3, self.dtype, init_scale=scale)(act(group_norm(h.shape[-1])(h)))
+      return conv(features, 3, self.dtype, dims=dims, init_scale=scale)(act(group_norm(h.shape[-1])(h)))
 
     temb = self._embedding(labels, y, keys, act)
     if not self.centered:
       x = 2 * x - 1
-    pyramid = x
+    pyramid = x = beside(x, y, self.condition_shape, self.condition_dropout, keys)
 
     # Down: every activation is kept for the way up.
-    skips = [conv(self.nf, 3, self.dtype)(x)]
+    skips = [conv(self.nf, 3, self.dtype, dims=dims)(x)]
     for i, mult in enumerate(self.ch_mult):
       for _ in range(self.num_res_blocks):
         skips.append(attention_where_wanted(block(skips[-1], self.nf * mult)))
@@ -177,7 +186,11 @@ class NCSNpp(nn.Module):
     temb = dense(4 * self.nf, self.dtype)(temb)
     temb = dense(4 * self.nf, self.dtype)(act(temb))
     if self.num_classes:
-      temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(y, len(labels), keys)
+      label = part_of(y, "label")
+      temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(label, len(labels), keys)
+    if len(self.condition_shape) == 1:
+      embedding = VectorEmbedding(self.condition_shape, 4 * self.nf, act, self.condition_dropout, self.dtype)
+      temb = temb + embedding(y, len(labels), keys)
     return act(temb)
 
   def _noise_level(self, labels):

@@ -36,6 +36,11 @@ KNOWN: dict[str, tuple[str, str, tuple[Any, ...]]] = {
   "scale_by_sigma": ("divide the output by the noise level, for score prediction", "", ()),
   "num_classes": ("classes of a class-conditional network; 0: none", "[0, inf)", ()),
   "label_dropout": ("share of examples trained without their class, for classifier-free guidance", "[0, 1)", ()),
+  "condition_dropout": (
+    "share of examples trained without their vector or image, for classifier-free guidance",
+    "[0, 1)",
+    (),
+  ),
   "remat": ("do not keep activations within blocks: slower, much less memory", "", ()),
   "interpolation": ("ncsnv2: interpolation in its fusion blocks", "", ("bilinear", "nearest_neighbor")),
   "reference": ("ncsnv2: which published implementation", "", ("jax", "pytorch")),

@@ -42,6 +42,25 @@ from score_sde.sde import SDE, Score, as_argument, linear, simulate
 Params = Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+  """Conditions: the function from a batch of examples to their y, see `score_sde.conditions`; None without any.
+
+  Attributes:
+    classes: whether y has the labels.
+    scaling: the scaling of the conditions of the data; None if y has none.
+  """
+
+  classes: bool
+  scaling: Scaling | None = None
+
+  def __call__(self, batch: dict[str, Any]) -> Any:
+    if self.scaling is None:
+      return batch["label"] if self.classes else None
+    label = {"label": batch["label"]} if self.classes else {}
+    return label | {"condition": self.scaling.prepare(None, batch["condition"])}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
   """Experiment: a resolved config and the objects that it describes.
@@ -55,6 +74,7 @@ class Experiment:
     sampler: draws samples; None for a classifier.
     scaling: from raw examples to the model's inputs, and back.
     shape: shape of one example.
+    given: from a batch of examples to the y that the network is trained with.
     guide: from the network's score to the score that samples and likelihoods use, see `guide.with_class`.
     sampled_classes: number of classes that samples are drawn of; 0 for samples without a class.
     class_names: names of these classes; () for those in the workdir.
@@ -69,6 +89,7 @@ class Experiment:
   sampler: Sampler | None
   scaling: Scaling
   shape: tuple[int, ...]
+  given: Conditions
   guide: Callable[[Score], Score] = as_argument
   sampled_classes: int = 0
   class_names: tuple[str, ...] = ()
@@ -99,18 +120,39 @@ class Experiment:
     """Returns shapes and dtypes of the parameters, without computing them."""
     return abstract_params(self.network, self.shape)
 
-  def classes(self, label: jax.Array) -> jax.Array | None:
-    """Returns the labels of a batch if the network takes them, else None."""
-    return label if self.config.model.num_classes else None
-
-  def condition(self, label: Any) -> Any:
-    """Returns the labels of a batch if the score is conditioned on them; None for the score of all classes."""
-    return label if self.sampled_classes else None
+  def condition(self, batch: dict[str, Any]) -> Any:
+    """Returns the y of a batch on which the score is conditioned; None for the score of all data."""
+    return dataclasses.replace(self.given, classes=self.sampled_classes > 0)(batch)
 
   def labels(self, first: int, n: int) -> np.ndarray | None:
     """Returns labels of samples `first` to first + n: guidance.label, or the classes in turn; None without classes."""
+    if not self.sampled_classes:
+      return None
     label, index = self.config.guidance.label, np.arange(first, first + n, dtype=np.int32)
-    return self.condition(index % max(self.sampled_classes, 1) if label is None else np.full_like(index, label))
+    return index % self.sampled_classes if label is None else np.full_like(index, label)
+
+  def conditions(self, first: int, n: int) -> np.ndarray | None:
+    """Returns conditions of samples `first` to first + n, as in the data: of sampling.condition, or of test examples.
+
+    They are taken in turn. None for a network without conditions.
+    """
+    if self.given.scaling is None:
+      return None
+    if self.config.sampling.condition:
+      return self._file_of_conditions[np.arange(first, first + n) % len(self._file_of_conditions)]
+    return self._test.gather(np.arange(first, first + n) % len(self._test))["condition"]
+
+  def asked(self, first: int, n: int) -> Any:
+    """Returns the y of samples `first` to first + n."""
+    return self.condition({"label": self.labels(first, n), "condition": self.conditions(first, n)})
+
+  @functools.cached_property
+  def _file_of_conditions(self) -> np.ndarray:
+    return data.read_conditions(self.config.sampling.condition, tuple(self.config.data.condition_shape))
+
+  @functools.cached_property
+  def _test(self) -> data.Source:
+    return data.load(self.config, "test")
 
   def start(self, key: jax.Array, first: int, n: int) -> Array | None:
     """Returns x_T of samples `first` to first + n; None to draw it from the SDE's prior.
@@ -163,16 +205,19 @@ def build(config: ConfigDict) -> Experiment:
     if t.parallelism == "fsdp":
       devices.fsdp_mesh(t.fsdp_devices)
   sde, network, scaling = make_sde(config), create(config, shape), data.scaling_of(config)
+  given = Conditions(config.model.num_classes > 0, data.condition_scaling_of(config))
+  if config.sampling.condition and given.scaling is not None:
+    data.read_conditions(config.sampling.condition, tuple(config.data.condition_shape))  # fails early
   if t.task == "classifier":
     choose("training.time_sampling", t.time_sampling, ("uniform", "single"))
     classifier = make_classifier(config, sde, network)
-    return Experiment(config, sde, network, classifier, classifier, None, scaling, shape)
+    return Experiment(config, sde, network, classifier, classifier, None, scaling, shape, given)
   model = make_model(config, sde, network)
   if t.task == "consistency":
     teacher = find_teacher(config)
     loss = make_consistency_loss(config, model, teacher)
     return Experiment(
-      config, sde, network, model, loss, make_sampler(config, sde), scaling, shape,
+      config, sde, network, model, loss, make_sampler(config, sde), scaling, shape, given,
       sampled_classes=config.model.num_classes, teacher=teacher,
     )  # fmt: skip
   others = {"model": model, "target": _exact_score(config, sde)}
@@ -180,7 +225,7 @@ def build(config: ConfigDict) -> Experiment:
     others["weighting"] = load("training.weighting", t.weighting, "from (loss, t, level) to weights (B,)")
   loss = make(ScoreMatching, config, "training", **others)
   return Experiment(
-    config, sde, network, model, loss, make_sampler(config, sde), scaling, shape,
+    config, sde, network, model, loss, make_sampler(config, sde), scaling, shape, given,
     sampled_classes=config.model.num_classes,
   )  # fmt: skip
 
@@ -251,7 +296,7 @@ def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: An
     )
   clip = None
   if s.clip != "none" and (g.method == "ddrm" or s.method not in ("ode", "adaptive_sde")):
-    if not data.is_image(config):
+    if not data.has_levels(config):
       raise BadInput(f"sampling.clip={s.clip!r} needs images, whose range is known. Leave it at 'none'.")
     low = -1.0 if config.data.centered else 0.0
     clip = Clip(low, 1.0, s.clip_quantile if s.clip == "dynamic" else None)

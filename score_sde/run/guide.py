@@ -24,6 +24,7 @@ from score_sde.run.classifiers import load_classifier
 from score_sde.run.config import (
   AUTOGUIDANCE,
   CONSTRAINTS,
+  GIVEN_TASKS,
   LINEAR_TASKS,
   BadInput,
   as_bad_input,
@@ -38,7 +39,7 @@ from score_sde.run.report import pictures
 from score_sde.run.report.progress import Bar
 from score_sde.run.storage import path_of, save_atomically
 from score_sde.run.teacher import find_model
-from score_sde.run.workdir import class_names
+from score_sde.run.workdir import class_names, recalled
 from score_sde.sampling import AdaptiveODE
 from score_sde.sde import linear
 
@@ -62,12 +63,13 @@ def sample(config: ConfigDict, workdir: str) -> None:
     SolvesFailed: if all images failed, after the files are written.
     Interrupted: after a signal to stop.
   """
+  config = recalled(config, workdir)
   experiment = build(config)
   if experiment.config.guidance.method == AUTOGUIDANCE:
     return evaluation.sample(config, workdir, with_weak(experiment, workdir))
   if experiment.config.guidance.task == "none":
     return evaluation.sample(config, workdir, experiment)
-  if experiment.config.guidance.task == "class":
+  if experiment.config.guidance.task in GIVEN_TASKS:
     return evaluation.sample(config, workdir, with_class(experiment))
   if not data.is_image(experiment.config):
     raise BadInput(f"guidance.task={experiment.config.guidance.task!r} needs images, not {config.data.dataset!r}.")
@@ -76,10 +78,11 @@ def sample(config: ConfigDict, workdir: str) -> None:
 
 def evaluate(config: ConfigDict, workdir: str) -> None:
   """Runs `run.py --mode=eval`, see `evaluation.evaluate`. With guidance.task=class it evaluates the guided score."""
+  config = recalled(config, workdir)
   experiment = build(config)
   if experiment.config.guidance.method == AUTOGUIDANCE:
     experiment = with_weak(experiment, workdir)
-  elif config.guidance.task == "class":
+  elif config.guidance.task in GIVEN_TASKS:
     experiment = with_class(experiment)
   evaluation.evaluate(config, workdir, experiment)
 
@@ -146,13 +149,13 @@ def make_operator(config: ConfigDict, batch: int) -> Any:
   Raises:
     BadInput: if a mask has the wrong size or values, or if the settings do not fit the images.
   """
-  g, size = config.guidance, config.data.image_size
-  shape, rng = (batch, size, size, config.data.num_channels), np.random.default_rng(config.seed)
-  if g.task == "colorize" and config.data.num_channels != 3:
-    raise BadInput(f"guidance.task='colorize' needs data.num_channels=3, got {config.data.num_channels}.")
+  g, (*size, channels) = config.guidance, data.example_shape(config)
+  shape, rng, size = (batch, *size, channels), np.random.default_rng(config.seed), (size[0], size[1])
+  if g.task == "colorize" and channels != 3:
+    raise BadInput(f"guidance.task='colorize' needs images of 3 channels, and these have {channels}.")
   pool = {"average": operators.average_pool, "bicubic": operators.bicubic}[g.kernel]
   makers = {
-    "inpaint": lambda: operators.mask(_known(g.mask, g.fraction, rng, (batch, size, size, 1))),
+    "inpaint": lambda: operators.mask(_known(g.mask, g.fraction, rng, (batch, *size, 1))),
     "colorize": lambda: operators.grayscale(batch),
     "super_resolution": lambda: pool(batch, size, g.factor),
     "deblur": lambda: operators.gaussian_blur(batch, size, g.blur),

@@ -70,7 +70,11 @@ def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> 
     raise BadInput("This is a classifier, not a model of scores: guidance.ByClassifier takes its logits.")
   shape = data.example_shape(config)
   model = make_model(config, make_sde(config), create(config, shape))
-  return Model(model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps)
+  conditions = data.condition_scaling_of(config)
+  more = {"condition_shape": tuple(config.data.condition_shape), "condition_scaling": conditions} if conditions else {}
+  return Model(
+    model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps, **more
+  )
 
 
 def find(

@@ -169,10 +169,11 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
   points = lambda n: {
     "x": jax.ShapeDtypeStruct((n, *experiment.shape), np.float32), "t": jax.ShapeDtypeStruct((n,), np.float32),
     "label": jax.ShapeDtypeStruct((n,), np.int32),
+    "condition": jax.ShapeDtypeStruct((n, *config.data.condition_shape), np.float32),
   }  # fmt: skip
 
   def score(params: Any, batch: dict) -> Any:
-    return bind(experiment.score(params), experiment.condition(batch["label"]))(batch["x"], batch["t"])
+    return bind(experiment.score(params), experiment.condition(batch))(batch["x"], batch["t"])
 
   def pair(fn: Callable) -> tuple[Callable, Callable]:
     def alone() -> Any:
@@ -188,7 +189,7 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
     def likelihood(params: Any, batch: dict) -> Any:
       keys = example_keys(jax.random.key(0), batch["label"])
       return exact.evaluate(
-        experiment.sde, experiment.score(params), keys, batch["x"], batch["t"], experiment.condition(batch["label"])
+        experiment.sde, experiment.score(params), keys, batch["x"], batch["t"], experiment.condition(batch)
       )
 
     work["likelihood"] = pair(likelihood)

@@ -32,7 +32,7 @@ from score_sde.run.report.progress import Bar, Interrupted, stop_asked
 from score_sde.run.speed import Profile, Speed
 from score_sde.run.storage import Path
 from score_sde.run.teacher import starts_from_teacher
-from score_sde.run.workdir import check_data, claimed, make_workdir, write_config
+from score_sde.run.workdir import check_data, claimed, make_workdir, recalled, write_config
 from score_sde.scaling import Scaling
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class TrainStep:
     scaling: from raw examples to x.
     optimizer: from a gradient to an update.
     batch_size: size of the whole batch, over all devices and hosts.
-    classes: whether the network gets labels.
+    given: from a batch to the y that the network gets, see `experiment.Conditions`.
     ema_rate, ema_warmup: options of the moving average of the parameters, see config.model.
     ema_widths: see config.model.
     parts: number of parts that a device's share of the batch is split into, to compute one after the other.
@@ -113,7 +113,7 @@ class TrainStep:
   scaling: Scaling
   optimizer: optax.GradientTransformation
   batch_size: int
-  classes: bool
+  given: Callable[[dict], Any]
   ema_rate: float
   ema_warmup: bool
   ema_widths: tuple[float, ...]
@@ -164,7 +164,7 @@ class TrainStep:
     def objective(params: Any, batch: dict, key: Array, more: dict) -> Array:
       keys = example_keys(key, batch["index"])
       x = self.scaling.prepare(fold(keys, DATA), batch["image"], train=True)
-      y = batch["label"] if self.classes else None
+      y = self.given(batch)
       return jnp.mean(self.loss(params, fold(keys, LOSS), x, batch["index"], self.batch_size, y=y, **more))
 
     one, parts = jax.value_and_grad(change(objective)), self.parts
@@ -198,7 +198,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainSt
   assert experiment.loss is not None
   return TrainStep(
     loss=experiment.loss, scaling=experiment.scaling, optimizer=make_optimizer(config),
-    batch_size=config.training.batch_size, classes=config.model.num_classes > 0, ema_rate=config.model.ema_rate,
+    batch_size=config.training.batch_size, given=experiment.given, ema_rate=config.model.ema_rate,
     ema_warmup=config.model.ema_warmup, ema_widths=tuple(config.model.ema_widths),
     parts=config.training.accumulation, unrolled=_unrolls(experiment), mesh=mesh,
   )  # fmt: skip
@@ -206,7 +206,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainSt
 
 def _unrolls(experiment: Experiment) -> bool:
   """Returns True for convolutions on CPU: XLA runs their gradient 20 to 40 times slower inside a loop than outside."""
-  return devices.on_cpu() and any(x.ndim == 4 for x in jax.tree.leaves(experiment.abstract_params()))
+  return devices.on_cpu() and any(x.ndim >= 3 for x in jax.tree.leaves(experiment.abstract_params()))
 
 
 def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -273,8 +273,11 @@ def start_state(experiment: Experiment) -> TrainState:
 
 def abstract_batch(experiment: Experiment, size: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shapes and dtypes of a batch of `size` raw examples."""
-  image = np.uint8 if data.is_image(experiment.config) else np.float32
+  levels = experiment.scaling.levels
+  image = np.float32 if levels is None else np.uint8 if levels <= 256 else np.uint16
   shapes = {"image": (experiment.shape, image), "label": ((), np.int32), "index": ((), np.int32)}
+  if experiment.given.scaling is not None:
+    shapes["condition"] = (tuple(experiment.config.data.condition_shape), np.float32)
   return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in shapes.items()}
 
 
@@ -299,13 +302,12 @@ def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict, dict],
   `more` holds further arguments of the loss, see `loss_arguments`.
   """
   loss, scaling, size = experiment.loss, experiment.scaling, experiment.config.training.batch_size
-  classes = experiment.config.model.num_classes > 0
 
   assert loss is not None
 
   def losses(params: Any, key: Array, more: dict, batch: dict) -> Array:
     keys = example_keys(key, batch["index"])
-    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), batch["label"] if classes else None
+    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), experiment.given(batch)
     return loss(params, fold(keys, LOSS), x, batch["index"], size, train=False, y=y, **more)
 
   return devices.over_devices(losses, shared=3)
@@ -397,7 +399,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   """
   from score_sde.run.plan import write_outline  # which imports this module
 
-  experiment = build(config)
+  experiment = build(recalled(config, workdir))
   config, t = experiment.config, experiment.config.training
   _check_options(config)
   if t.teacher and experiment.teacher is None and (experiment.loss is None or not checkpoints.exists(workdir)):

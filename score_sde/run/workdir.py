@@ -119,6 +119,30 @@ def check_data(config: ConfigDict, workdir: Path, sources: dict[str, Source], *,
   return found
 
 
+# Values of config.data that are computed from the data when a run starts.
+_DESCRIPTION = ("shape", "mean", "std", "condition_shape", "condition_mean", "condition_std")
+
+
+def recalled(config: ConfigDict, workdir: str) -> ConfigDict:
+  """Returns `config` with the description of the arrays that the run in `workdir` began with, if it did.
+
+  So the scaling of the data stays that of the training, and the data need not be there anymore for sampling.
+  """
+  file = storage.path_of(workdir) / "config.json"
+  if config.data.dataset != "array" or config.data.shape or not (file.is_file() and checkpoints.exists(workdir)):
+    return config
+  with foreign(str(file), "It is no config of a run: remove it."):
+    kept = json.loads(file.read_text())["data"]
+    known = {name: tuple(kept[name]) for name in _DESCRIPTION}
+    known["levels"] = kept["levels"]
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked():
+    for name, value in known.items():
+      if not (name == "levels" and value is None):
+        config.data[name] = value
+  return config
+
+
 def class_names(workdir: Path, count: int) -> list[str]:
   """Returns the names of `count` classes, from data.json in `workdir`; their numbers if it has none."""
   names: Any = None

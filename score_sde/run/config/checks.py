@@ -138,6 +138,14 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
     )
   with as_bad_input():
     linear(sde, f"guidance.task={g.task!r}")
+  if g.task == "condition":
+    choose("guidance.method", g.method, ("classifier_free",))
+    if not config.data.condition_shape:
+      raise BadInput(
+        "guidance.task='condition' needs a network that was trained with conditions (data.condition). For classes use "
+        "'class'."
+      )
+    return
   if g.task == "class":
     choose("guidance.method", g.method, CLASS_METHODS)
     if g.method == "classifier_free" and not networks_classes:
@@ -157,9 +165,10 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
     return
   if g.method is not None and g.task in EDITING_TASKS:
     raise BadInput(f"guidance.task={g.task!r} has no guidance.method. Leave it unset.")
-  if networks_classes:
+  if networks_classes or config.data.condition_shape:
     raise BadInput(
-      f"guidance.task={g.task!r} needs an unconditional network, and model.num_classes={networks_classes}."
+      f"guidance.task={g.task!r} needs an unconditional network, and model.num_classes={networks_classes}, "
+      f"data.condition_shape={tuple(config.data.condition_shape)}."
     )
   if g.task in EDITING_TASKS:
     if not 0 < g.t0 <= sde.T:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from score_sde.run.config.readers import keys, type_of
@@ -22,7 +22,10 @@ def default_config() -> ConfigDict:
       config[section] = ConfigDict()
     reader, field, _ = readers[0]
     unset = field.default is None or key in FOLLOWS
-    config[section][name] = placeholder(type_of(reader, field)) if unset else field.default
+    # Values of several types, such as data.image_size, are of type Any.
+    mixed = type_of(reader, field) is Any
+    set_to = FieldReference(field.default, field_type=object) if mixed else field.default
+    config[section][name] = placeholder(type_of(reader, field)) if unset else set_to
   return config.lock()
 
 

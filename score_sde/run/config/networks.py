@@ -40,10 +40,15 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
   values: dict[str, Any] = {field: config.model[field] for field in fields}
   values = {field: tuple(v) if isinstance(v, (list, tuple)) else v for field, v in values.items()}
   values["dtype"] = jnp.dtype(config.model.dtype)
+  condition = tuple(config.data.condition_shape)
+  if condition:
+    _check_condition(config, module, shape, condition)
+    values["condition_shape"] = condition
   if module is WideResnet:
     return module(**values)
   # The EDM parameterization scales its input to unit variance, so the input does not lie in [0, 1].
-  values["centered"] = len(shape) == 1 or config.data.centered or config.model.parameterization == "edm"
+  floats = len(shape) == 1 or (config.data.dataset == "array" and config.data.levels is None)
+  values["centered"] = floats or config.data.centered or config.model.parameterization == "edm"
   return module(**values)
 
 
@@ -84,35 +89,51 @@ def _check_read(config: ConfigDict) -> None:
       continue
     of_networks = [r for r, *_ in readers if r.options in MODELS.values()]
     if of_networks and not any(reads(config, reader, known) for reader, _, known in readers):
-      if name == "label_dropout":
-        continue  # read as soon as there are classes
+      if name in ("label_dropout", "condition_dropout"):
+        continue  # read as soon as there are classes or conditions
       raise BadInput(
         f"{key}={config.model[name]!r} is not read by model.name={config.model.name!r}. Leave it at {default[name]!r}."
       )
 
 
+def _check_condition(config: ConfigDict, module: Any, shape: tuple[int, ...], condition: tuple[int, ...]) -> None:
+  if "condition_shape" not in {f.name for f in dataclasses.fields(module)}:
+    raise BadInput(
+      f"model.name={config.model.name!r} takes no conditions, and the data have some, of shape {condition}. Use "
+      "--config.data.condition=none, or ncsnpp, ddpm, dit or mlp."
+    )
+  if len(condition) > 1 and condition[:-1] != shape[:-1]:
+    raise BadInput(
+      f"Conditions of shape {condition} do not fit examples of shape {shape}: they must be vectors (K,), or have the "
+      f"examples' size, {(*shape[:-1], 'K')}. Resize them."
+    )
+
+
 def _check_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
   model = config.model
-  if len(shape) != 3:
+  sizes, any_rank = shape[:-1], model.name in ("ncsnpp", "ddpm", "dit")
+  if len(shape) == 1 or (len(shape) != 3 and not any_rank):
+    others = "mlp" if len(shape) == 1 else "ncsnpp, ddpm, dit or mlp"
     raise BadInput(
-      f"model.name={model.name!r} needs images, and the data has shape {shape}. Use --config.model.name=mlp."
+      f"model.name={model.name!r} needs images, and the data has shape {shape}. Use --config.model.name={others}."
     )
+  size = sizes[0] if len(set(sizes)) == 1 else sizes
   if model.name == "wideresnet":
-    if shape[0] % 4:
-      raise BadInput(f"model.name='wideresnet' halves the image twice: data.image_size={shape[0]} must divide by 4.")
+    if any(n % 4 for n in sizes):
+      raise BadInput(f"model.name='wideresnet' halves the image twice: data.image_size={size} must divide by 4.")
     return
   if model.name == "dit":
-    if shape[0] % model.patch_size:
-      raise BadInput(f"data.image_size={shape[0]} does not divide into patches of model.patch_size={model.patch_size}.")
+    if any(n % model.patch_size for n in sizes):
+      raise BadInput(f"data.image_size={size} does not divide into patches of model.patch_size={model.patch_size}.")
     if model.nf % 4 or model.nf % model.num_heads:
       raise BadInput(f"model.nf={model.nf} must be a multiple of 4 and of model.num_heads={model.num_heads}.")
     return
   unet = model.name in ("ncsnpp", "ddpm")
   halvings = len(model.ch_mult) - 1 if unet else {"ncsnv2_128": 2, "ncsnv2_256": 3}.get(model.name, 1)
-  if shape[0] % 2**halvings:
+  if any(n % 2**halvings for n in sizes):
     what = f"model.ch_mult={tuple(model.ch_mult)}" if unet else f"model.name={model.name!r}"
     raise BadInput(
-      f"{what} halves the image {halvings} times, but data.image_size={shape[0]} is no multiple of {2**halvings}. Use "
+      f"{what} halves the image {halvings} times, but data.image_size={size} is no multiple of {2**halvings}. Use "
       "another size" + (", or fewer entries of model.ch_mult." if unet else ".")
     )
   if not unet:

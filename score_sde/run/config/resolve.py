@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from score_sde.options import options_of
 from score_sde.run.config.checks import check, family_of
-from score_sde.run.config.errors import get
+from score_sde.run.config.errors import BadInput, get
+from score_sde.run.config.plugins import is_plugin
 from score_sde.run.config.sdes import SDES, make_sde
 from score_sde.run.config.sections import LINEAR_TASKS, NONLINEAR_TASKS, distills_progressively
 from score_sde.sampling import METHODS, FewStep
@@ -59,6 +60,7 @@ FOLLOWS = frozenset(_SIMULATED) | {
   "training.target_rate",
   "sampling.sde_atol",
   "guidance.prior_variance",
+  "model.sigma_data",
 }
 
 
@@ -96,6 +98,27 @@ def _fill_consistency(config: ConfigDict) -> None:
   }  # fmt: skip
   for name, value in values.items():
     _fill(config, f"training.{name}", value)
+
+
+def _fill_data(config: ConfigDict) -> None:
+  """Fills the values of config.data that follow the data, and makes lists tuples: a stored config has lists."""
+  from score_sde.run.data import description_of  # which imports this package
+
+  d = config.data
+  if isinstance(d.image_size, list):
+    d.image_size = tuple(d.image_size)
+  size = d.image_size if isinstance(d.image_size, tuple) else (d.image_size,)
+  if len(size) > 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
+    raise BadInput(f"data.image_size={d.image_size!r} must be a positive integer, or (height, width).")
+  if d.condition not in ("", "none") and not is_plugin(d.condition):
+    raise BadInput(f"data.condition={d.condition!r} must be FILE.py:FUNCTION, none, or unset for those of the file.")
+  for name, value in description_of(config).items():
+    if name != "levels" or d.levels is None:
+      d[name] = value
+  if d.dataset != "array":
+    _fill(config, "data.levels", 17 if d.dataset == "digits" else 256)
+  elif d.levels is None and d.uniform_dequantization:
+    raise BadInput("data.uniform_dequantization=True fills gaps between levels, and the array holds floats. Unset it.")
 
 
 def _expand_home(config: ConfigDict) -> None:
@@ -142,11 +165,15 @@ def resolve(config: ConfigDict) -> Resolved:
   _fill(config, "sampling.num_steps", solver.default_steps if few else config.model.num_scales)
   _fill(config, "sampling.eps", t.eps if progressive else sde.eps)
   _fill(config, "sampling.sde_atol", (2 if config.data.centered else 1) / 256)
-  _fill(config, "guidance.prior_variance", 1.0 if config.data.centered else 0.25)
-  _fill(config, "data.levels", 17 if config.data.dataset == "digits" else 256)
+  _fill_data(config)
+  unit = bool(config.data.std)  # standardized floats
+  _fill(config, "model.sigma_data", 1.0 if unit else 0.5)
+  _fill(config, "guidance.prior_variance", 1.0 if unit or config.data.centered else 0.25)
   g = config.guidance
   if g.task == "class":
     _fill(config, "guidance.method", "classifier_free" if config.model.num_classes else "classifier")
+  elif g.task == "condition":
+    _fill(config, "guidance.method", "classifier_free")
   elif g.task in LINEAR_TASKS + NONLINEAR_TASKS:
     _fill(config, "guidance.method", "pigdm" if g.task in LINEAR_TASKS else "dps")
   check(config, sde)
@@ -166,6 +193,9 @@ def signature(config: ConfigDict) -> dict[str, Any]:
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
   values = {key: get(config, key) for key in keys}
   values["the SDE"] = str(make_sde(config))
+  for name in ("shape", "condition_shape"):  # of arrays and conditional networks; others have no such entry
+    if config.data[name]:
+      values[f"data.{name}"] = config.data[name]
   if config.training.task == "consistency":  # other models have no such entry
     values["training.task"] = "consistency"
   return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

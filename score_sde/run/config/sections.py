@@ -10,6 +10,7 @@ from score_sde.sampling import GRIDS
 LINEAR_TASKS = ("inpaint", "colorize", "super_resolution", "deblur", "motion_deblur", "fourier", "projections")
 NONLINEAR_TASKS = ("phase_retrieval", "jpeg")
 EDITING_TASKS = ("edit", "interpolate")
+GIVEN_TASKS = ("class", "condition")  # tasks whose y the network or a classifier takes
 CLASS_METHODS = ("classifier", "classifier_free")
 AUTOGUIDANCE = "autoguidance"
 SCORE_METHODS = ("pigdm", "tmpd", "dps")  # their scores contain derivatives of the network
@@ -29,11 +30,20 @@ def distills_progressively(training: Any) -> bool:
   return training.task == "consistency" and training.objective == "progressive"
 
 
-_IMAGES = {"dataset": Other(tuple(TOYS))}
+def height_and_width(data: Any) -> tuple[int, int]:
+  """Returns (height, width) of the images of config.data, whose image_size may be one number."""
+  size = data.image_size
+  height, width = (size, size) if isinstance(size, int) else size
+  return int(height), int(width)
+
+
+_LEVELS = {"dataset": Other(tuple(TOYS))}
+_IMAGES = {"dataset": Other((*TOYS, "array"))}
 _FOLDERS = {"dataset": ("folder", "FFHQ", "CelebAHQ")}
+_ARRAYS = {"dataset": ("array",)}
 _SAMPLED = ({"enable_sampling": ()}, {"training.fid_samples": ()})
 _LIKELIHOOD = {"enable_bpd": ()}
-_INPUTS = {"task": Other(("none", "class"))}
+_INPUTS = {"task": Other(("none", *GIVEN_TASKS))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,26 +52,48 @@ class Data(Options):
 
   dataset: str = option(
     "digits",
-    "digits, a toy, idx, folder, tfrecords, FILE.py:FUNCTION, or a name of tensorflow-datasets or the official code",
+    "digits, a toy, idx, folder, array, tfrecords, FILE.py:FUNCTION, or a name of tensorflow-datasets or the official "
+    "code",
   )
   path: str = option(
-    "", "path of images, IDX files or TFRecords; for tensorflow-datasets its data_dir (unset: its default)",
+    "", "path of images, arrays, IDX files or TFRecords; for tensorflow-datasets its data_dir (unset: its default)",
     needs={"dataset": Other(("digits", *TOYS))},
   )  # fmt: skip
   category: str = option("", "category of LSUN: bedroom, church_outdoor, ...", needs={"dataset": ("LSUN",)})
-  image_size: int = option(32, "pixels per side", "[1, inf)", needs=_IMAGES)
+  test_path: str = option("", "file of the test split; unset: a tenth of data.path", needs=_ARRAYS)
+  columns: tuple[str, ...] = option((), "columns of a table that are the data; (): all of numbers", needs=_ARRAYS)
+  label_column: str = option("", "column of a table that has the classes", needs=_ARRAYS)
+  standardize: bool = option(True, "scale the channels of floats to mean 0 and standard deviation 1", needs=_ARRAYS)
+  condition: str = option(
+    "", "conditions of the network: those of an array file, if it has any; none; or FILE.py:FUNCTION(examples)"
+  )
+  image_size: Any = option(32, "pixels per side, or (height, width)", "[1, inf)", needs=_IMAGES)
   num_channels: int = option(3, "channels of an image", "[1, inf)", needs=_IMAGES)
-  levels: int | None = option(None, "gray levels; follows dataset: 17 for digits, else 256", "[2, inf)", needs=_IMAGES)
-  random_flip: bool = option(True, "flip images left to right at random in training", needs=_IMAGES)
+  levels: int | None = option(
+    None, "levels of integers; follows the data: 17 for digits, 65536 for uint16, else 256", "[2, inf)", needs=_LEVELS
+  )
+  random_flip: bool = option(True, "flip images left to right at random in training", needs=_LEVELS)
   centered: bool | None = option(None, "scale data to [-1, 1], not [0, 1]; follows the SDE: False for VE")
-  uniform_dequantization: bool = option(False, "fill the gaps between gray levels with noise", needs=_IMAGES)
+  uniform_dequantization: bool = option(False, "fill the gaps between levels with noise", needs=_LEVELS)
+  resize: str = option(
+    "lanczos", "how images get their size: by Lanczos' filter, by areas' means, cropped, padded, or cropped at random "
+    "in training", choices=("lanczos", "area", "crop", "pad", "random_crop"), needs=_IMAGES,
+  )  # fmt: skip
+  background: str = option("white", "colour of transparent parts and of padding", needs=_IMAGES)
   on_corrupt: str = option(
     "error", "action for an unreadable image of a folder", choices=("error", "skip"), needs=_FOLDERS
   )
   accept_changes: bool = option(False, "go on in a workdir although the data are not those that its run began with")
   cache_gib: float = option(
-    4.0, "image folders up to this size (GiB) are decoded once into memory", "[0, inf)", needs=_FOLDERS
-  )
+    4.0, "folders up to this size (GiB) are read once into memory", "[0, inf)",
+    needs={"dataset": (*_FOLDERS["dataset"], *_ARRAYS["dataset"])},
+  )  # fmt: skip
+  shape: tuple[int, ...] = option((), "shape of an example; follows the file", needs=_ARRAYS)
+  mean: tuple[float, ...] = option((), "mean of each channel; follows the file", needs=_ARRAYS)
+  std: tuple[float, ...] = option((), "standard deviation of each channel; follows the file", needs=_ARRAYS)
+  condition_shape: tuple[int, ...] = option((), "shape of a condition; follows the data")
+  condition_mean: tuple[float, ...] = option((), "mean of each channel of conditions; follows the file", needs=_ARRAYS)
+  condition_std: tuple[float, ...] = option((), "their standard deviation; follows the file", needs=_ARRAYS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +229,10 @@ class Sampling(Options):
     0.995, "quantile of an image's |x_0| that dynamic clipping keeps", "(0, 1]", needs={"clip": ("dynamic",)}
   )
   num_samples: int = option(64, "number of samples in a picture", "[1, inf)")
+  condition: str = option(
+    "", "file of the samples' conditions, .npy or .npz, taken in turn; unset: those of test examples",
+    needs={"data.condition_shape": ()},
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,17 +293,17 @@ class Guidance(Options):
 
   task: str = option(
     "none", "condition of the samples",
-    choices=("none", "class", *LINEAR_TASKS, *NONLINEAR_TASKS, *EDITING_TASKS),
+    choices=("none", *GIVEN_TASKS, *LINEAR_TASKS, *NONLINEAR_TASKS, *EDITING_TASKS),
   )  # fmt: skip
   method: str | None = option(
     None,
-    "class: classifier or classifier_free; measurements: pigdm, tmpd, dps, replacement, projection, ddrm; none or "
-    "class: autoguidance; follows task",
+    "class: classifier or classifier_free; condition: classifier_free; measurements: pigdm, tmpd, dps, replacement, "
+    "projection, ddrm; none or class: autoguidance; follows task",
     needs=({"task": Other(("none",))}, {"method": (AUTOGUIDANCE,)}),
   )  # fmt: skip
   label: int | None = option(
     None, "class of the samples; unset: all classes in turn", "[0, inf)",
-    needs=({"task": ("class",)}, {"model.num_classes": (), "training.task": ("score", "consistency")}),
+    needs=({"task": GIVEN_TASKS}, {"model.num_classes": (), "training.task": ("score", "consistency")}),
   )  # fmt: skip
   weak: str = option(
     "", "workdir or .safetensors file of the weaker model; unset: this workdir", needs={"method": (AUTOGUIDANCE,)}

@@ -1,23 +1,35 @@
 """Data sets: from a config to batches, each a pure function of the global step.
 
-`source.gather(indices)` returns {"image", "label"}: uint8 images (B, H, W, C), or float32 vectors (B, D). A batch is
+`source.gather(indices)` returns {"image", "label"} and possibly "condition": integers with levels such as images (B, H,
+W, C) uint8, or floats (B, ..., C) float32. A batch is
 the next `batch_size` entries of an endless, seeded sequence of permutations, one per epoch, and each host takes its own
 part of it. So a run resumes from the step alone. Flips, dequantization and scaling happen on the device.
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde.run.config.errors import BadInput, choose
 from score_sde.run.config.plugins import is_plugin
+from score_sde.run.data.arrays import FORMATS, array
+from score_sde.run.data.conditions import Conditioned, Unconditioned
+from score_sde.run.data.conditions import read as read_conditions
 from score_sde.run.data.files import digits, toy
 from score_sde.run.data.folders import DataVanished, folder, read_inputs
 from score_sde.run.data.idx import idx
 from score_sde.run.data.own import own
 from score_sde.run.data.records import tfds, tfrecord_files, tfrecords
-from score_sde.run.data.scaling import example_shape, is_image, scaling_of
+from score_sde.run.data.scaling import (
+  condition_scaling_of,
+  description_of,
+  example_shape,
+  has_levels,
+  is_image,
+  scaling_of,
+)
 from score_sde.run.data.sources import Arrays, Lazy, Source, identity
 from score_sde.run.data.stream import Stalled, batches, in_order, shuffled, within
 from score_sde.run.toys import DENSITIES, TOYS
@@ -31,19 +43,25 @@ __all__ = [
   "Source",
   "Stalled",
   "batches",
+  "condition_scaling_of",
+  "description_of",
   "example_shape",
+  "has_levels",
   "identity",
   "in_order",
   "is_image",
   "load",
   "name",
+  "read_conditions",
   "read_inputs",
   "scaling_of",
   "shuffled",
   "within",
 ]
 
-READERS = {"digits": digits, "idx": idx, "folder": folder, "tfrecords": tfrecords} | dict.fromkeys(TOYS, toy)
+READERS = {"array": array, "digits": digits, "idx": idx, "folder": folder, "tfrecords": tfrecords} | dict.fromkeys(
+  TOYS, toy
+)
 
 
 def load(config: ConfigDict, split: str) -> Source:
@@ -61,10 +79,24 @@ def load(config: ConfigDict, split: str) -> Source:
     )
   if kind in ("FFHQ", "CelebAHQ"):
     kind = "tfrecords" if tfrecord_files(config.data.path) else "folder"
-  source = (own if is_plugin(kind) else READERS.get(kind, tfds))(config, split)
+  source: Any = (own if is_plugin(kind) else READERS.get(kind, tfds))(config, split)
+  if is_plugin(config.data.condition):
+    source = Conditioned(source, config.data.condition)
+  elif config.data.condition == "none":
+    source = Unconditioned(source)
   if not len(source):
     raise BadInput(f"data.dataset={config.data.dataset!r} has no {split} examples.")
-  shape, expected = source.gather(np.array([0]))["image"].shape[1:], example_shape(config)
+  first, expected = source.gather(np.array([0])), example_shape(config)
+  shape = first["image"].shape[1:]
+  if shape != expected and kind == "array":
+    raise BadInput(
+      f"data.path={config.data.path!r} holds {split} examples of shape {shape}, and data.shape={expected}. All "
+      "examples must have one shape."
+    )
+  wanted = tuple(config.data.condition_shape)
+  if wanted and ("condition" not in first or first["condition"].shape[1:] != wanted):
+    found = first["condition"].shape[1:] if "condition" in first else None
+    raise BadInput(f"The {split} examples have conditions of shape {found}, and data.condition_shape={wanted}.")
   if shape != expected:
     raise BadInput(
       f"data.dataset={config.data.dataset!r} holds examples of shape {shape}, but data.image_size="
@@ -88,5 +120,6 @@ def name(config: ConfigDict) -> str:
   if is_plugin(config.data.dataset):
     return config.data.dataset.rpartition(":")[2]
   path = pathlib.Path(config.data.path)
-  in_files = config.data.dataset in ("idx", "folder") and (path.stem if path.suffix == ".zip" else path.name)
+  alone = path.suffix in (".zip", *FORMATS)
+  in_files = config.data.dataset in ("idx", "folder", "array") and (path.stem if alone else path.name)
   return in_files or config.data.dataset

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import zipfile
@@ -19,7 +20,8 @@ from PIL import Image
 
 from score_sde.errors import ScoreSDEError
 from score_sde.run.config.errors import BadInput, foreign
-from score_sde.run.data.files import IMAGE_SUFFIXES, as_array, fit
+from score_sde.run.config.sections import height_and_width
+from score_sde.run.data.files import IMAGE_SUFFIXES, Notes, as_array, check_image_options, fit, fitted
 from score_sde.run.data.sources import Arrays, Lazy, Source, held_out_count
 
 log = logging.getLogger(__name__)
@@ -253,7 +255,7 @@ def _held_out(names: list[str], labels: np.ndarray) -> np.ndarray:
   return chosen
 
 
-def _decoded(folder: Folder, name: str, change: Callable[[Image.Image], np.ndarray]) -> np.ndarray | str:
+def _decoded(folder: Folder, name: str, change: Callable[..., np.ndarray]) -> np.ndarray | str:
   """Returns `change` of an image, or the reason why it cannot be read."""
   try:
     with Image.open(folder.open(name)) as image:
@@ -279,21 +281,23 @@ def folder(config: ConfigDict, split: str) -> Source:
   """Reads the images of a folder and its subfolders, or of a .zip, see `layout`.
 
   Every file of the split is decoded once before training starts, so that an unreadable one is found early. Images that
-  fit into data.cache_gib stay in memory.
+  fit into data.cache_gib stay in memory, unless they are cropped at random.
   """
+  check_image_options(config.data)
   files = open_folder(config.data.path)
   found = layout(files)
   if found.left_out and split == "train":
     log.info("Left out of %s: %s.", files.root, ", ".join(f"{n} {what}" for what, n in found.left_out.items()))
   chosen = found.train if split == "train" else found.test
   names, labels = [found.names[i] for i in chosen], found.labels[chosen]
-  size, channels = config.data.image_size, config.data.num_channels
-  in_memory = len(found.names) * size * size * channels <= config.data.cache_gib * 2**30
-  fitted = lambda image: fit(image, config)
-  images = np.empty((len(names) if in_memory else 0, size, size, channels), np.uint8)
+  shape = (*height_and_width(config.data), config.data.num_channels)
+  random = config.data.resize == "random_crop" and split == "train"
+  in_memory = not random and len(found.names) * math.prod(shape) <= config.data.cache_gib * 2**30
+  images = np.empty((len(names) if in_memory else 0, *shape), np.uint8)
+  changes: list[Notes] = [[] for _ in names]
 
   def check(i: int) -> str | None:
-    image = _decoded(files, names[i], fitted)
+    image = _decoded(files, names[i], lambda image: fitted(image, config.data, None, changes[i]))
     if isinstance(image, str):
       return image
     if in_memory:
@@ -308,6 +312,8 @@ def folder(config: ConfigDict, split: str) -> Source:
       if len(names) > _CHUNK:
         log.info("Read %d of %d images of %s.", part.stop, len(names), files.root)
   _check(failures, len(names), str(files.root), config.data.on_corrupt == "skip")
+  if split == "train":
+    _tell(changes, str(files.root))
   good = [i for i, name in enumerate(names) if name not in failures]
   identity = hashlib.sha256()
   for i in good:
@@ -322,8 +328,8 @@ def folder(config: ConfigDict, split: str) -> Source:
   if in_memory:
     return Arrays(images, labels, **known)
 
-  def read(i: int) -> tuple[np.ndarray, int]:
-    image = _decoded(files, names[i], fitted)
+  def read(i: int, rng: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
+    image = _decoded(files, names[i], lambda image: fitted(image, config.data, rng))
     if isinstance(image, str):
       raise DataVanished(
         f"{files.root / names[i]} could be read when the run started and no longer can ({image}). Restore it and "
@@ -331,13 +337,29 @@ def folder(config: ConfigDict, split: str) -> Source:
       )
     return image, int(labels[i])
 
-  return Lazy(len(names), read, len(found.classes), **known)
+  return Lazy(len(names), read, len(found.classes), random=random, **known)
 
 
-def read_images(path: str, size: int | None, channels: int, batch: int) -> Iterator[np.ndarray]:
+# Changes that are told if they concern this share of the images. Those of the second line are always told.
+_MANY = 0.2
+_ALWAYS = ("first frame of an animation", "colour profile ignored")
+
+
+def _tell(changes: list[Notes], where: str) -> None:
+  """Logs what was changed in a fifth of the images or more, and which parts of others are left out."""
+  counts = collections.Counter(change for notes in changes for change in set(notes))
+  told = [
+    f"{what}: {count:,}" for what, count in counts.most_common() if count >= _MANY * len(changes) or what in _ALWAYS
+  ]
+  if told:
+    log.info("Of %s images of %s: %s.", f"{len(changes):,}", where, "; ".join(told))
+
+
+def read_images(path: str, size: tuple[int, int] | None, channels: int, batch: int) -> Iterator[np.ndarray]:
   """Yields all images of a folder or a .zip, uint8 (B, H, W, channels), whatever their classes and splits.
 
-  With `size` the central square of each is resized to it. Without it they keep their size, which must be one.
+  With `size`, (height, width), the central part of each is resized to it. Without it they keep their size,
+  which must be one.
 
   Raises:
     BadInput: if there are no images, one cannot be read, or their sizes differ.

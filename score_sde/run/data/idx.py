@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_sde.run.config.errors import BadInput, foreign
+from score_sde.run.config.sections import height_and_width
 from score_sde.run.data.files import as_bytes, fit
 from score_sde.run.data.sources import Arrays
 
@@ -122,14 +123,14 @@ def idx(config: ConfigDict, split: str) -> Arrays:
 
 def _sized(images: np.ndarray, config: ConfigDict, split: str) -> np.ndarray:
   """Pads or resizes images (N, H, W, C) to the size and channels of the config."""
-  size, channels = config.data.image_size, config.data.num_channels
+  size, channels = height_and_width(config.data), config.data.num_channels
   _, height, width, own = images.shape
-  if (height, width, own) == (size, size, channels):
+  if (height, width, own) == (*size, channels):
     return images
-  larger = size >= max(height, width)
-  if own == channels and larger and size <= _PADDED * min(height, width):
-    top, left = (size - height) // 2, (size - width) // 2
-    how, border = "padded with black", ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0))
+  larger = size[0] >= height and size[1] >= width
+  if own == channels and larger and max(size) <= _PADDED * min(height, width):
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    how, border = "padded with black", ((0, 0), (top, size[0] - height - top), (left, size[1] - width - left), (0, 0))
     images = np.pad(images, border)
   elif own in (1, 2, 3, 4):
     how = "resized"

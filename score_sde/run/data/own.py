@@ -22,7 +22,7 @@ def own(config: ConfigDict, split: str) -> Source:
   Raises:
     BadInput: if the function returns anything else.
   """
-  return _load(config.data.dataset, split, _Hashable(config.data))
+  return _load(config.data.dataset, split, Hashable(config.data))
 
 
 def shape_of(config: ConfigDict) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ def _checked(name: str, source: Any) -> Source:
   return source
 
 
-class _Hashable:
+class Hashable:
   """Hashable config.data, for arguments of a cached function. Two are equal if all their values are equal."""
 
   def __init__(self, section: ConfigDict):
@@ -54,11 +54,11 @@ class _Hashable:
     return hash(self._values)
 
   def __eq__(self, other: Any) -> bool:
-    return isinstance(other, _Hashable) and self._values == other._values
+    return isinstance(other, Hashable) and self._values == other._values
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, split: str, data: _Hashable) -> Source:
+def _load(name: str, split: str, data: Hashable) -> Source:
   found = load("data.dataset", name, "from (config.data, split) to examples")(data.section, split)
   if hasattr(found, "gather"):
     return _checked(name, found)

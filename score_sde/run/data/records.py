@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_sde.run.config.errors import BadInput, foreign
+from score_sde.run.config.sections import height_and_width
 from score_sde.run.data.files import as_bytes, fit
 from score_sde.run.data.sources import Lazy, split_off
 from score_sde.run.toys import TOYS
@@ -23,7 +24,7 @@ OFFICIAL_NAMES = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb
 def _fitted(image: np.ndarray, config: ConfigDict) -> np.ndarray:
   """Returns an image in the size and channels of the config, uint8. Does not copy it if it already fits."""
   image = as_bytes(image)
-  if image.shape == (config.data.image_size, config.data.image_size, config.data.num_channels):
+  if image.shape == (*height_and_width(config.data), config.data.num_channels):
     return image
   return fit(Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image), config)
 
@@ -97,7 +98,7 @@ def tfrecords(config: ConfigDict, split: str) -> Lazy:
     raise BadInput(f"data.dataset='tfrecords' found no *.tfrecord* at data.path={config.data.path!r}.")
   levels = {p: int(m[1]) for p in files if (m := re.search(r"-r(\d\d)\.tfrecord", p.name))}
   if len(files) > 1 and len(levels) == len(files):
-    files = [p for p in files if 2 ** levels[p] == config.data.image_size]
+    files = [p for p in files if (2 ** levels[p],) * 2 == height_and_width(config.data)]
     if not files:
       sizes = ", ".join(str(2**n) for n in sorted(levels.values()))
       raise BadInput(

@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 
 
+def as_stored(x: np.ndarray) -> np.ndarray:
+  """Returns examples in the type in which batches hold them: uint8 and uint16 as they are, anything else as float32."""
+  return np.asarray(x) if x.dtype in (np.uint8, np.uint16) else np.asarray(x, np.float32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
   """Arrays: a data set in memory.
 
   Attributes:
-    image: images (N, H, W, C) uint8, or vectors (N, D) float32.
+    image: the examples (N, ..., C): integers with levels such as images (N, H, W, C) uint8, or floats.
     label: classes (N,).
+    condition: a vector or an image for each example, (N, ...), or None.
+    columns: names of the columns of a table.
     names: names of all classes. This part of the data may not hold them all.
     examples: a name for each example, such as its file; empty if they have none.
     identity: a text that changes if the data do; "" to compute it from the arrays.
@@ -25,6 +32,8 @@ class Arrays:
   names: tuple[str, ...] = ()
   examples: tuple[str, ...] = ()
   identity: str = ""
+  condition: np.ndarray | None = None
+  columns: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.image)
@@ -35,7 +44,8 @@ class Arrays:
     return len(self.names) or int(self.label.max()) + 1
 
   def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    return {"image": self.image[indices], "label": self.label[indices].astype(np.int32)}
+    found = {"image": as_stored(self.image[indices]), "label": self.label[indices].astype(np.int32)}
+    return found if self.condition is None else found | {"condition": as_stored(self.condition[indices])}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,20 +57,27 @@ class Lazy:
     read: from an index to (image, label), a label of 0 to classes - 1.
     classes: number of classes.
     names, examples, identity: see `Arrays`.
+    random: True if `read` also takes a generator, and gives another part of an example with each.
   """
 
   size: int
-  read: Callable[[int], tuple[np.ndarray, int]]
+  read: Callable[..., tuple[np.ndarray, int]]
   classes: int
   names: tuple[str, ...] = ()
   examples: tuple[str, ...] = ()
   identity: str = ""
+  random: bool = False
 
   def __len__(self) -> int:
     return self.size
 
-  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    images, labels = zip(*(self.read(int(i)) for i in indices), strict=True)
+  def gather(self, indices: np.ndarray, places: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Reads the examples `indices`. A random source takes their `places` in the stream of training as seeds."""
+    if self.random and places is not None:
+      read = (self.read(int(i), np.random.default_rng(int(place))) for i, place in zip(indices, places, strict=True))
+    else:
+      read = (self.read(int(i)) for i in indices)
+    images, labels = zip(*read, strict=True)
     return {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
 
 
@@ -92,7 +109,9 @@ def identity(source: Any) -> str:
   if getattr(source, "identity", ""):
     return source.identity
   n = len(source)
-  arrays = [source.image, source.label] if isinstance(source, Arrays) else []
+  arrays = []
+  if isinstance(source, Arrays):
+    arrays = [source.image, source.label] + ([] if source.condition is None else [source.condition])
   if not arrays and n:
     arrays = list(source.gather(np.unique(np.linspace(0, n - 1, _SAMPLED).astype(int))).values())
   found = hashlib.sha256(str(n).encode())

@@ -42,7 +42,9 @@ def batches(config: ConfigDict, source: Source, start: int) -> Iterator[dict[str
   index = np.arange(local) + devices.host_index() * local
 
   def batch(step):
-    return source.gather(shuffled(config.seed, n, step * size + index)) | {"index": index.astype(np.int32)}
+    place = step * size + index
+    drawn = (place,) if getattr(source, "random", False) else ()
+    return source.gather(shuffled(config.seed, n, place), *drawn) | {"index": index.astype(np.int32)}
 
   steps = grain.MapDataset.range(start, sys.maxsize // 2).map(batch)
   threads = 1 if isinstance(source, Arrays) else 2 * (os.cpu_count() or 1)

@@ -20,10 +20,11 @@ from score_sde.run.report.progress import Bar
 log = logging.getLogger(__name__)
 
 
-def _batches(path: str, size: int | None, channels: int) -> Iterator[np.ndarray]:
+def _batches(path: str, size: Any, channels: int) -> Iterator[np.ndarray]:
   """Yields uint8 images (B, H, W, C) of a folder, a .zip, or an .npz with images under "samples" or "arr_0"."""
+  sides = (size, size) if isinstance(size, int) else size
   if not path.endswith(".npz"):
-    yield from read_images(path, size, channels, features.AT_ONCE)
+    yield from read_images(path, sides, channels, features.AT_ONCE)
     return
   with foreign(repr(path)), np.load(path) as file:
     name = next((n for n in ("samples", "arr_0") if n in file), None)
@@ -32,12 +33,12 @@ def _batches(path: str, size: int | None, channels: int) -> Iterator[np.ndarray]
     images = file[name]
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
     raise BadInput(f"{path!r} holds {images.dtype}{list(images.shape)}; expected uint8 images (N, H, W, 1 or 3).")
-  change = lambda x: as_array(Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x), size, channels)
+  change = lambda x: as_array(Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x), sides, channels)
   for i in range(0, len(images), features.AT_ONCE):
     yield np.stack([change(image) for image in images[i : i + features.AT_ONCE]])
 
 
-def _features(path: str, extractor: features.Extractor, size: int | None, channels: int) -> Iterator[Any]:
+def _features(path: str, extractor: features.Extractor, size: Any, channels: int) -> Iterator[Any]:
   with Bar(f"features of {pathlib.Path(path).name}", 1, " images") as bar:
     done = 0
     for images in _batches(path, size, channels):

@@ -109,7 +109,7 @@ def mean_bits_per_dim(
   def run(repeat, batch):
     keys = example_keys(jax.random.fold_in(key, repeat), batch["index"])
     x, log_q = prepare(keys, batch["image"])
-    log_density, nfe, t = log_p(score, fold(keys, PROBE), x, experiment.condition(batch["label"]))
+    log_density, nfe, t = log_p(score, fold(keys, PROBE), x, experiment.condition(batch))
     return jnp.stack([log_density - log_q, nfe, t], axis=1)
 
   name = f"bits/dim ({e.likelihood})"
@@ -128,9 +128,9 @@ def mean_bits_per_dim(
       len(failed), len(finished), some,
     )  # fmt: skip
   counts = {"likelihood_nfe": float(nfe), "likelihood_failed": len(failed), "examples": int(finished.sum())}
-  unit = "bits_per_dim" if experiment.scaling.is_image else "nats"
-  if not experiment.scaling.is_image:
-    values = -log_density
+  unit = "bits_per_dim" if experiment.scaling.has_levels else "nats"
+  if not experiment.scaling.has_levels:
+    values = experiment.scaling.log_slope(experiment.shape) - log_density
   elif e.likelihood == "chain" or e.dequantization == "truncated_normal":  # of discrete images
     values = -log_density / (dims * math.log(2))
   else:
@@ -174,7 +174,7 @@ def _losses(experiment: Experiment) -> Callable[..., jax.Array]:
 
   def losses(params, key, total, more, batch):
     keys = example_keys(key, batch["index"])
-    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), experiment.classes(batch["label"])
+    x, y = scaling.prepare(fold(keys, DATA), batch["image"]), experiment.given(batch)
     return loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y, **more)
 
   return devices.over_devices(losses, shared=4)

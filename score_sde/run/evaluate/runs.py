@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices
-from score_sde.run.config import BadInput, as_dict, distills_progressively, signature
+from score_sde.run.config import GIVEN_TASKS, BadInput, as_dict, distills_progressively, signature
 from score_sde.run.config.plugins import load
 from score_sde.run.evaluate import quality, reports, samples
 from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
@@ -25,7 +25,7 @@ from score_sde.run.report import pictures
 from score_sde.run.report.curves import best_step
 from score_sde.run.report.progress import wait
 from score_sde.run.storage import Path, save_atomically
-from score_sde.run.workdir import check_data, make_workdir, write_json
+from score_sde.run.workdir import check_data, make_workdir, recalled, write_json
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
     SolvesFailed: if no sample is finite, after the files are written.
     Interrupted: after a signal to stop.
   """
-  experiment = experiment or build(config)
+  experiment = experiment or build(recalled(config, workdir))
   config = experiment.config
   if config.training.task == "classifier":
     raise BadInput(
@@ -127,13 +127,18 @@ def _write_samples(
   config = experiment.config
   title = samples.title(experiment, step, nfe)
   reference = None
-  if not data.is_image(config):
+  if not data.has_levels(config):
     source = data.load(config, "test")
     reference = source.gather(np.arange(min(len(drawn), len(source), 2000)))["image"]
   captions = samples.captions(experiment, path, SHOWN)
   shown = drawn if reference is not None else drawn[:SHOWN]
   pictures.sample_grid(path / "samples.png", shown, title, reference, captions)
-  stored = samples.to_uint8(drawn, config.eval.quantization) if data.is_image(config) else drawn
+  conditions = experiment.conditions(0, len(shown))
+  if conditions is not None and conditions.ndim == 4:
+    low, high = conditions.min(), conditions.max()
+    scaled = (conditions - low) / max(high - low, 1e-12)
+    pictures.sample_grid(path / "conditions.png", scaled, f"{title}\nconditions of the samples, in the same order")
+  stored = samples.quantized(drawn, config)
   save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   samples.draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
   if reference is not None and experiment.score_model.potential:
@@ -224,8 +229,11 @@ class _Plan:
 def _plan(experiment: Experiment, path: Path) -> _Plan:
   """Checks the config before long work begins, and returns the plan. Raises BadInput if the config is wrong."""
   config, e = experiment.config, experiment.config.eval
-  if config.guidance.task not in ("none", "class"):
-    raise BadInput(f"guidance.task={config.guidance.task!r} needs --mode=sample; --mode=eval only accepts 'class'.")
+  if config.guidance.task not in ("none", *GIVEN_TASKS):
+    raise BadInput(
+      f"guidance.task={config.guidance.task!r} needs --mode=sample; --mode=eval only accepts "
+      f"{' and '.join(map(repr, GIVEN_TASKS))}."
+    )
   if not (e.enable_loss or e.enable_bpd or e.enable_sampling):
     raise BadInput("Nothing to evaluate: set eval.enable_loss, eval.enable_bpd or eval.enable_sampling.")
   if e.enable_loss and experiment.loss is None:
@@ -235,7 +243,8 @@ def _plan(experiment: Experiment, path: Path) -> _Plan:
     )
   if e.enable_sampling and config.training.task == "classifier":
     raise BadInput("training.task='classifier' draws no samples: set --config.eval.enable_sampling=False.")
-  if e.enable_sampling and e.save_samples in ("png", "array_record") and not data.is_image(config):
+  drawable = data.is_image(config) and experiment.shape[-1] in (1, 3, 4)
+  if e.enable_sampling and e.save_samples in ("png", "array_record") and not drawable:
     raise BadInput(f"eval.save_samples={e.save_samples!r} needs images, not {config.data.dataset!r}. Use 'npz'.")
   source = data.load(config, e.bpd_dataset)
   found = check_data(config, path, {e.bpd_dataset: source}, trains=False)
@@ -285,7 +294,7 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, 
     row |= found
     if devices.is_first_host():
       file = plan.path / "eval" / f"likelihood{e.report.removeprefix('report')}.npz"
-      unit = "bits_per_dim" if data.is_image(config) else "nats"
+      unit = "bits_per_dim" if data.has_levels(config) else "nats"
       keep_likelihoods(file, plan.fingerprint, step, values, unit, getattr(plan.source, "examples", ()))
   if e.enable_sampling:
     row |= _sampled(plan, step, params, unfinished / "samples")
@@ -331,10 +340,9 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: Path) -> dict[str, 
     row["samples_file"] = str(samples.save_samples(stored, e.num_samples, plan.path / "eval" / name, e.save_samples))
   first = samples.read_batch(files[0])["samples"][:SHOWN]
   picture = f"eval/{name}.png"
-  shown = first / 255 if data.is_image(config) else first
-  reference = (
-    None if data.is_image(config) else plan.source.gather(np.arange(min(len(first), len(plan.source))))["image"]
-  )
+  levels = data.has_levels(config)
+  shown = first / max(255, config.data.levels - 1) if levels else first
+  reference = None if levels else plan.source.gather(np.arange(min(len(first), len(plan.source))))["image"]
   heading = samples.title(plan.experiment, step, row["sampling_nfe"])
   captions = samples.captions(plan.experiment, plan.path, len(shown))
   pictures.sample_grid(plan.path / picture, shown, heading, reference, captions)
@@ -364,7 +372,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
     SolvesFailed: if all samples or likelihood solves of a checkpoint failed, after the reports are written.
     Interrupted: after a signal to stop.
   """
-  experiment = experiment or build(config)
+  experiment = experiment or build(recalled(config, workdir))
   config = experiment.config
   waits = config.eval.wait_minutes > 0 and not (config.eval.begin_ckpt is None and config.eval.end_ckpt is None)
   path = make_workdir(workdir) if waits else open_workdir(workdir)
@@ -417,7 +425,7 @@ def _report(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any
     "weights": config.eval.weights,
     "sampler": samples.sampler_name(experiment) if config.eval.enable_sampling else "",
     "sampling": as_dict(config.sampling) if config.eval.enable_sampling else {},
-    "quantization": config.eval.quantization if config.eval.enable_sampling and data.is_image(config) else "",
+    "quantization": config.eval.quantization if config.eval.enable_sampling and data.has_levels(config) else "",
     "devices": devices.describe(),
     "versions": reports.versions(),
     "finished": time.strftime("%Y-%m-%d %H:%M:%S %Z"),

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from score_sde.batch import Array
 from score_sde.likelihood import normalize
 from score_sde.run import data, devices
-from score_sde.run.config import AUTOGUIDANCE, BadInput, sde_name
+from score_sde.run.config import AUTOGUIDANCE, GIVEN_TASKS, BadInput, sde_name
 from score_sde.run.config.errors import foreign
 from score_sde.run.experiment import Experiment, Params
 from score_sde.run.report import pictures
@@ -53,7 +54,7 @@ def sampler_name(experiment: Experiment) -> str:
     how = "consistency model"
   else:
     how = f"{s.method}, {s.grid} grid"
-  guided = g.task == "class" or g.method == AUTOGUIDANCE
+  guided = g.task in GIVEN_TASKS or g.method == AUTOGUIDANCE
   return how + (f", {g.method.removesuffix('guidance')} guidance {g.scale:g}" if guided else "")
 
 
@@ -64,7 +65,7 @@ def _sample(experiment: Experiment, params: Params, first: int, size: int, **opt
   """
   config = experiment.config
   key = jax.random.fold_in(jax.random.key(config.seed), SAMPLES)
-  condition = experiment.labels(first, size)
+  condition = experiment.asked(first, size)
   x_T = experiment.start(jax.random.fold_in(key, START), first, size)
   shape = (size, *experiment.shape)
   x, info = experiment.draw(experiment.score(params), key, shape, first=first, condition=condition, x_T=x_T, **options)
@@ -140,6 +141,16 @@ def captions(experiment: Experiment, workdir: Path, n: int) -> list[str] | None:
   return [names[i] for i in labels]
 
 
+def quantized(samples: np.ndarray, config: ConfigDict) -> np.ndarray:
+  """Returns samples as they are stored: uint8 for up to 256 levels, uint16 for more, and floats as float32."""
+  if not data.has_levels(config):
+    return np.asarray(samples, np.float32)
+  if config.data.levels <= 256:
+    return to_uint8(samples, config.eval.quantization)
+  scaled = np.clip(np.nan_to_num(samples, posinf=0, neginf=0), 0, 1) * (config.data.levels - 1)
+  return (np.round(scaled) if config.eval.quantization == "round" else scaled).astype(np.uint16)
+
+
 def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
   """Quantizes images in [0, 1] to 256 gray levels: the nearest ("round"), or the one below ("truncate", official code).
 
@@ -152,19 +163,28 @@ def to_uint8(samples: np.ndarray, quantization: str = "round") -> np.ndarray:
 def draw_denoising(path: Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
   """Draws a picture of one sample (all samples, for points) at every frame, with E[x_0 | x_t] by Tweedie's formula."""
   config, model, scaling = experiment.config, experiment.score_model, experiment.scaling
-  y: Any = experiment.labels(0, 1) if config.model.num_classes else None
+  y: Any = experiment.given({"label": experiment.labels(0, 1), "condition": experiment.conditions(0, 1)})
   estimate = jax.jit(lambda params, x, t: model.data(params, x, t, y))
-  frames = []
+  kind = {1: "points", 2: "series"}.get(len(experiment.shape), "image")
+  inverse = lambda a: np.asarray(scaling.inverse(a))
+  frames: list[Any] = []
   for t, x, _ in trajectory:
-    if not scaling.is_image:
-      frames.append((t, x, None))
+    if kind == "points":
+      frames.append((t, inverse(x), None))
       continue
     time = jnp.full((1,), max(t, config.sampling.eps), jnp.float32)
-    inverse = lambda a: np.asarray(scaling.inverse(a))
     expected = inverse(estimate(params, jnp.asarray(x[:1]), time)[0]) if experiment.sde.is_linear else None
     frames.append((t, inverse(x[0]), expected))
+  if len(experiment.shape) == 4:  # the middle slices of a volume
+    middle = lambda a: None if a is None else a[len(a) // 2]
+    frames = [(t, middle(x), middle(expected)) for t, x, expected in frames]
+  if kind == "image" and not scaling.has_levels:  # floats are drawn over the range of the last estimate
+    last = frames[-1][2] if frames[-1][2] is not None else frames[-1][1]
+    low, high = last.min(), last.max()
+    scaled = lambda a: None if a is None else (a - low) / max(high - low, 1e-12)
+    frames = [(t, x, scaled(expected)) for t, x, expected in frames]
   below = "\nabove: x(t), scaled to its own range; below: the model's estimate of x(0)"
-  pictures.denoising(path, frames, heading + (below if scaling.is_image else ""))
+  pictures.denoising(path, frames, heading + (below if kind == "image" else ""), kind)
 
 
 def draw_density(path: Path, experiment: Experiment, params: Params, reference: np.ndarray, heading: str) -> None:
@@ -206,8 +226,8 @@ def draw_batches(
   """Draws exactly `total` samples into files batch_NNNNNN.npz in `folder`. Hosts take the batches in turn.
 
   Files are written atomically, and batches with a sound file are not drawn again, so a killed run keeps its finished
-  batches. A file holds "samples" (uint8 images by eval.quantization, or points), "finite" (n,), "nfe" (n,), "seconds",
-  and the arrays of describe(images), such as features; `described` are their names.
+  batches. A file holds "samples" (see `quantized`), "finite" (n,), "nfe" (n,), "seconds", and the arrays of
+  describe(images), such as features; `described` are their names.
 
   Returns:
     the files of all hosts, in the order of the samples, once all exist.
@@ -223,8 +243,7 @@ def draw_batches(
       start = time.monotonic()
       batch, _ = _batch(experiment, params, i * size, total, bar)
       batch["seconds"] = np.asarray(time.monotonic() - start)
-      if data.is_image(config):
-        batch["samples"] = to_uint8(batch["samples"], config.eval.quantization)
+      batch["samples"] = quantized(batch["samples"], config)
       arrays: dict[str, Any] = batch | describe(batch["samples"])
       save_atomically(files[i], lambda file, arrays=arrays: np.savez(file, **arrays))
   devices.wait_for_all(f"samples in {folder}")
@@ -244,7 +263,7 @@ def _is_whole(file: Path, n: int, experiment: Experiment, described: tuple[str, 
   """
   if not file.exists():
     return False
-  kind = np.uint8 if data.is_image(experiment.config) else np.float32
+  kind = quantized(np.zeros(1), experiment.config).dtype
   try:
     found = read_batch(file)
     sound = found["samples"].shape == (n, *experiment.shape) and found["samples"].dtype == kind

@@ -46,12 +46,21 @@ def sample_grid(
   reference: np.ndarray | None = None,
   captions: Sequence[str] | None = None,
 ) -> None:
-  """Writes a PNG of samples under a title: a grid of images in [0, 1] (N, H, W, C), or a scatter plot of points (N, 2).
+  """Writes a PNG of samples under a title.
 
-  `reference`, data of the same kind, is drawn beside the samples. `captions`, one per image, are written above them.
+  It is a grid of images in [0, 1] (N, H, W, C), or of the middle slices of volumes (N, D, H, W, C); the lines of series
+  (N, L, C); a scatter plot of points (N, 2), or histograms and scatter plots of the columns of others (N, D).
+  `reference`, data of the same kind, is drawn beside the samples. The range of images and volumes is then that of the
+  data and not [0, 1]. `captions`, one per image, are written above them.
   """
   samples = np.nan_to_num(np.asarray(samples, np.float64))
+  if samples.ndim == 2 and samples.shape[1] != 2:
+    return _histograms(path, samples, title, reference)
   panels = [("samples", samples)] + ([("data", np.asarray(reference))] if reference is not None else [])
+  if samples.ndim == 3:
+    return _lines(path, panels, title)
+  if samples.ndim > 3:
+    panels = _as_images(panels)
   figure = Figure(figsize=(6 * len(panels), 6.2))
   for i, (name, values) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), i + 1)
@@ -75,29 +84,120 @@ def sample_grid(
   _save(figure, path)
 
 
-def denoising(path: str | Path, frames: Sequence[tuple[float, np.ndarray, np.ndarray | None]], title: str) -> None:
+def _first_channels(images: np.ndarray) -> np.ndarray:
+  """Returns the channels of images (..., C) that can be drawn: all of 1, 3 or 4, or else the first 3 or 1."""
+  channels = images.shape[-1]
+  return images if channels in (1, 3, 4) else images[..., : 3 if channels > 3 else 1]
+
+
+def _slices(values: np.ndarray) -> np.ndarray:
+  """Returns the middle slices (..., H, W, C) of volumes (N, D, H, W, C), and images as they are."""
+  return values[:, values.shape[1] // 2] if values.ndim == 5 else values
+
+
+def _as_images(panels: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+  """Returns panels of images in [0, 1]: at most 64 of each, scaled to the range of the data if these are there."""
+  if len(panels) == 1:
+    return [(name, _first_channels(_slices(values))) for name, values in panels]
+  panels = [(name, _first_channels(_slices(values[:64]))) for name, values in panels]
+  low, high = np.quantile(panels[1][1], (0.002, 0.998))
+  return [(name, np.clip((values - low) / max(high - low, 1e-12), 0, 1)) for name, values in panels]
+
+
+# Series that are drawn of each set, and columns of points.
+_SERIES, _COLUMNS = 12, 5
+
+
+def _lines(path: str | Path, panels: list[tuple[str, np.ndarray]], title: str) -> None:
+  figure = Figure(figsize=(6 * len(panels), 9))
+  shown = panels[-1][1]
+  low, high = np.min(shown), np.max(shown)
+  for i, (name, values) in enumerate(panels):
+    for j, series in enumerate(values[:_SERIES]):
+      axes = figure.add_subplot(_SERIES, len(panels), j * len(panels) + i + 1)
+      axes.plot(series, lw=0.9)
+      axes.set(ylim=(low - 0.1 * (high - low), high + 0.1 * (high - low)), xticks=[])
+      axes.tick_params(labelsize=6)
+      if not j:
+        axes.set_title(name, fontsize=10)
+  figure.suptitle(title, fontsize=11)
+  _save(figure, path)
+
+
+def _histograms(path: str | Path, samples: np.ndarray, title: str, reference: np.ndarray | None) -> None:
+  """Writes histograms of the first columns on the diagonal, and scatter plots of pairs of them below it."""
+  sets = [("data", np.asarray(reference), "tab:gray")] if reference is not None else []
+  sets.append(("samples", samples, "tab:blue"))
+  count = min(samples.shape[1], _COLUMNS)
+  figure = Figure(figsize=(2.2 * count + 1.5, 2.2 * count + 0.8))
+  for row in range(count):
+    for column in range(row + 1):
+      axes = figure.add_subplot(count, count, row * count + column + 1)
+      axes.tick_params(labelsize=6)
+      low, high = np.quantile(sets[0][1][:, column], (0.001, 0.999))
+      limits = (low - 0.15 * (high - low), high + 0.15 * (high - low))
+      for name, values, color in sets:
+        if row == column:
+          axes.hist(values[:, row], bins=40, range=limits, density=True, alpha=0.5, color=color, label=name)
+        else:
+          axes.plot(values[:2000, column], values[:2000, row], ".", ms=1.5, alpha=0.4, color=color)
+      axes.set_xlim(*limits)
+      if row == count - 1:
+        axes.set_xlabel(f"column {column}", fontsize=8)
+  figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper right", fontsize=9)
+  figure.suptitle(title, fontsize=11)
+  _save(figure, path)
+
+
+def denoising(
+  path: str | Path, frames: Sequence[tuple[float, np.ndarray, np.ndarray | None]], title: str, kind: str = "image"
+) -> None:
   """Writes a PNG of one sample from noise to data.
 
   `frames` are (t, x_t, E[x_0 | x_t]) in time order. Each column shows the noisy image, scaled to its own range, and
-  below it the model's estimate of x_0. Points (N, 2) are drawn as one scatter plot per frame.
+  below it the model's estimate of x_0. For `kind` "series", arrays (L, C) are drawn as lines. For "points", x_t (N, D)
+  are all samples, one scatter plot per frame of their first two columns.
   """
-  points = frames[0][1].ndim == 2
+  if kind == "series":
+    return _denoised_series(path, frames, title)
+  points = kind == "points"
   rows = 1 if points else 2
   figure = Figure(figsize=(1.4 * len(frames), 1.45 * rows))
   for i, (t, x, expected) in enumerate(frames):
     axes = figure.add_subplot(rows, len(frames), i + 1)
     axes.set_title(f"t = {t:.2g}", fontsize=9)
+    if points and x.shape[1] == 1:
+      axes.hist(x[:, 0], bins=40)
+      axes.set(xticks=[], yticks=[])
+      continue
     if points:
-      limit = _limits(x)
-      axes.plot(*x.T, ".", markersize=1, alpha=0.5)
+      limit = _limits(x[:, :2])
+      axes.plot(*x[:, :2].T, ".", markersize=1, alpha=0.5)
       axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
       continue
     low, high = x.min(), x.max()
-    _show(axes, (x - low) / max(high - low, 1e-6))
+    _show(axes, (_first_channels(x) - low) / max(high - low, 1e-6))
     if expected is not None:
-      _show(figure.add_subplot(rows, len(frames), len(frames) + i + 1), np.clip(expected, 0, 1))
+      _show(figure.add_subplot(rows, len(frames), len(frames) + i + 1), np.clip(_first_channels(expected), 0, 1))
   lines = title.count("\n")
   figure.suptitle(title, fontsize=10, y=1.08 + 0.08 * lines if rows > 1 else 1.05 + 0.14 * lines)
+  _save(figure, path)
+
+
+def _denoised_series(
+  path: str | Path, frames: Sequence[tuple[float, np.ndarray, np.ndarray | None]], title: str
+) -> None:
+  figure = Figure(figsize=(7, 0.9 * len(frames) + 1))
+  for i, (t, x, expected) in enumerate(frames):
+    axes = figure.add_subplot(len(frames), 1, i + 1)
+    axes.plot(x[:, 0], lw=0.8, label="x(t)")
+    if expected is not None:
+      axes.plot(expected[:, 0], lw=1, label="estimate of x(0)")
+    axes.set_ylabel(f"t = {t:.2g}", fontsize=8)
+    axes.tick_params(labelsize=6)
+    axes.set_xticks([])
+  figure.axes[0].legend(fontsize=7, loc="upper right", ncols=2)
+  figure.suptitle(title, fontsize=10)
   _save(figure, path)
 
 

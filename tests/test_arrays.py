@@ -1,0 +1,237 @@
+"""Arrays as data: every format and shape, their scaling, what is refused, and runs on them."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+import score_sde as ss
+from configs import small
+from score_sde.run import data, evaluate, training
+from score_sde.run.config import BadInput, default_config, resolve
+from score_sde.run.data.stream import batches
+from score_sde.run.experiment import build
+
+rng = np.random.default_rng(0)
+
+
+def config_of(path, **changes):
+  config = small.get_config()
+  config.data.dataset, config.data.path, config.model.name = "array", str(path), "mlp"
+  config.model.nf, config.model.num_res_blocks = 16, 1
+  for key, value in changes.items():
+    section, name = key.split("__")
+    config[section][name] = value
+  return config
+
+
+def test_floats_of_every_format_and_shape_are_standardized_by_channel(tmp_path):
+  x = rng.normal(size=(200, 6, 3)) * [1, 10, 100] + [0, 5, -1e4]
+  np.save(tmp_path / "x.npy", x)
+  np.savez(tmp_path / "x.npz", x=x[:150], x_test=x[150:])
+  (tmp_path / "folder").mkdir()
+  for i, one in enumerate(x):
+    np.save(tmp_path / "folder" / f"{i:03d}.npy", one)
+  for name, n_train in (("x.npy", 180), ("x.npz", 150), ("folder", 180)):
+    config = resolve(config_of(tmp_path / name))
+    train, test = data.load(config, "train"), data.load(config, "test")
+    assert (len(train), len(test), tuple(config.data.shape)) == (n_train, 200 - n_train, (6, 3))
+    prepared = data.scaling_of(config).prepare(None, jnp.asarray(train.gather(np.arange(n_train))["image"]))
+    np.testing.assert_allclose(np.mean(prepared, axis=(0, 1)), 0, atol=2e-3)
+    np.testing.assert_allclose(np.std(prepared, axis=(0, 1)), 1, atol=1e-3)
+    back = data.scaling_of(config).inverse(prepared)
+    np.testing.assert_allclose(back, train.gather(np.arange(n_train))["image"], rtol=1e-5, atol=1e-2)
+    assert config.model.sigma_data == 1.0
+  together = np.concatenate([data.load(resolve(config_of(tmp_path / "x.npy")), s).image for s in ("train", "test")])
+  np.testing.assert_allclose(np.sort(together.ravel()), np.sort(x.ravel()))
+
+
+def test_a_table_gives_its_columns_and_classes(tmp_path):
+  table = pa.table({
+    "name": [f"row {i}" for i in range(40)], "kind": ["b", "a", "c", "a"] * 10, "count": list(range(40)),
+    "size": rng.normal(size=40),
+  })  # fmt: skip
+  pyarrow.csv.write_csv(table, tmp_path / "t.csv")
+  pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+  for name in ("t.csv", "t.parquet"):
+    config = config_of(tmp_path / name, data__label_column="kind", model__num_classes=3)
+    train = data.load(resolve(config), "train")
+    assert train.columns == ("count", "size")
+    assert train.names == ("a", "b", "c")
+    assert train.image.shape == (36, 2)
+    assert set(np.unique(train.label)) == {0, 1, 2}
+    chosen = resolve(config_of(tmp_path / name, data__columns=("size",)))
+    assert tuple(chosen.data.shape) == (1,)
+  with pytest.raises(BadInput, match=r"no column sise.*name, kind, count, size"):
+    resolve(config_of(tmp_path / "t.csv", data__columns=("sise",)))
+  with pytest.raises(BadInput, match="columns name hold no numbers"):
+    resolve(config_of(tmp_path / "t.csv", data__columns=("name",)))
+
+
+@pytest.mark.parametrize(("kind", "levels"), [(np.uint8, 256), (np.uint16, 65536)])
+def test_integers_are_dequantized_over_their_levels(tmp_path, kind, levels):
+  x = rng.integers(0, levels, (50, 4, 6, 5)).astype(kind)
+  np.save(tmp_path / "x.npy", x)
+  config = resolve(config_of(tmp_path / "x.npy", data__uniform_dequantization=True))
+  assert (config.data.levels, tuple(config.data.shape)) == (levels, (4, 6, 5))
+  raw = data.load(config, "train").gather(np.arange(3))["image"]
+  assert raw.dtype == kind
+  keys = jax.random.split(jax.random.key(0), 3)
+  found = (np.asarray(data.scaling_of(config).prepare(keys, jnp.asarray(raw))) + 1) / 2 * levels  # centered under VP
+  assert (found >= raw - 0.02).all()
+  assert (found <= raw + 1.02).all()
+
+
+REFUSED = {
+  "not a number": (lambda: np.where(np.arange(40).reshape(20, 2) == 7, np.nan, rng.normal(size=(20, 2))),
+                   r"x of example 3 is nan at entry \(1,\)"),
+  "constant": (lambda: np.stack([np.full(20, 3.0), rng.normal(size=20)], axis=1), r"channel 0 is constant \(3\)"),
+  "integers": (lambda: rng.integers(0, 200, (20, 2)), "int64.*run from [0-9]+ to [0-9]+: save it as uint8"),
+  "truth values": (lambda: rng.normal(size=(20, 2)) > 0, "bool.*data.levels=2"),
+  "text": (lambda: np.array([["a"]] * 20), "Save text and objects as numbers"),
+  "few": (lambda: rng.normal(size=(6, 2)), "6 examples, and at least 10 are needed"),
+  "many axes": (lambda: rng.normal(size=(20, 1, 1, 1, 1, 2)), "Accepted are points"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_trained_on_is_named(tmp_path, name):
+  make, message = REFUSED[name]
+  np.save(tmp_path / "x.npy", make())
+  with pytest.raises(BadInput, match=message):
+    data.load(resolve(config_of(tmp_path / "x.npy")), "train")
+
+
+def test_ragged_files_and_folders_are_named(tmp_path):
+  np.save(tmp_path / "x.npy", np.array([np.ones(2), np.ones(3)], object), allow_pickle=True)
+  with pytest.raises(BadInput, match="ragged shapes are not accepted"):
+    resolve(config_of(tmp_path / "x.npy"))
+  (tmp_path / "folder").mkdir()
+  np.save(tmp_path / "folder" / "a.npy", np.ones((4, 1)))
+  np.save(tmp_path / "folder" / "b.npy", np.ones((5, 1)))
+  with pytest.raises(BadInput, match=r"a.npy has float64\[4, 1\] and b.npy float64\[5, 1\]"):
+    resolve(config_of(tmp_path / "folder"))
+  with pytest.raises(BadInput, match="does not exist"):
+    resolve(config_of(tmp_path / "missing.npy"))
+  np.savez(tmp_path / "x.npz", x=np.ones((20, 2)), labels=np.ones(20))
+  with pytest.raises(BadInput, match=r"arrays labels, x\. Name the examples x, classes y"):
+    resolve(config_of(tmp_path / "x.npz"))
+
+
+def test_a_large_file_is_mapped_and_not_read(tmp_path, monkeypatch):
+  from score_sde.run.data import arrays
+
+  monkeypatch.setattr(arrays, "_LARGE", 100)
+  x = rng.normal(size=(100, 5)).astype(np.float32)
+  np.save(tmp_path / "x.npy", x)
+  config = resolve(config_of(tmp_path / "x.npy"))
+  train, test = data.load(config, "train"), data.load(config, "test")
+  assert isinstance(train.image.array, np.memmap)
+  both = np.concatenate([s.gather(np.arange(len(s)))["image"] for s in (train, test)])
+  np.testing.assert_array_equal(np.sort(both.ravel()), np.sort(x.ravel()))
+  assert data.identity(train) != data.identity(test)
+
+
+FUNCTION = """
+import numpy as np
+def arrays(section, split):
+  rng = np.random.default_rng(split == "train")
+  return {"x": rng.normal(size=(30, 4)) * 7 + 3, "condition": rng.normal(size=(30, 2))}
+def halves(examples):
+  return examples[:, :2] / 10
+"""
+
+
+def test_a_function_gives_the_arrays_and_another_one_the_conditions(tmp_path):
+  file = tmp_path / "own.py"
+  file.write_text(FUNCTION)
+  config = resolve(config_of(f"{file}:arrays"))
+  assert (tuple(config.data.shape), tuple(config.data.condition_shape)) == ((4,), (2,))
+  assert np.std(data.load(config, "train").gather(np.arange(30))["image"]) == pytest.approx(7, rel=0.2)
+  config = resolve(config_of(f"{file}:arrays", data__condition=f"{file}:halves"))
+  first = data.load(config, "test").gather(np.arange(3))
+  np.testing.assert_allclose(first["condition"], first["image"][:, :2] / 10)
+  assert not tuple(resolve(config_of(f"{file}:arrays", data__condition="none")).data.condition_shape)
+  config = default_config()
+  np.savez(tmp_path / "x.npz", x=rng.normal(size=(20, 8, 8, 1)), condition=rng.normal(size=(20, 2)))
+  config.data.dataset, config.data.path, config.model.name = "array", str(tmp_path / "x.npz"), "wideresnet"
+  config.training.task, config.model.num_classes = "classifier", 2
+  with pytest.raises(BadInput, match=r"takes no conditions.*data.condition=none"):
+    build(config)
+
+
+def test_nats_of_an_array_carry_the_jacobian_of_its_scaling(tmp_path):
+  """With the exact score of standardized data, nats are the entropy of the Gaussian that was standardized."""
+  mean, std = np.array([3.0, -200.0, 0.5]), np.array([0.1, 30.0, 2.0])
+  scaling = ss.Scaling(levels=None, mean=tuple(mean), std=tuple(std))
+  network = lambda params, x, labels, keys: params * x  # the exact score of N(0, I) under VP
+  model = ss.Model(ss.ScoreModel(ss.VP(), network), -1.0, scaling, (3,))
+  x = (rng.normal(size=(64, 3)) * std + mean).astype(np.float32)
+  exact = -0.5 * (((x - mean) / std) ** 2).sum(1) - np.log(std).sum() - 1.5 * math.log(2 * math.pi)
+  np.testing.assert_allclose(model.log_likelihood(jax.random.key(0), x), exact, rtol=1e-3, atol=1e-3)
+  drawn = model.sample(jax.random.key(0), 4000)
+  np.testing.assert_allclose(drawn.mean(0), mean, atol=0.1 * std.max())
+  np.testing.assert_allclose(drawn.std(0), std, rtol=0.05)
+
+
+def test_a_random_crop_is_a_function_of_the_step(tmp_path):
+  from PIL import Image
+
+  for i in range(20):
+    Image.fromarray(rng.integers(0, 255, (40, 60, 3)).astype(np.uint8)).save(tmp_path / f"{i}.png")
+  config = small.get_config()
+  config.data.dataset, config.data.path, config.data.image_size = "folder", str(tmp_path), (8, 16)
+  config.data.resize, config.data.num_channels, config.training.batch_size = "random_crop", 3, 16
+  config = resolve(config)
+  source = data.load(config, "train")
+  first, again = (next(batches(config, source, 5))["image"] for _ in range(2))
+  np.testing.assert_array_equal(first, again)
+  assert first.shape == (16, 8, 16, 3)
+  one = source.gather(np.zeros(8, int), np.arange(8))["image"]
+  assert len(np.unique(one.reshape(8, -1), axis=0)) == 8
+  original = np.asarray(Image.open(tmp_path / source.examples[0]))
+  windows = np.lib.stride_tricks.sliding_window_view(original, (8, 16, 3))[:, :, 0]
+  assert all((windows == crop).all(axis=(2, 3, 4)).any() for crop in one)
+  test = data.load(config, "test")
+  np.testing.assert_array_equal(test.gather(np.arange(2))["image"], test.gather(np.arange(2))["image"])
+
+
+RUN = {
+  "training__n_iters": 20, "training__n_jitted_steps": 10, "training__batch_size": 16, "training__log_freq": 10,
+  "training__eval_freq": 10, "training__snapshot_freq": 20, "training__snapshot_freq_for_preemption": 20,
+  "training__final_report": False, "training__snapshot_sampling": False, "sampling__method": "unipc",
+  "sampling__num_steps": 3, "sampling__num_samples": 8, "eval__num_examples": 8, "eval__batch_size": 8,
+}  # fmt: skip
+
+
+def test_a_conditional_run_is_sampled_without_its_data(tmp_path):
+  """The workdir keeps the scaling: samples, and conditions of samples, need no data."""
+  c = rng.normal(size=(100, 2)) * 5 + 1
+  np.savez(tmp_path / "pairs.npz", x=np.c_[c.sum(1), c[:, 0]] * 10 + 50, condition=c)
+  config = config_of(tmp_path / "pairs.npz", **RUN)
+  folder = str(tmp_path / "run")
+  training.train(config, folder)
+  kept = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+  assert kept["shape"] == [2]
+  assert kept["condition_shape"] == [2]
+  assert kept["mean"][0] == pytest.approx(70, abs=20)
+  evaluate.evaluate(config, folder)
+  report = json.loads((tmp_path / "run" / "report.json").read_text())["checkpoints"][0]
+  assert math.isfinite(report["nats"])
+
+  np.save(tmp_path / "asked.npy", np.array([[1.0, 2.0], [3.0, 4.0]]))
+  config.sampling.condition = str(tmp_path / "asked.npy")
+  (tmp_path / "pairs.npz").unlink()
+  model = ss.load(folder)
+  x = model.sample(jax.random.key(0), 6, condition=[1.0, 2.0])
+  assert x.shape == (6, 2)
+  assert not np.allclose(x, model.sample(jax.random.key(0), 6, condition=[9.0, 2.0]))
+  assert model.log_likelihood(jax.random.key(1), x, condition=np.ones((6, 2))).shape == (6,)
+  with pytest.raises(ss.InvalidArgument, match=r"condition of \[3\] must be \[2\]"):
+    model.sample(jax.random.key(0), 6, condition=[1.0, 2.0, 3.0])

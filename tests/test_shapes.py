@@ -1,0 +1,169 @@
+"""Networks on rectangles, series and volumes, and with conditions beside the class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.conditions import nothing_like
+from score_sde.guidance import ClassifierFree
+from score_sde.models import DDPM, MLP, DiT, NCSNpp, NCSNv2_64, WideResnet, dit
+from score_sde.sde import VP
+
+NCSNPP = NCSNpp(
+  nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0, fir=False, resblock_type="ddpm",
+  progressive_input="residual", scale_by_sigma=False, init_scale=1.0,
+)  # fmt: skip
+DDPM_ = DDPM(nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0, init_scale=1.0)
+SMALL = {
+  "ncsnpp": NCSNPP,
+  "ncsnpp, biggan and fir": NCSNPP.clone(fir=True, resblock_type="biggan", progressive="output_skip"),
+  "ddpm": DDPM_,
+  "dit": DiT(nf=32, num_res_blocks=1, num_heads=2),
+}
+
+
+def params_of(network, x, y=None):
+  """Random parameters, none of which is zero."""
+  params = network.init(jax.random.key(0), x, jnp.ones(len(x)), None, y)["params"]
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return jax.tree.unflatten(tree, [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
+
+
+def without_neighbours(params, axis):
+  """The parameters with kernels that see no neighbours along a spatial axis."""
+
+  def cut(a):
+    if a.ndim != 4 or a.shape[axis] != 3:
+      return a
+    keep = np.zeros(3).reshape([3 if i == axis else 1 for i in range(4)])
+    keep.flat[1] = 1
+    return a * keep
+
+  return jax.tree.map(cut, params)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("name", ["ncsnpp", "ddpm"])
+def test_a_rectangle_of_two_equal_squares_gives_the_squares_output_twice(name, axis):
+  """Norms and attention see the same statistics; kernels that do not look across the seam see the same pixels.
+
+  Only convolutions of stride 2 differ at borders, so they are left out.
+  """
+  network = SMALL[name].clone(**({"resamp_with_conv": False, "progressive_input": "none"} if name == "ncsnpp" else
+                                 {"resamp_with_conv": False}))  # fmt: skip
+  square = jax.random.normal(jax.random.key(2), (2, 16, 16, 3))
+  params = without_neighbours(params_of(network, square), axis - 1)
+  labels = jnp.array([0.5, 3.0])
+  expected = network.apply({"params": params}, square, labels)
+  twice = jnp.concatenate([square, square], axis=axis)
+  # Attention is chosen by the height of a level.
+  tall = network.clone(attn_resolutions=(16,)) if axis == 1 else network
+  found = tall.apply({"params": params}, twice, labels)
+  np.testing.assert_allclose(found, jnp.concatenate([expected, expected], axis=axis), atol=3e-4)
+
+
+def test_a_transformer_sees_a_rectangle_as_its_patches(monkeypatch):
+  """With the positions of the square for both halves, attention to two equal halves is attention to one."""
+  network, square = SMALL["dit"], jax.random.normal(jax.random.key(2), (2, 8, 8, 3))
+  params, labels = params_of(network, square), jnp.array([5.0, 300.0])
+  expected = network.apply({"params": params}, square, labels)
+  positions = dit._sincos((4, 4), 32).reshape(4, 4, 32)
+  monkeypatch.setattr(dit, "_sincos", lambda sizes, dim: np.concatenate([positions, positions], axis=1).reshape(-1, 32))
+  found = network.apply({"params": params}, jnp.concatenate([square, square], axis=2), labels)
+  np.testing.assert_allclose(found, jnp.concatenate([expected, expected], axis=2), atol=1e-4)
+
+
+@pytest.mark.parametrize("network", [NCSNv2_64(nf=8), WideResnet(num_classes=3)], ids=["ncsnv2", "wideresnet"])
+def test_other_networks_take_rectangles(network):
+  x, labels = jnp.ones((2, 32, 64, 3)), jnp.ones(2) if isinstance(network, WideResnet) else jnp.ones(2, jnp.int32)
+  out = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), x, labels)[0])
+  assert out.shape == ((2, 3) if isinstance(network, WideResnet) else x.shape)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_series_is_an_image_of_height_one_kernel_row(name):
+  """A series through the network in one dimension: output like x, and the middle row of kernels for images gives it.
+
+  An image whose rows are all equal, with kernels that do not look at other rows, is a series.
+  """
+  network, series = SMALL[name], jax.random.normal(jax.random.key(3), (2, 16, 2))
+  params, labels = params_of(network, series), jnp.array([0.5, 3.0])
+  out = network.apply({"params": params}, series, labels)
+  assert out.shape == series.shape
+  if name == "dit" or "fir" in name:  # their layers differ between one and two dimensions
+    return
+  network = network.clone(attn_resolutions=(8,), resamp_with_conv=False)
+  network = network.clone(progressive_input="none") if name == "ncsnpp" else network
+  params = params_of(network, series)
+  out = network.apply({"params": params}, series, labels)
+  image = jnp.broadcast_to(series[:, None], (2, 16, 16, 2))
+  as_2d = jax.tree.map(lambda a: jnp.stack([0 * a, a, 0 * a]) if a.ndim == 3 and a.shape[0] == 3 else a, params)
+  as_2d = jax.tree.map(lambda a: a[None] if a.ndim == 3 and a.shape[0] == 1 else a, as_2d)
+  found = network.apply({"params": as_2d}, image, labels)
+  np.testing.assert_allclose(found, jnp.broadcast_to(out[:, None], image.shape), atol=3e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_volumes_have_kernels_in_three_dimensions(name):
+  network, x = SMALL[name], jnp.ones((1, 8, 4, 4, 2))
+  out, variables = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), x, jnp.ones(1)))
+  assert out.shape == x.shape
+  if name != "dit":
+    assert any(a.shape[:3] == (3, 3, 3) for a in jax.tree.leaves(variables))
+
+
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+CONDITIONAL = [
+  (MLP(nf=16, num_res_blocks=1), (5,), (3,)),
+  (MLP(nf=16, num_res_blocks=1), (4, 2), (4, 3)),
+  (NCSNPP, (16, 16, 1), (4,)),
+  (NCSNPP, (16, 16, 1), (16, 16, 2)),
+  (NCSNPP, (16, 2), (16, 1)),
+  (DDPM_, (16, 16, 1), (16, 16, 1)),
+  (SMALL["dit"], (8, 8, 1), (8, 8, 1)),
+  (SMALL["dit"], (8, 8, 1), (3,)),
+]
+
+
+@pytest.mark.parametrize(("network", "shape", "condition"), CONDITIONAL, ids=lambda v: str(getattr(v, "name", v))[:20])
+def test_a_condition_changes_the_output_and_none_is_not_zero(network, shape, condition):
+  network = network.clone(condition_shape=condition, num_classes=2)
+  x, labels = jax.random.normal(jax.random.key(0), (2, *shape)), jnp.ones(2)
+  c = jax.random.normal(jax.random.key(1), (2, *condition))
+  params = params_of(network, x, {"label": jnp.zeros(2, jnp.int32), "condition": c})
+  run = lambda y: network.apply({"params": params}, x, labels, None, y)
+  given = {"label": jnp.array([0, 1]), "condition": c}
+  assert run(given).shape == x.shape
+  assert not np.allclose(run(given), run(given | {"condition": c + 1}), atol=1e-4)
+  assert not np.allclose(run(given), run(given | {"label": jnp.array([1, 1])}), atol=1e-4)
+  assert not np.allclose(run(given | {"condition": 0 * c}), run({"label": given["label"]}), atol=1e-4)
+  np.testing.assert_allclose(run(nothing_like(given)), run(None), atol=1e-6)
+
+
+def test_conditions_are_dropped_for_a_share_of_the_examples_and_by_their_own_keys():
+  network = MLP(nf=16, num_res_blocks=1, condition_shape=(3,), condition_dropout=0.3)
+  x, labels, c = jnp.ones((400, 2)), jnp.ones(400), jnp.ones((400, 3))
+  params = params_of(network, x, {"condition": c})
+  keys = jax.random.split(jax.random.key(0), 400)
+  run = lambda y, keys: network.apply({"params": params}, x, labels, keys, y)
+  dropped = np.isclose(run({"condition": c}, keys), run(None, None)[0]).all(axis=1)
+  assert dropped.mean() == pytest.approx(0.3, abs=0.07)
+  alone = network.apply({"params": params}, x[:7], labels[:7], keys[:7], {"condition": c[:7]})
+  np.testing.assert_allclose(alone, run({"condition": c}, keys)[:7], atol=1e-6)
+
+
+def test_classifier_free_guidance_takes_labels_conditions_and_both():
+  """score + scale (score of y - score): of scale 2 it goes as far beyond the conditional score again."""
+
+  def score(x, t, y):
+    c, label = y["condition"], y["label"]
+    given = ~jnp.isnan(c).any(axis=1)
+    return x + jnp.where(given, jnp.nan_to_num(c).sum(axis=1) + label, 0)[:, None]
+
+  x, t = jnp.zeros((3, 2)), jnp.full(3, 0.5)
+  y = {"label": jnp.array([1, 2, 3]), "condition": jnp.ones((3, 4))}
+  found = ClassifierFree(VP(), scale=2.0)(score, x, t, y)
+  np.testing.assert_allclose(found, 2 * score(x, t, y), rtol=1e-6)
