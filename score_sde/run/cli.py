@@ -28,7 +28,7 @@ from score_sde.run.config import SDES, BadInput, check_key, describe, keys, reso
 from score_sde.run.data import Stalled
 from score_sde.run.devices import programs
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
-from score_sde.run.workdir import copy_stderr, make_workdir
+from score_sde.run.workdir import copy_stderr, make_workdir, recalled
 from score_sde.sampling import METHODS
 
 MODES = ("train", "sample", "eval", "plan")
@@ -191,7 +191,8 @@ def run() -> None:
   """Runs run.py and the commands train, sample and eval."""
 
   def action() -> None:
-    config, workdir = resolve(_CONFIG.value), os.path.expanduser(_WORKDIR.value or "")
+    workdir = os.path.expanduser(_WORKDIR.value or "")
+    config = resolve(recalled(_CONFIG.value, workdir))
     _check_effects(config, sys.argv)
     if _MODE.value == "plan":
       plan.main(config, _TARGET.value, workdir or None, pathlib.Path(_config_file(sys.argv).partition(":")[0]).stem)
@@ -217,7 +218,8 @@ def _run_tool(action: Callable[..., Any], positional: Sequence[str] = (), *, nee
 
   def main(arguments: Sequence[str]) -> None:
     paths = ([str(_WORKDIR.value)] if needs_workdir else []) + list(arguments[1:])
-    _call(lambda: action(_CONFIG.value, *(os.path.expanduser(path) for path in paths)))
+    known = lambda: recalled(_CONFIG.value, os.path.expanduser(_WORKDIR.value or ""))
+    _call(lambda: action(known(), *(os.path.expanduser(path) for path in paths)))
 
   app.run(main, flags_parser=lambda argv: _parse(argv, positional, needs_workdir))
 
@@ -239,6 +241,19 @@ def _stats() -> None:
   from score_sde.run.features import stats
 
   _run_tool(stats, ("OUTPUT.npz",), needs_workdir=False)
+
+
+def _data() -> None:
+  from score_sde.run.report.preview import show
+
+  flags.DEFINE_string("output", "data.png", "The picture.")
+
+  def action(config: ConfigDict, command: str) -> None:
+    if command != "show":
+      raise BadInput(f"data {command!r} is no command: use python -m score_sde data show --config=FILE.")
+    show(config, os.path.expanduser(str(flags.FLAGS.output)))
+
+  _run_tool(action, ("show",), needs_workdir=False)
 
 
 def _suggest_sigmas() -> None:
@@ -340,6 +355,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
     "average a run's parameters over other widths",
     _ema,
   ),
+  "data": ("show --config=FILE [--output=data.png]", "draw the data as the network will see them", _data),
   "stats": ("OUTPUT.npz --config=FILE", "write the statistics that FIDs compare with", _stats),
   "fid": (
     "A B [--features=inception|WORKDIR] [--inception_path=FILE] [--image_size=N]",

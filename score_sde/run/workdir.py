@@ -128,8 +128,10 @@ def recalled(config: ConfigDict, workdir: str) -> ConfigDict:
 
   So the scaling of the data stays that of the training, and the data need not be there anymore for sampling.
   """
+  if config.data.dataset != "array" or config.data.shape or not workdir:
+    return config
   file = storage.path_of(workdir) / "config.json"
-  if config.data.dataset != "array" or config.data.shape or not (file.is_file() and checkpoints.exists(workdir)):
+  if not (file.is_file() and checkpoints.exists(workdir)):
     return config
   with foreign(str(file), "It is no config of a run: remove it."):
     kept = json.loads(file.read_text())["data"]

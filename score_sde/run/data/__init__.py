@@ -119,6 +119,8 @@ def name(config: ConfigDict) -> str:
   """Returns the data set's name for pictures and reports. Data in files is named by its folder."""
   if is_plugin(config.data.dataset):
     return config.data.dataset.rpartition(":")[2]
+  if config.data.dataset == "array" and is_plugin(config.data.path):
+    return config.data.path.rpartition(":")[2]
   path = pathlib.Path(config.data.path)
   alone = path.suffix in (".zip", *FORMATS)
   in_files = config.data.dataset in ("idx", "folder", "array") and (path.stem if alone else path.name)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from score_sde.run.storage import Path, save_atomically
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
   save_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.15))
 
 
@@ -65,15 +65,7 @@ def sample_grid(
   for i, (name, values) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), i + 1)
     if values.ndim == 4:
-      columns = max(1, round(len(values) ** 0.5))
-      above = max(3, round(0.28 * values.shape[1])) if captions else 1
-      sheet, corners = _tile(np.clip(values, 0, 1), columns, above=above)
-      _show(axes, sheet)
-      if captions:
-        width = 5.5 * 72 / columns  # of an image, in points
-        size = min(9.0, width / max(0.62 * max(map(len, captions)), 2.0), 0.16 * width)
-        for (left, top), text in zip(corners, captions, strict=False):
-          axes.text(left - 0.5, top - 0.7, text, fontsize=size, va="bottom", ha="left", clip_on=True, parse_math=False)
+      _grid(axes, values, captions)
     else:
       limit = _limits(panels[-1][1])
       axes.plot(*values.T, ".", markersize=2, alpha=0.5)
@@ -81,7 +73,50 @@ def sample_grid(
     if len(panels) > 1:
       axes.set_title(name, fontsize=10)
   figure.suptitle(title, fontsize=11)
-  _save(figure, path)
+  save(figure, path)
+
+
+def _grid(axes, images: np.ndarray, captions: Sequence[str] | None, inches: float = 5.5) -> None:
+  """Draws a square grid of images (N, H, W, C) in [0, 1], with captions above them that fit into its `inches`."""
+  columns = max(1, round(len(images) ** 0.5))
+  above = max(3, round(0.28 * images.shape[1])) if captions else 1
+  sheet, corners = _tile(np.clip(images, 0, 1), columns, above=above)
+  _show(axes, sheet)
+  if captions:
+    width = inches * 72 / columns  # of an image, in points
+    size = min(9.0, width / max(0.62 * max(map(len, captions)), 2.0), 0.16 * width)
+    for (left, top), text in zip(corners, captions, strict=False):
+      axes.text(left - 0.5, top - 0.7, text, fontsize=size, va="bottom", ha="left", clip_on=True, parse_math=False)
+
+
+def examples(figure: Figure, cell, values: np.ndarray, captions: Sequence[str] | None, bounded: bool) -> None:
+  """Draws examples of any shape into a cell of a figure's grid.
+
+  Images and volumes in [0, 1] if `bounded`, else scaled to their range; series as lines, points as histograms of their
+  columns, or a scatter plot of two columns.
+  """
+  if values.ndim > 3:
+    images = _first_channels(_slices(values))
+    if not bounded:
+      low, high = np.quantile(images, (0.002, 0.998))
+      images = (images - low) / max(high - low, 1e-12)
+    return _grid(figure.add_subplot(cell), images, captions, 4.2)
+  if values.ndim == 2 and values.shape[1] == 2:
+    figure.add_subplot(cell).plot(*values.T, ".", markersize=3)
+    return None
+  series = values.ndim == 3
+  count = min(9, len(values) if series else values.shape[1])
+  inner = cell.subgridspec(3, 3, hspace=0.5)
+  for i in range(count):
+    axes = figure.add_subplot(inner[i // 3, i % 3])
+    axes.tick_params(labelsize=6)
+    if series:
+      axes.plot(values[i], lw=0.9)
+      axes.set_title(captions[i] if captions else "", fontsize=7)
+    else:
+      axes.hist(values[:, i], bins=30)
+      axes.set_title(f"column {i}", fontsize=7)
+  return None
 
 
 def _first_channels(images: np.ndarray) -> np.ndarray:
@@ -121,7 +156,7 @@ def _lines(path: str | Path, panels: list[tuple[str, np.ndarray]], title: str) -
       if not j:
         axes.set_title(name, fontsize=10)
   figure.suptitle(title, fontsize=11)
-  _save(figure, path)
+  save(figure, path)
 
 
 def _histograms(path: str | Path, samples: np.ndarray, title: str, reference: np.ndarray | None) -> None:
@@ -146,7 +181,7 @@ def _histograms(path: str | Path, samples: np.ndarray, title: str, reference: np
         axes.set_xlabel(f"column {column}", fontsize=8)
   figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper right", fontsize=9)
   figure.suptitle(title, fontsize=11)
-  _save(figure, path)
+  save(figure, path)
 
 
 def denoising(
@@ -181,7 +216,7 @@ def denoising(
       _show(figure.add_subplot(rows, len(frames), len(frames) + i + 1), np.clip(_first_channels(expected), 0, 1))
   lines = title.count("\n")
   figure.suptitle(title, fontsize=10, y=1.08 + 0.08 * lines if rows > 1 else 1.05 + 0.14 * lines)
-  _save(figure, path)
+  save(figure, path)
 
 
 def _denoised_series(
@@ -198,7 +233,7 @@ def _denoised_series(
     axes.set_xticks([])
   figure.axes[0].legend(fontsize=7, loc="upper right", ncols=2)
   figure.suptitle(title, fontsize=10)
-  _save(figure, path)
+  save(figure, path)
 
 
 def density(
@@ -220,7 +255,7 @@ def density(
   axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
   axes.set_title("data", fontsize=10)
   figure.suptitle(title, fontsize=11)
-  _save(figure, path)
+  save(figure, path)
 
 
 def posteriors(path: str | Path, rows: Sequence[dict[str, np.ndarray]], title: str) -> None:
@@ -233,7 +268,7 @@ def posteriors(path: str | Path, rows: Sequence[dict[str, np.ndarray]], title: s
       if i == 0:
         axes.set_title(name, fontsize=8)
   figure.suptitle(title, fontsize=9, y=0.93 + 0.35 / (1.3 * len(rows) + 0.3))
-  _save(figure, path)
+  save(figure, path)
 
 
 def curves(
@@ -256,4 +291,4 @@ def curves(
   axes.set(xlabel=xlabel, title=title, xscale="log" if log else "linear")
   axes.grid(alpha=0.3)
   axes.legend()
-  _save(figure, path)
+  save(figure, path)
