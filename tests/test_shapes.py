@@ -167,3 +167,64 @@ def test_classifier_free_guidance_takes_labels_conditions_and_both():
   y = {"label": jnp.array([1, 2, 3]), "condition": jnp.ones((3, 4))}
   found = ClassifierFree(VP(), scale=2.0)(score, x, t, y)
   np.testing.assert_allclose(found, 2 * score(x, t, y), rtol=1e-6)
+
+
+# --- a posterior that is known ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_learned_posterior_of_a_linear_gaussian_model_is_the_closed_form():
+  """x ~ N(0, S), c = A x + noise: x | c is Gaussian with known mean and covariance; ranks of the truth are uniform."""
+  from fitting import fit
+  from scipy import stats
+
+  import score_sde as ss
+
+  rng = np.random.default_rng(0)
+  s = np.array([[1.0, 0.6], [0.6, 0.8]])
+  a, noise = np.array([[1.0, -0.5]]), 0.5
+  gain = s @ a.T @ np.linalg.inv(a @ s @ a.T + noise**2 * np.eye(1))
+  covariance = s - gain @ a @ s
+
+  def pairs(rng, n):
+    x = rng.multivariate_normal(np.zeros(2), s, n)
+    return x.astype(np.float32), (x @ a.T + noise * rng.standard_normal((n, 1))).astype(np.float32)
+
+  network = MLP(nf=64, num_res_blocks=2, condition_shape=(1,), condition_dropout=0.1)
+  apply = lambda params, x, labels, keys=None, *y: network.apply({"params": params}, x, labels, keys, *y)
+  model = ss.ScoreModel(ss.VP(), apply, parameterization="edm", conditioning="sigma", sigma_data=1.0)
+  loss = ss.ScoreMatching(model, weighting="edm", time_sampling="lognormal", stratified=True)
+  params = network.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones(1))["params"]
+  root, gain_ = jnp.asarray(np.linalg.cholesky(s), jnp.float32), jnp.asarray(a.T, jnp.float32)
+
+  def draw(key, n):
+    key, other = jax.random.split(key)
+    x = jax.random.normal(key, (n, 2)) @ root.T
+    return jnp.concatenate([x, x @ gain_ + noise * jax.random.normal(other, (n, 1))], axis=1)
+
+  conditional = lambda params, keys, both, index, size: loss(
+    params, keys, both[:, :2], index, size, y={"condition": both[:, 2:]}
+  )
+  params = fit(conditional, params, draw, 3000)
+  score = jax.tree_util.Partial(model.score, params)
+  sample = lambda key, c: ss.sample(
+    jax.random.key(key),
+    ss.VP(),
+    score,
+    (len(c), 2),
+    condition={"condition": jnp.asarray(c)},
+    solver=ss.UniPC(),
+    steps=20,
+  )
+  for value in (-1.5, 0.0, 1.0):
+    x = np.asarray(sample(0, np.full((20_000, 1), value, np.float32)))
+    np.testing.assert_allclose(x.mean(0), gain[:, 0] * value, atol=0.05)
+    np.testing.assert_allclose(np.cov(x.T), covariance, rtol=0.05, atol=0.02)
+  without = np.asarray(sample(1, np.full((20_000, 1), np.nan, np.float32)))  # "not given": the prior
+  np.testing.assert_allclose(np.cov(without.T), s, rtol=0.08, atol=0.03)
+
+  truth, c = pairs(rng, 2000)
+  drawn = np.asarray(sample(2, np.repeat(c, 19, axis=0))).reshape(2000, 19, 2)
+  for direction in ([1, 0], [0, 1], [1, 1]):
+    ranks = np.sum(drawn @ direction < (truth @ direction)[:, None], axis=1)  # 0 to 19
+    assert stats.chisquare(np.bincount(ranks, minlength=20)).pvalue > 0.01, direction
