@@ -1,4 +1,6 @@
-"""What models of arrays have learned, against what is known: `python -m benchmarks.arrays --runs=FOLDER [--samples=2000]`.
+"""What models of arrays have learned, against what is known.
+
+`python -m benchmarks.arrays --runs=FOLDER [--samples=2000]`
 
 FOLDER has the trained workdirs of configs/array/*.py under the configs' names (`python run.py
 --config=configs/array/ar2.py --workdir=FOLDER/ar2`, and so on); one that is not there is left out. Errors of samples
@@ -38,14 +40,11 @@ def largest(values: np.ndarray) -> str:
 
 def ar2(model: ss.Model, n: int, report: dict) -> list[list[str]]:
   known, lags = data.autocovariance(24), 24
-  errors = [
-    autocovariance(np.asarray(x), lags) / known[0] - known / known[0] for x in (drawn(model, n), real("ar2", n))
-  ]
+  errors = [(autocovariance(x, lags) - known) / known[0] for x in (drawn(model, n), real("ar2", n))]
   precision = np.linalg.inv(data.autocovariance(64)[np.abs(np.subtract.outer(np.arange(64), np.arange(64)))])
   x = real("ar2", report["examples"], "test")[..., 0]
-  exact = 0.5 * np.einsum("ni,ij,nj->n", x, precision, x) + 0.5 * (
-    64 * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1]
-  )
+  constant = 0.5 * (64 * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1])
+  exact = 0.5 * np.einsum("ni,ij,nj->n", x, precision, x) + constant
   return [
     ["series", "autocovariance at 24 lags, largest error in units of the variance", *map(largest, errors)],
     ["series", "nats of test series, beside the exact ones", f"{report['nats']:.2f}", f"{exact.mean():.2f}"],
@@ -53,7 +52,7 @@ def ar2(model: ss.Model, n: int, report: dict) -> list[list[str]]:
 
 
 def field(model: ss.Model, n: int, report: dict) -> list[list[str]]:
-  errors = [band_powers(np.asarray(x)) - 1 for x in (drawn(model, n), real("field", n))]
+  errors = [band_powers(x) - 1 for x in (drawn(model, n), real("field", n))]
   exact = -data.log_density_of_field(real("field", report["examples"], "test")).mean()
   return [
     ["field", "power in 8 bands, largest relative error", *map(largest, errors)],

@@ -135,7 +135,7 @@ def test_options_that_no_image_can_have_are_refused(tmp_path):
   folder = photographs(tmp_path)
   with pytest.raises(BadInput, match=r"data.num_channels=5.*data.dataset=array"):
     data.load(tiny(data__dataset="folder", data__path=str(folder), data__num_channels=5), "train")
-  with pytest.raises(BadInput, match="data.background='whiteish' is no colour"):
+  with pytest.raises(BadInput, match=r"data\.background='whiteish' is no colour"):
     data.load(config_of(folder, data__background="whiteish"), "train")
   for size in ((16, 16, 3), (16, 0), 12.5, "16"):
     with pytest.raises(BadInput, match=r"data.image_size=.* must be a positive integer, or \(height, width\)"):

@@ -1,6 +1,6 @@
 """Emoji, 32 x 32 in colour, by group: a small NCSN++ under VE (or `--config.training.sde=vpsde`), an hour on one core.
 
-The data are some 1,900 emoji of an npm package, see configs/emoji/images.py; give its file as --config.data.path.
+The data are some 1,900 emoji, in a folder that configs/emoji/prepare.py makes.
 """
 
 from configs import small
@@ -8,8 +8,8 @@ from configs import small
 
 def get_config():
   config = small.get_config()
-  config.data.dataset = "configs/emoji/images.py:emoji"
-  config.data.path = "emoji-datasource-twitter-16.0.0.tgz"
+  config.data.dataset = "folder"
+  config.data.path = "data/emoji"
   config.data.image_size = 32
   config.data.num_channels = 3
   config.data.uniform_dequantization = True  # for bits/dim

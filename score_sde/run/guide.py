@@ -152,7 +152,7 @@ def make_operator(config: ConfigDict, batch: int) -> Any:
   g, (*size, channels) = config.guidance, data.example_shape(config)
   shape, rng, size = (batch, *size, channels), np.random.default_rng(config.seed), (size[0], size[1])
   if g.task == "colorize" and channels != 3:
-    raise BadInput(f"guidance.task='colorize' needs images of 3 channels, and these have {channels}.")
+    raise BadInput(f"guidance.task='colorize' needs data.num_channels=3, images in colour; these have {channels}.")
   pool = {"average": operators.average_pool, "bicubic": operators.bicubic}[g.kernel]
   makers = {
     "inpaint": lambda: operators.mask(_known(g.mask, g.fraction, rng, (batch, *size, 1))),
