@@ -1,7 +1,8 @@
 """Conditions y of a score: classes, and vectors or images that belong to the examples.
 
-A score takes them as one argument y: classes (B,), or a mapping with "label" (B,) and "condition" (B, ...). A missing
-entry, a negative label and a condition with NaN all mean "not given", and y = None means that nothing is given.
+A score takes them as one argument y: classes (B,), or a mapping with "label" (B,), "condition" (B, ...) and "augment"
+(B, 9), how training examples were changed (see `augmentation`). A missing entry, a negative label and a condition with
+NaN all mean "not given", and y = None means that nothing is given.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from score_sde.batch import Array
 
 
 def part_of(y: Any, name: str) -> Array | None:
-  """Returns the part `name` of y, "label" or "condition"; None if it is not given."""
+  """Returns the part `name` of y, "label", "condition" or "augment"; None if it is not given."""
   if isinstance(y, Mapping):
     return y.get(name)
   return y if name == "label" else None

@@ -3,9 +3,9 @@
     curl -O https://registry.npmjs.org/emoji-datasource-twitter/-/emoji-datasource-twitter-16.0.0.tgz
     python -m configs.emoji.prepare emoji-datasource-twitter-16.0.0.tgz data/emoji
 
-The package holds Twitter's emoji (Twemoji, copyright Twitter and other contributors, CC-BY 4.0) as PNGs of 64 x 64 with
-a transparent background. The folder has a subfolder for each group of Unicode. Variants of skin tone, and parts of other
-emoji, are left out.
+The package holds Twitter's emoji (Twemoji, copyright Twitter and other contributors, CC-BY 4.0) as PNGs of 64 x 64
+with a transparent background. The folder has a subfolder for each group of Unicode. Variants of skin tone, and parts of
+other emoji, are left out.
 """
 
 import json

@@ -55,7 +55,8 @@ class DDPM(nn.Module):
       published.
     freq_shift, flip_sin_to_cos: of the positional embedding, see `positional_embedding`.
     mid_block_scale_factor: number that sums in the middle of the network are divided by.
-    head_dim, num_classes, label_dropout, condition_shape, condition_dropout, remat, centered, dtype: as for NCSNpp.
+    head_dim, num_classes, label_dropout, condition_shape, condition_dropout, augmented, remat, centered, dtype: as for
+      NCSNpp.
   """
 
   nf: int = setting("nf", 128)
@@ -83,6 +84,7 @@ class DDPM(nn.Module):
   num_classes: int = setting("num_classes", 0)
   label_dropout: float = setting("label_dropout", 0.1)
   condition_shape: tuple[int, ...] = ()
+  augmented: int = 0
   condition_dropout: float = setting("condition_dropout", 0.1)
   remat: bool = setting("remat", False)
   centered: bool = False
@@ -148,6 +150,10 @@ class DDPM(nn.Module):
     if self.num_classes:
       label = part_of(y, "label")
       temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(label, len(labels), keys)
+    if self.augmented:
+      changes = part_of(y, "augment")
+      changes = jnp.zeros((len(labels), self.augmented)) if changes is None else changes
+      temb = temb + nn.Dense(4 * self.nf, use_bias=False, dtype=self.dtype, name="augment")(changes)
     if len(self.condition_shape) == 1:
       embedding = VectorEmbedding(self.condition_shape, 4 * self.nf, act, self.condition_dropout, self.dtype)
       temb = temb + embedding(y, len(labels), keys)

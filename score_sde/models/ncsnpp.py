@@ -57,6 +57,7 @@ class NCSNpp(nn.Module):
     num_classes, label_dropout: number of classes, whose embedding is added to that of time; see `LabelEmbedding`.
     condition_shape, condition_dropout: shape of a condition, a vector (K,) or an image (H, W, K); () for none. See
       `conditions`.
+    augmented: numbers that describe how an example was changed, see `augmentation`; 0 for none.
     remat: do not keep activations within blocks for the backward pass: a third more work, much less memory.
     dtype: dtype of convolutions and matrix products; parameters and norms are float32.
 
@@ -89,6 +90,7 @@ class NCSNpp(nn.Module):
   num_classes: int = setting("num_classes", 0)
   label_dropout: float = setting("label_dropout", 0.1)
   condition_shape: tuple[int, ...] = ()
+  augmented: int = 0
   condition_dropout: float = setting("condition_dropout", 0.1)
   remat: bool = setting("remat", False)
   centered: bool = False
@@ -188,6 +190,10 @@ class NCSNpp(nn.Module):
     if self.num_classes:
       label = part_of(y, "label")
       temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(label, len(labels), keys)
+    if self.augmented:
+      changes = part_of(y, "augment")
+      changes = jnp.zeros((len(labels), self.augmented)) if changes is None else changes
+      temb = temb + nn.Dense(4 * self.nf, use_bias=False, dtype=self.dtype, name="augment")(changes)
     if len(self.condition_shape) == 1:
       embedding = VectorEmbedding(self.condition_shape, 4 * self.nf, act, self.condition_dropout, self.dtype)
       temb = temb + embedding(y, len(labels), keys)

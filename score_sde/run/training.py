@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import averaging
+from score_sde.augmentation import Augmentation
 from score_sde.batch import Array, example_keys, fold
 from score_sde.errors import ScoreSDEError
 from score_sde.losses import ConsistencyLoss, has_target
@@ -38,7 +39,7 @@ from score_sde.scaling import Scaling
 log = logging.getLogger(__name__)
 
 # Streams of the key per example and step.
-DATA, LOSS = range(2)
+DATA, LOSS, AUGMENT = range(3)
 
 # Streams of the run's key.
 INIT, TRAIN, EVAL = range(3)
@@ -101,6 +102,7 @@ class TrainStep:
     optimizer: from a gradient to an update.
     batch_size: size of the whole batch, over all devices and hosts.
     given: from a batch to the y that the network gets, see `experiment.Conditions`.
+    augmentation: changes the examples and tells the network, or None.
     ema_rate, ema_warmup: options of the moving average of the parameters, see config.model.
     ema_widths: see config.model.
     parts: number of parts that a device's share of the batch is split into, to compute one after the other.
@@ -114,6 +116,7 @@ class TrainStep:
   optimizer: optax.GradientTransformation
   batch_size: int
   given: Callable[[dict], Any]
+  augmentation: Augmentation | None
   ema_rate: float
   ema_warmup: bool
   ema_widths: tuple[float, ...]
@@ -165,6 +168,10 @@ class TrainStep:
       keys = example_keys(key, batch["index"])
       x = self.scaling.prepare(fold(keys, DATA), batch["image"], train=True)
       y = self.given(batch)
+      if self.augmentation is not None:
+        x, changes = self.augmentation(fold(keys, AUGMENT), x)
+        label = y if isinstance(y, dict) else {} if y is None else {"label": y}
+        y = label | {"augment": changes}
       return jnp.mean(self.loss(params, fold(keys, LOSS), x, batch["index"], self.batch_size, y=y, **more))
 
     one, parts = jax.value_and_grad(change(objective)), self.parts
@@ -196,9 +203,11 @@ def make_train_step(experiment: Experiment, mesh: Mesh | None = None) -> TrainSt
   """Returns the training step of an experiment."""
   config = experiment.config
   assert experiment.loss is not None
+  augment = config.training.augment
   return TrainStep(
     loss=experiment.loss, scaling=experiment.scaling, optimizer=make_optimizer(config),
-    batch_size=config.training.batch_size, given=experiment.given, ema_rate=config.model.ema_rate,
+    batch_size=config.training.batch_size, given=experiment.given,
+    augmentation=Augmentation(augment) if augment else None, ema_rate=config.model.ema_rate,
     ema_warmup=config.model.ema_warmup, ema_widths=tuple(config.model.ema_widths),
     parts=config.training.accumulation, unrolled=_unrolls(experiment), mesh=mesh,
   )  # fmt: skip

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from score_sde.augmentation import AUGMENTED
 from score_sde.models import MLP, MODELS, WideResnet
 from score_sde.run.config.errors import BadInput, choose
 from score_sde.run.config.keys import default_config
@@ -41,6 +42,9 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
   values = {field: tuple(v) if isinstance(v, (list, tuple)) else v for field, v in values.items()}
   values["dtype"] = jnp.dtype(config.model.dtype)
   condition = tuple(config.data.condition_shape)
+  if config.training.augment:
+    _check_augmentation(config, module, shape, condition)
+    values["augmented"] = AUGMENTED
   if condition:
     _check_condition(config, module, shape, condition)
     values["condition_shape"] = condition
@@ -94,6 +98,20 @@ def _check_read(config: ConfigDict) -> None:
       raise BadInput(
         f"{key}={config.model[name]!r} is not read by model.name={config.model.name!r}. Leave it at {default[name]!r}."
       )
+
+
+def _check_augmentation(config: ConfigDict, module: Any, shape: tuple[int, ...], condition: tuple[int, ...]) -> None:
+  given = f"training.augment={config.training.augment}"
+  if "augmented" not in {f.name for f in dataclasses.fields(module)} or not config.model.conditional:
+    raise BadInput(f"{given}: model.name={config.model.name!r} is not told of it. Use ncsnpp or ddpm, conditional.")
+  if len(shape) != 3:
+    raise BadInput(f"{given} needs images, and the data have shape {shape}. Leave it at 0.")
+  if len(condition) > 1:
+    raise BadInput(
+      f"{given} changes images and not their conditions, which are images of shape {condition}. Set it to 0."
+    )
+  if config.data.random_flip:
+    raise BadInput(f"{given} mirrors images already: set --config.data.random_flip=False.")
 
 
 def _check_condition(config: ConfigDict, module: Any, shape: tuple[int, ...], condition: tuple[int, ...]) -> None:

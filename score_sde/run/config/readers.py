@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde import guidance
+from score_sde.augmentation import Augmentation
 from score_sde.bounds import ChainBound, EvidenceBound
 from score_sde.likelihood import ExactLikelihood
 from score_sde.losses import ConsistencyLoss, ScoreMatching
@@ -62,6 +63,7 @@ READERS = (
   Reader("optim", sections.Optim),
   Reader("training", sections.Training),
   Reader("training", ScoreMatching, _SCORE),
+  Reader("training", Augmentation, {"training.task": ("score", "consistency")}),
   Reader("training", ConsistencyLoss, {"training.task": ("consistency",)}),
   Reader("training", guidance.Classifier, {"training.task": ("classifier",)}),
   # A classifier can be trained at a single noise level, too.

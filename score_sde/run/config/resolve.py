@@ -196,6 +196,8 @@ def signature(config: ConfigDict) -> dict[str, Any]:
   for name in ("shape", "condition_shape"):  # of arrays and conditional networks; others have no such entry
     if config.data[name]:
       values[f"data.{name}"] = config.data[name]
+  if config.training.augment:
+    values["training.augment"] = "set"  # the network has an input for it
   if config.training.task == "consistency":  # other models have no such entry
     values["training.task"] = "consistency"
   return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
