@@ -258,6 +258,7 @@ def test_a_teacher_of_another_sde_and_a_missing_one_are_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_a_trained_network_is_the_flow_map_of_a_mixture():
   """Improved consistency training from scratch, against a fine solve of the ODE: within 5% (root mean square)."""
   sde, width = ss.VE(0.02, 8.0), 0.7

@@ -59,7 +59,7 @@ SLOW, LONGEST = pytest.mark.slow, (pytest.mark.slow, pytest.mark.longest)
 
 
 @pytest.mark.parametrize("objective", [
-  "ect", pytest.param("cd", marks=SLOW), pytest.param("scm", marks=LONGEST), pytest.param("progressive", marks=SLOW),
+  "ect", pytest.param("cd", marks=SLOW), pytest.param("scm", marks=LONGEST), pytest.param("progressive", marks=LONGEST),
   pytest.param("ct", marks=LONGEST), pytest.param("ict", marks=LONGEST),
 ])  # fmt: skip
 def test_every_objective_trains_samples_and_is_measured(tmp_path, teacher, objective):

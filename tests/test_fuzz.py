@@ -11,6 +11,9 @@ import zipfile
 import flax.serialization
 import google_crc32c
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import safetensors.numpy
 from PIL import Image
@@ -21,7 +24,7 @@ from score_sde.metrics import Moments
 from score_sde.run import data, features, loading
 from score_sde.run.checkpoints import published
 from score_sde.run.config import BadInput, as_dict
-from score_sde.run.data import folders, records
+from score_sde.run.data import arrays, folders, records
 from score_sde.run.data.files import fit
 from score_sde.run.data.idx import read_idx
 
@@ -92,6 +95,24 @@ def zip_file(path):
   return lambda: data.load(config, "train")
 
 
+def array_file(path):
+  x = RNG.normal(size=(40, 3))
+  if path.suffix == ".npy":
+    np.save(path, x)
+  elif path.suffix == ".npz":
+    np.savez(path, x=x, y=np.arange(40) % 3, condition=x[:, :1])
+  else:
+    table = pa.table({name: x[:, i] for i, name in enumerate("abc")})
+    (pyarrow.csv.write_csv if path.suffix == ".csv" else pyarrow.parquet.write_table)(table, path)
+  config = tiny(data__dataset="array", data__path=str(path))
+
+  def read():
+    arrays._read.cache_clear()
+    return arrays.describe(arrays.array(config, "train"), True, f"data.path={str(path)!r}")
+
+  return read
+
+
 def config_file(path):
   path.write_text(json.dumps(as_dict(tiny()), default=list))
   return lambda: loading.parse_config(path.read_text(errors="replace"), str(path))
@@ -101,7 +122,8 @@ READERS = {
   "a.safetensors": safetensors_file, "official.flax": msgpack_file, "statistics.npz": statistics, "idx": idx_file,
   "idx.gz": gzipped_idx_file, "r03.tfrecords": tfrecord_file, "image.png": image_file, "image.jpg": image_file,
   "image.webp": image_file, "image.gif": image_file, "image.tif": image_file, "image.bmp": image_file,
-  "images.zip": zip_file, "config.json": config_file,
+  "images.zip": zip_file, "config.json": config_file, "x.npy": array_file, "x.npz": array_file, "x.csv": array_file,
+  "x.parquet": array_file,
 }  # fmt: skip
 
 

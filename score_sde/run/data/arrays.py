@@ -115,7 +115,8 @@ def _read(path: pathlib.Path, changed: float, key: str, columns: tuple[str, ...]
 def _files(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str) -> dict[str, _File]:
   suffix = path.suffix.lower()
   if suffix in TABLES:
-    return {"": _table(path, given, columns, label)}
+    with foreign(given, "Write the table again, with a header line."):
+      return {"": _table(path, given, columns, label)}
   if columns or label:
     raise BadInput(f"data.columns and data.label_column are for tables ({', '.join(TABLES)}), and {given} is none.")
   with foreign(given, "Arrays of objects and of ragged shapes are not accepted; all examples must have one shape."):
@@ -145,8 +146,7 @@ def _table(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str)
   import pyarrow.csv
   import pyarrow.parquet
 
-  with foreign(given, "Write the table again, with a header line."):
-    table = (pyarrow.csv.read_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.read_table)(path)
+  table = (pyarrow.csv.read_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.read_table)(path)
   unknown = [name for name in (*columns, *([label] if label else [])) if name not in table.column_names]
   if unknown:
     raise BadInput(f"{given} has no column {', '.join(unknown)}. Its columns are {', '.join(table.column_names)}.")

@@ -83,7 +83,7 @@ def show(config: ConfigDict, output: str = "data.png") -> Preview:
   counted = source.gather(data.shuffled(config.seed, len(source), index))
   its_keys = example_keys(jax.random.key(config.seed), jnp.asarray(index))
   values = np.asarray(scaling.prepare(its_keys, jnp.asarray(counted["image"])))
-  names: list[str] = list(getattr(source, "names", ())) or [str(i) for i in range(source.classes)]
+  names: list[str] = list(getattr(source, "names", ())) or [str(i) for i in range(getattr(source, "classes", 1))]
   counts = np.bincount(counted["label"], minlength=len(names))
   levels = scaling.levels
   found = Preview(
