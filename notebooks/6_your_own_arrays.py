@@ -105,7 +105,7 @@ print("mean", np.mean(samples, axis=0).round(1), "of the data", x.mean(axis=0).r
 side = np.linspace(-2, 2, 17)
 grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2).astype(np.float32)
 figure, axes = plt.subplots(1, 3, figsize=(12, 4))
-for axis, t in zip(axes, (0.1, 0.3, 0.7), strict=True):
+for axis, t in zip(axes, (0.02, 0.1, 0.4), strict=True):
   arrows = np.asarray(model.score(grid, jnp.full(len(grid), t)))
   axis.quiver(*grid.T, *(arrows / np.linalg.norm(arrows, axis=1, keepdims=True) ** 0.6).T, width=0.004)
   axis.set(title=f"score at t = {t}", aspect="equal")
