@@ -28,6 +28,7 @@ from score_sde.run.config import SDES, BadInput, check_key, describe, keys, reso
 from score_sde.run.data import Stalled
 from score_sde.run.devices import programs
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
+from score_sde.run.storage import path_of
 from score_sde.run.workdir import copy_stderr, make_workdir, recalled
 from score_sde.sampling import METHODS
 
@@ -132,16 +133,63 @@ def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
       raise BadInput(f"--config.{key} has no effect here: only {reader} reads it. Leave it out, or set that, too.")
 
 
+def _values_of(argv: Sequence[str], flag: str) -> list[str]:
+  """Returns the values that `argv` gives to a flag, in order."""
+  matches = lambda a: re.match(rf"--?{flag}(=|$)", a)
+  return [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if matches(a)]
+
+
 def _config_file(argv: Sequence[str]) -> str:
   """Returns the value of the last flag --config. Ends the program if there is none."""
-  files = [a.split("=", 1)[1] if "=" in a else b for a, b in pairwise([*argv, ""]) if re.match(r"--?config(=|$)", a)]
+  files = _values_of(argv, "config")
   if not files:
-    _fail("--config is missing. Give a config file, e.g. --config=configs/quickstart.py.")
+    _fail(
+      "--config is missing. Give a config file, e.g. --config=configs/quickstart.py, or the --workdir of a run, which "
+      "has its config."
+    )
   return files[-1]
+
+
+def _without(argv: Sequence[str], flag: str) -> list[str]:
+  """Returns `argv` without a flag and its values."""
+  kept, its_value = [], False
+  for argument in argv:
+    if not its_value and not re.match(rf"--?{flag}(=|$)", argument):
+      kept.append(argument)
+    its_value = bool(re.fullmatch(rf"--?{flag}", argument))
+  return kept
+
+
+def _take_stored_config(argv: list[str]) -> None:
+  """Replaces a config.json as --config, or a run's workdir without --config, by a file that reads the stored config."""
+  given, workdirs = _values_of(argv, "config"), _values_of(argv, "workdir")
+  if given and given[-1].endswith(".json") and not given[-1].startswith(_STORED):
+    file = os.path.expanduser(given[-1])
+  elif workdirs and not given:
+    file = str(path_of(os.path.expanduser(workdirs[-1])) / "config.json")
+    if not path_of(file).is_file():
+      return
+  else:
+    return
+  argv[1:] = [f"--config={_STORED}:{file}", *_without(argv[1:], "config")]  # before the overrides
+
+
+_STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored.py")
+
+
+# Flags of the official code, and what they are here.
+_OFFICIAL_FLAGS = {
+  "eval_folder": "--config.eval.report=report_NAME, for several evaluations of a run",
+}
 
 
 def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
   """Reads and checks the flags. `positional` names the arguments that are no flags."""
+  assert isinstance(argv, list)
+  _take_stored_config(argv)
+  for flag, now in _OFFICIAL_FLAGS.items():
+    if _values_of(argv, flag):
+      _fail(f"--{flag} is a flag of the official code: use {now}.")
   _check_overrides(_read_config(_config_file(argv)), argv)
   try:
     rest = flags.FLAGS(argv)
@@ -195,7 +243,9 @@ def run() -> None:
     config = resolve(recalled(_CONFIG.value, workdir))
     _check_effects(config, sys.argv)
     if _MODE.value == "plan":
-      plan.main(config, _TARGET.value, workdir or None, pathlib.Path(_config_file(sys.argv).partition(":")[0]).stem)
+      file, _, argument = _config_file(sys.argv).partition(":")
+      name = pathlib.Path(argument).parent.name if file == _STORED else pathlib.Path(file).stem
+      plan.main(config, _TARGET.value, workdir or None, name)
       return
     programs.cache_programs(os.path.join(workdir, "compiled"))
     if devices.host_count() > 1:

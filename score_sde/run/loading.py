@@ -38,6 +38,10 @@ def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()
   try:
     values = json.loads(text)
     config = default_config()
+    for section, its in values.items():  # JSON has no infinity
+      for name, value in its.items() if isinstance(its, dict) else ():
+        if value in ("inf", "-inf") and isinstance(config[section][name], float | None):
+          its[name] = float(value)
     with config.unlocked():
       config.update(ConfigDict(values))
   except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -77,8 +78,19 @@ def copy_stderr(workdir: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes JSON atomically."""
-  save_atomically(path, lambda file: file.write((json.dumps(value, indent=2, default=list) + "\n").encode()))
+  """Writes JSON atomically. Infinities become texts, such as "inf", and NaN null: JSON has no such numbers."""
+  text = json.dumps(_as_json(value), indent=2, allow_nan=False)
+  save_atomically(path, lambda file: file.write((text + "\n").encode()))
+
+
+def _as_json(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _as_json(part) for key, part in value.items()}
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+  if isinstance(value, str | int | bool) or value is None:
+    return value
+  return [_as_json(part) for part in value]
 
 
 def check_data(config: ConfigDict, workdir: Path, sources: dict[str, Source], *, trains: bool) -> dict:

@@ -42,9 +42,18 @@ def foreign(what: str, advice: str = "") -> Iterator[None]:
 def choose(key: str, value: Any, accepted: tuple) -> None:
   """Raises BadInput unless `value`, the value of `key`, is one of `accepted`."""
   if value not in accepted:
-    near = difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1, cutoff=0.5)
+    near = [str(a) for a in accepted if value and str(a).startswith(str(value))]
+    near = near or difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise BadInput(f"{key}={value!r} is unknown; choose one of {', '.join(map(str, accepted))}.{hint}")
+
+
+# Keys of the official code that have another name here.
+RENAMED = {
+  "sampling.batch_size": "eval.batch_size",
+  "data.tfrecords_path": "data.path",
+  "eval.enable_figures_only": "--mode=sample, which draws samples and measures nothing",
+}
 
 
 def unknown_key(config: ConfigDict, key: str) -> str:
@@ -54,6 +63,8 @@ def unknown_key(config: ConfigDict, key: str) -> str:
     known = sorted(get(config, section) if section else config)
   except (KeyError, TypeError):
     section, name, known = "", key.split(".")[0], sorted(config)
+  if key in RENAMED:
+    return f"config has no key {key!r}: it is now {RENAMED[key]}."
   near = difflib.get_close_matches(name, known, n=1)
   hint = f" Did you mean {section + '.' if section else ''}{near[0]}?" if near else ""
   return f"config has no key {key!r}.{hint} Keys of {section or 'config'}: {', '.join(known)}."

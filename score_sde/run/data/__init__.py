@@ -79,6 +79,10 @@ def load(config: ConfigDict, split: str) -> Source:
     )
   if kind in ("FFHQ", "CelebAHQ"):
     kind = "tfrecords" if tfrecord_files(config.data.path) else "folder"
+  if kind not in READERS and not is_plugin(kind) and (kind.startswith(("/", ".", "~")) or pathlib.Path(kind).exists()):
+    raise BadInput(
+      f"data.dataset={kind!r} is a path. Give it as data.path, with data.dataset=folder for images, array for numbers."
+    )
   source: Any = (own if is_plugin(kind) else READERS.get(kind, tfds))(config, split)
   if is_plugin(config.data.condition):
     source = Conditioned(source, config.data.condition)
