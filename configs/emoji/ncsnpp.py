@@ -28,12 +28,12 @@ def get_config():
 
   config.training.sde = "vesde"
   config.training.batch_size = 32
-  config.training.n_iters = 4000
+  config.training.n_iters = 2000
   config.training.n_jitted_steps = 1  # a step takes half a second on a CPU, so more would only cost compile time
-  config.training.snapshot_freq = 1000
+  config.training.snapshot_freq = 500
   config.training.snapshot_freq_for_preemption = 200
 
-  config.sampling.method = "unipc"
+  config.sampling.method = "dpm_solver_sde"
   config.sampling.num_steps = 50
   config.sampling.num_samples = 64
 
