@@ -145,6 +145,10 @@ def arrays(section, split):
   return {"x": rng.normal(size=(30, 4)) * 7 + 3, "condition": rng.normal(size=(30, 2))}
 def halves(examples):
   return examples[:, :2] / 10
+def bright(images):
+  return np.minimum(images, 200)
+def with_test(section, split):
+  return {"x": np.ones((30, 2)) * np.arange(30)[:, None], "x_test": -np.ones((7, 2))}
 """
 
 
@@ -164,6 +168,46 @@ def test_a_function_gives_the_arrays_and_another_one_the_conditions(tmp_path):
   config.training.task, config.model.num_classes = "classifier", 2
   with pytest.raises(BadInput, match=r"takes no conditions.*data.condition=none"):
     build(config)
+
+
+def test_integer_conditions_of_a_function_are_scaled_wherever_they_come_from(tmp_path):
+  """As uint8 in training and as the same numbers in a file or in Python, they reach the network as [-1, 1]."""
+  file = tmp_path / "own.py"
+  file.write_text(FUNCTION)
+  np.save(tmp_path / "x.npy", rng.integers(0, 256, (30, 4, 4, 1)).astype(np.uint8))
+  config = resolve(config_of(tmp_path / "x.npy", data__condition=f"{file}:bright"))
+  first = data.load(config, "train").gather(np.arange(3))
+  prepared = data.condition_scaling_of(config).prepare(None, jnp.asarray(first["condition"]))
+  np.testing.assert_allclose(prepared, np.minimum(first["image"], 200) / 127.5 - 1, atol=1e-6)
+  assert config.data.image_size == (4, 4)  # files for guidance get this size
+
+
+def test_the_test_split_of_a_function_and_classes_of_a_test_file(tmp_path):
+  file = tmp_path / "own.py"
+  file.write_text(FUNCTION)
+  config = resolve(config_of(f"{file}:with_test"))
+  assert (len(data.load(config, "train")), len(data.load(config, "test"))) == (30, 7)
+  table = lambda kinds: pa.table({"kind": kinds, "size": rng.normal(size=len(kinds))})
+  pyarrow.csv.write_csv(table(["a", "b", "c"] * 5), tmp_path / "train.csv")
+  pyarrow.csv.write_csv(table(["b", "c"]), tmp_path / "test.csv")
+  values = {"data__label_column": "kind", "data__test_path": str(tmp_path / "test.csv"), "model__num_classes": 3}
+  config = resolve(config_of(tmp_path / "train.csv", **values))
+  assert len(data.load(config, "train")) == 15
+  assert data.load(config, "test").label.tolist() == [1, 2]
+  pyarrow.csv.write_csv(table(["b", "z"]), tmp_path / "test.csv")
+  with pytest.raises(BadInput, match=r"has the classes z, which data.path does not have"):
+    data.load(resolve(config_of(tmp_path / "train.csv", **values)), "test")
+
+
+def test_data_in_small_units_are_no_constants(tmp_path):
+  x = 1e-9 * rng.normal(size=(50, 2))
+  np.savez(tmp_path / "x.npz", x=x, condition=x)
+  config = resolve(config_of(tmp_path / "x.npz"))
+  assert config.data.std[0] == pytest.approx(1e-9, rel=0.3)
+  assert config.data.condition_std[0] == pytest.approx(1e-9, rel=0.3)
+  np.save(tmp_path / "x.npy", np.where(np.arange(100).reshape(50, 2) == 7, 1e60, x))
+  with pytest.raises(BadInput, match=r"x of example 3 is 1e\+60 .*finite in float32"):
+    resolve(config_of(tmp_path / "x.npy"))
 
 
 def test_nats_of_an_array_carry_the_jacobian_of_its_scaling(tmp_path):
@@ -228,6 +272,8 @@ def test_a_conditional_run_is_sampled_without_its_data(tmp_path):
   np.save(tmp_path / "asked.npy", np.array([[1.0, 2.0], [3.0, 4.0]]))
   config.sampling.condition = str(tmp_path / "asked.npy")
   (tmp_path / "pairs.npz").unlink()
+  evaluate.sample(config, folder)
+  assert np.load(tmp_path / "run" / "samples.npz")["samples"].shape == (8, 2)
   model = ss.load(folder)
   x = model.sample(jax.random.key(0), 6, condition=[1.0, 2.0])
   assert x.shape == (6, 2)

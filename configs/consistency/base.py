@@ -4,6 +4,8 @@
 def from_edm(edm):
   """Returns the config of the module `edm`, changed from a score model to a consistency model."""
   config = edm.get_config()
+  config.data.random_flip = True
+  config.training.augment = 0.0
   config.training.weighting = None
   config.training.time_sampling = None
   config.training.task = "consistency"

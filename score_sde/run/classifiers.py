@@ -17,7 +17,8 @@ def load_classifier(workdir: str, user: ConfigDict | None = None) -> tuple[Exper
   Raises:
     BadInput: if `workdir` holds no trained classifier.
   """
-  allowed = [v for v in (user.training.sde, user.data.dataset) if is_plugin(v)] if user is not None else []
+  sections = [s for s in user.values() if isinstance(s, ConfigDict)] if user is not None else []
+  allowed = [v for s in sections for v in s.values() if is_plugin(v)]
   try:
     config = read_config(workdir, allowed=allowed)
   except BadInput as error:

@@ -129,8 +129,11 @@ def with_weak(experiment: Experiment, workdir: str) -> Experiment:
 def check_fits(classifier: Experiment, config: ConfigDict, workdir: str) -> None:
   """Raises BadInput if the classifier trained in `workdir` has other data or another SDE than the model of `config`."""
   theirs, ours = signature(classifier.config), signature(config)
-  keys = ("training.sde", "the SDE", "data.centered", "data.image_size", "data.num_channels")
-  differ = "; ".join(f"{k} is {theirs[k]!r}, the model's {ours[k]!r}" for k in keys if theirs[k] != ours[k])
+  keys = ("training.sde", "the SDE", "data.centered", "data.image_size", "data.num_channels", "data.mean", "data.std")
+  of = lambda values, key: values.get(key, "unset")
+  differ = "; ".join(
+    f"{k} is {of(theirs, k)!r}, the model's {of(ours, k)!r}" for k in keys if of(theirs, k) != of(ours, k)
+  )
   if differ:
     raise BadInput(
       f"The classifier of guidance.classifier={workdir!r} does not fit the model: {differ}. Train one under the same "

@@ -1,6 +1,6 @@
 """Plan of a run: its work, memory and time on a machine, known before it starts and without that machine.
 
-XLA compiles the run's own programs for the target. Nothing is run, no data is read.
+XLA compiles the run's own programs for the target. Nothing is run, and no data is read, except for the shape of arrays.
 """
 
 import contextlib

@@ -14,7 +14,10 @@ from score_sde.run.storage import path_of
 Params = Any
 
 # Settings in which two models of the same data agree.
-_SHARED = ("the SDE", "data.centered", "data.image_size", "data.num_channels", "model.num_classes")
+_SHARED = (
+  "the SDE", "data.centered", "data.image_size", "data.num_channels", "data.shape", "data.mean", "data.std",
+  "data.condition_shape", "model.num_classes",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,8 +79,11 @@ def find_model(
   if its.training.task == "classifier" or trains_paths(its.training):
     raise BadInput(f"{key}={path!r} is no score model: its training.task is {its.training.task!r}.")
   theirs, ours = signature(its), signature(config)
-  keys = [k for k in theirs if k in ours] if same_network else _SHARED
-  differ = "; ".join(f"{k} is {theirs[k]!r}, here {ours[k]!r}" for k in keys if theirs[k] != ours[k])
+  keys = [k for k in theirs | ours if k != "training.task"] if same_network else _SHARED
+  if its.training.augment and not config.training.augment:  # the same network without an input, see `init_state`
+    keys = [k for k in keys if k != "training.augment"]
+  of = lambda values, key: values.get(key, "unset")
+  differ = "; ".join(f"{k} is {of(theirs, k)!r}, here {of(ours, k)!r}" for k in keys if of(theirs, k) != of(ours, k))
   if differ:
     raise BadInput(f"{key}={path!r} does not fit this config: {differ}. Set these to its values{hint}.")
   network = create(its, example_shape(its))

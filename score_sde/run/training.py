@@ -250,7 +250,9 @@ def init_state(experiment: Experiment, teacher: Any = None) -> TrainState:
   config, loss = experiment.config, experiment.loss
   key = jax.random.key(config.seed)
   if teacher is not None and starts_from_teacher(config):
-    params = jax.tree.map(jnp.copy, teacher)
+    # Without augmentation the input for it is zero, and its weights are not needed.
+    known = {k: v for k, v in teacher.items() if k != "augment" or config.training.augment}
+    params = jax.tree.map(jnp.copy, known)
   else:
     params = experiment.init_params(jax.random.fold_in(key, INIT))
   opt_state = make_optimizer(config).init(params)

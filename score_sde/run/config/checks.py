@@ -88,6 +88,8 @@ def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
   e, continuous = config.eval, config.training.continuous
   if not re.fullmatch(r"report\w*", e.report):
     raise BadInput(f"eval.report={e.report!r} must be 'report' with letters and digits after, e.g. report_ode.")
+  if e.enable_bpd and e.likelihood == "chain" and config.data.levels is None:
+    raise BadInput("eval.likelihood='chain' is of integers with levels, and the array holds floats: use 'ode'.")
   if e.likelihood == "chain" and continuous:
     raise BadInput("eval.likelihood='chain' needs a model with training.continuous=False: use 'ode' or 'elbo'.")
   if e.likelihood == "elbo" and not continuous:
@@ -106,7 +108,7 @@ def _check_evaluation(config: ConfigDict, sde: SDE) -> None:
 
 def _check_truncated(config: ConfigDict, sde: SDE) -> None:
   e, name = config.eval, "eval.dequantization='truncated_normal'"
-  if config.data.dataset in TOYS or e.likelihood != "ode":
+  if config.data.dataset in TOYS or config.data.levels is None or e.likelihood != "ode":
     raise BadInput(f"{name} needs images with gray levels and eval.likelihood='ode'.")
   if config.data.uniform_dequantization:
     raise BadInput(f"{name} is for models of discrete images, and data.uniform_dequantization=True: use 'uniform'.")
@@ -152,6 +154,10 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
       raise BadInput(
         "guidance.method='classifier_free' needs a class-conditional network (model.num_classes). Use 'classifier', "
         "with guidance.classifier the workdir of one that --config=configs/classifier/*.py trained."
+      )
+    if g.method == "classifier" and config.data.condition_shape:
+      raise BadInput(
+        "guidance.method='classifier' is for networks without conditions: use --config.data.condition=none."
       )
     if g.method == "classifier" and networks_classes:
       raise BadInput(

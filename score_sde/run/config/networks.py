@@ -31,6 +31,8 @@ def create(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     network = load("model.name", name, "from config.model to a Flax module (x, t, y)")(config.model)
     if not isinstance(network, nn.Module):
       raise BadInput(f"model.name={name!r} gives a {type(network).__name__}, not a Flax module.")
+    if config.training.augment:
+      raise BadInput(f"training.augment={config.training.augment}: model.name={name!r} is not told of it. Set it to 0.")
     return network
   choose("model.name", name, tuple(MODELS))
   _check_read(config)
@@ -119,6 +121,10 @@ def _check_condition(config: ConfigDict, module: Any, shape: tuple[int, ...], co
     raise BadInput(
       f"model.name={config.model.name!r} takes no conditions, and the data have some, of shape {condition}. Use "
       "--config.data.condition=none, or ncsnpp, ddpm, dit or mlp."
+    )
+  if len(condition) == 1 and not config.model.get("conditional", True) and config.model.name in ("ncsnpp", "ddpm"):
+    raise BadInput(
+      "model.conditional=False leaves out the embedding, to which vector conditions are added. Set it to True."
     )
   if len(condition) > 1 and condition[:-1] != shape[:-1]:
     raise BadInput(

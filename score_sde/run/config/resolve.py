@@ -106,7 +106,8 @@ def _fill_data(config: ConfigDict) -> None:
 
   d = config.data
   if isinstance(d.image_size, list):
-    d.image_size = tuple(d.image_size)
+    with d.ignore_type():
+      d.image_size = tuple(d.image_size)
   size = d.image_size if isinstance(d.image_size, tuple) else (d.image_size,)
   if len(size) > 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
     raise BadInput(f"data.image_size={d.image_size!r} must be a positive integer, or (height, width).")
@@ -115,6 +116,11 @@ def _fill_data(config: ConfigDict) -> None:
   for name, value in description_of(config).items():
     if name != "levels" or d.levels is None:
       d[name] = value
+  if d.dataset == "array" and len(d.shape) == 3:  # so that files for guidance get the size of the array's images
+    with d.ignore_type():  # one number or two
+      d.image_size, d.num_channels = tuple(d.shape[:2]), d.shape[2]
+  if d.dataset == "array" and d.levels is not None and d.std:
+    raise BadInput(f"data.levels={d.levels}, but the array holds floats, which have none. Leave it unset.")
   if d.dataset != "array":
     _fill(config, "data.levels", 17 if d.dataset == "digits" else 256)
   elif d.levels is None and d.uniform_dequantization:
@@ -183,7 +189,17 @@ def resolve(config: ConfigDict) -> Resolved:
 
 
 # Keys of config.model that may differ between the config of a checkpoint and that of a later run in its workdir.
-_FREE = ("dropout", "label_dropout", "ema_rate", "ema_warmup", "ema_widths", "dtype", "init_scale", "remat")
+_FREE = (
+  "dropout",
+  "label_dropout",
+  "condition_dropout",
+  "ema_rate",
+  "ema_warmup",
+  "ema_widths",
+  "dtype",
+  "init_scale",
+  "remat",
+)
 
 
 def signature(config: ConfigDict) -> dict[str, Any]:
@@ -193,7 +209,12 @@ def signature(config: ConfigDict) -> dict[str, Any]:
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
   values = {key: get(config, key) for key in keys}
   values["the SDE"] = str(make_sde(config))
-  for name in ("shape", "condition_shape"):  # of arrays and conditional networks; others have no such entry
+  for name in (
+    "shape",
+    "mean",
+    "std",
+    "condition_shape",
+  ):  # of arrays and conditional networks; others have no such entry
     if config.data[name]:
       values[f"data.{name}"] = config.data[name]
   if config.training.augment:

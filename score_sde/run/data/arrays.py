@@ -85,7 +85,8 @@ def array(config: ConfigDict, split: str) -> Source:
     return _of_function(d, split)
   tested = _sized(d.test_path or d.path, d, "data.test_path" if d.test_path else "data.path")
   if d.test_path and split == "test":
-    return tested("", None)
+    whole = _sized(d.path, d, "data.path")("", None)
+    return _renumbered(tested("", None), getattr(whole, "names", ()), f"data.test_path={d.test_path!r}")
   reader = tested if not d.test_path else _sized(d.path, d, "data.path")
   return reader("_test" if split == "test" else "", None if d.test_path else split)
 
@@ -100,6 +101,17 @@ def _sized(path: str, d: ConfigDict, key: str) -> Callable[[str, str | None], So
   if root.suffix.lower() not in FORMATS:
     raise BadInput(f"{key}={path!r} is no array: give a file ({', '.join(FORMATS)}) or a folder of .npy files.")
   return lambda suffix, split: _of_file(root, key, tuple(d.columns), d.label_column, suffix, split)
+
+
+def _renumbered(source: Any, names: tuple[str, ...], given: str) -> Any:
+  """Returns a test split whose classes have the numbers of the training split, which has the classes `names`."""
+  if not names or source.names == names or not isinstance(source, Arrays):
+    return source
+  unknown = sorted(set(source.names) - set(names))
+  if unknown:
+    raise BadInput(f"{given} has the classes {', '.join(unknown)}, which data.path does not have.")
+  number = np.array([names.index(name) for name in source.names], np.int32)
+  return dataclasses.replace(source, label=number[source.label], names=names)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -228,13 +240,14 @@ def _chunks(x: Any) -> Iterator[tuple[int, np.ndarray]]:
 
 def _check_finite(x: Any, given: str, what: str, columns: tuple[str, ...] = ()) -> None:
   for low, part in _chunks(x) if x.dtype.kind == "f" else ():
-    bad = ~np.isfinite(part)
+    with np.errstate(over="ignore"):
+      bad = ~np.isfinite(part.astype(np.float32))
     if bad.any():
       at = np.argwhere(bad)[0]
       place = f"column {columns[at[-1]]!r}" if columns else f"entry {tuple(int(i) for i in at[1:])}"
       raise BadInput(
-        f"{given}: {what} of example {low + at[0]} is {part[tuple(at)]} at {place}; all values must be finite. Remove "
-        "or fill such examples."
+        f"{given}: {what} of example {low + at[0]} is {part[tuple(at)]} at {place}; all values must be finite in "
+        "float32. Remove or fill such examples."
       )
 
 
@@ -339,7 +352,8 @@ def _of_function(d: ConfigDict, split: str) -> Source:
   given = f"data.path={d.path!r}, split {split!r},"
   arrays = found if isinstance(found, dict) else {"x": found}
   arrays = {name: np.asarray(a) for name, a in arrays.items() if a is not None}
-  return _checked(_named(arrays, given)[""], given)
+  named = _named(arrays, given)
+  return _checked(named["_test" if split == "test" and "_test" in named else ""], given)
 
 
 # --- descriptions -----------------------------------------------------------------------------------------------------
@@ -357,7 +371,7 @@ def describe(source: Any, standardize: bool, name: str) -> Description:
   mean = std = ()
   if levels is None and standardize:
     mean, std = _moments(source, "image")
-    constant = [i for i, s in enumerate(std) if not s > 1e-7 * max(1.0, abs(mean[i]))]
+    constant = [i for i, s in enumerate(std) if not s > 1e-7 * abs(mean[i])]
     if constant:
       names = ", ".join(repr(columns[i]) if columns else str(i) for i in constant[:8])
       raise BadInput(
@@ -368,7 +382,7 @@ def describe(source: Any, standardize: bool, name: str) -> Description:
   if "condition" in first:
     c = first["condition"]
     its_mean, its_std = _moments(source, "condition")
-    its_std = tuple(s if s > 1e-7 * max(1.0, abs(m)) else 1.0 for m, s in zip(its_mean, its_std, strict=True))
+    its_std = tuple(s if s > 1e-7 * abs(m) else 1.0 for m, s in zip(its_mean, its_std, strict=True))
     of_condition = {"condition_shape": c.shape[1:], "condition_mean": its_mean, "condition_std": its_std}
   return Description(x.shape[1:], levels, mean, std, **of_condition)
 

@@ -17,13 +17,18 @@ def stamp_of(path: str) -> Any:
   return file.stat().st_mtime_ns if not is_plugin(path) and file.exists() else None
 
 
-def shape_of(name: str, shape: tuple[int, ...], kind: Any) -> tuple[int, ...]:
-  """Returns the shape of one condition that the function `name` gives for examples of `shape`."""
-  return _called(name, np.zeros((2, *shape), kind)).shape[1:]
+def described(name: str, shape: tuple[int, ...], kind: Any) -> dict[str, tuple]:
+  """Returns shape, mean and standard deviation of the conditions that a function gives for examples of `shape`.
+
+  uint8 is mapped to [-1, 1] for the network, as if it had mean and standard deviation 127.5. Floats stay as they are.
+  """
+  found = _called(name, np.zeros((2, *shape), kind))
+  moments = (127.5,) * found.shape[-1] if found.dtype == np.uint8 else ()
+  return {"condition_shape": found.shape[1:], "condition_mean": moments, "condition_std": moments}
 
 
 def _called(name: str, examples: np.ndarray) -> np.ndarray:
-  """Returns the conditions of examples, float32: integers are mapped from [0, 255] to [-1, 1]."""
+  """Returns the conditions of examples: uint8, or anything else as float32."""
   try:
     found = np.asarray(load("data.condition", name, _WHAT)(examples))
   except BadInput:
@@ -36,9 +41,7 @@ def _called(name: str, examples: np.ndarray) -> np.ndarray:
       f"data.condition={name!r} gives {found.dtype}{list(found.shape)} for {len(examples)} examples: it must give "
       "numbers, (B, K) or (B, ..., K)."
     )
-  if found.dtype.kind == "f":
-    return found.astype(np.float32)
-  return found.astype(np.float32) / 127.5 - 1
+  return found if found.dtype == np.uint8 else found.astype(np.float32)
 
 
 class Conditioned:
@@ -55,7 +58,7 @@ class Conditioned:
 
   def gather(self, indices: np.ndarray, *rest: Any) -> dict[str, np.ndarray]:
     found = self.source.gather(indices, *rest)
-    return found | {"condition": _called(self.name, found["image"])}
+    return found | {"condition": _called(self.name, found["image"]).astype(np.float32)}
 
 
 class Unconditioned(Conditioned):

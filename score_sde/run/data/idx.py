@@ -139,5 +139,5 @@ def _sized(images: np.ndarray, config: ConfigDict, split: str) -> np.ndarray:
   else:
     raise BadInput(f"data.path={config.data.path!r} has images of {own} channels, and data.num_channels={channels}.")
   if split == "train":
-    log.info("Images of %d x %d x %d are %s to %d x %d x %d.", height, width, own, how, size, size, channels)
+    log.info("Images of %d x %d x %d are %s to %d x %d x %d.", height, width, own, how, *size, channels)
   return images

@@ -40,11 +40,7 @@ def description_of(config: ConfigDict) -> dict[str, Any]:
     shape = tuple(found.get("shape", ())) or example_shape(config)
     floats = found.get("levels", d.levels if d.dataset != "array" else None) is None and d.dataset == "array"
     kind = np.float32 if floats or len(shape) == 1 else np.uint8
-    found |= {
-      "condition_shape": conditions.shape_of(d.condition, shape, kind),
-      "condition_mean": (),
-      "condition_std": (),
-    }
+    found |= conditions.described(d.condition, shape, kind)
   return found
 
 
@@ -80,7 +76,7 @@ def scaling_of(config: ConfigDict) -> Scaling:
 
 
 def condition_scaling_of(config: ConfigDict) -> Scaling | None:
-  """Returns the scaling of conditions: None without them. Integers of a function become numbers in [-1, 1]."""
+  """Returns the scaling of conditions; None without them."""
   d = config.data
   if not d.condition_shape:
     return None

@@ -93,7 +93,8 @@ def own_metrics(
     BadInput: if the function does not return {name: number}.
   """
   real = source.gather(np.arange(min(len(drawn), len(source))))["image"]
-  found = function(drawn, experiment.scaling.as_uint8(real) if experiment.scaling.has_levels else real)
+  few = experiment.scaling.has_levels and (experiment.scaling.levels or 0) <= 256
+  found = function(drawn, experiment.scaling.as_uint8(real) if few else real)
   try:
     return {str(name): float(value) for name, value in found.items()}
   except (AttributeError, TypeError, ValueError) as error:

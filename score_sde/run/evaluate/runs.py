@@ -126,20 +126,24 @@ def _write_samples(
   """Writes the files of `sample`."""
   config = experiment.config
   title = samples.title(experiment, step, nfe)
+  stored = samples.quantized(drawn, config)
+  save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   reference = None
   if not data.has_levels(config):
-    source = data.load(config, "test")
-    reference = source.gather(np.arange(min(len(drawn), len(source), 2000)))["image"]
+    try:
+      source = data.load(config, "test")
+      reference = source.gather(np.arange(min(len(drawn), len(source), 2000)))["image"]
+    except BadInput:
+      log.warning("The data cannot be read; the samples are drawn without them.")
   captions = samples.captions(experiment, path, SHOWN)
-  shown = drawn if reference is not None else drawn[:SHOWN]
-  pictures.sample_grid(path / "samples.png", shown, title, reference, captions)
+  bounded = data.has_levels(config)
+  shown = drawn[:SHOWN] if bounded else drawn
+  pictures.sample_grid(path / "samples.png", shown, title, reference, captions, bounded)
   conditions = experiment.conditions(0, len(shown))
   if conditions is not None and conditions.ndim == 4:
     low, high = conditions.min(), conditions.max()
     scaled = (conditions - low) / max(high - low, 1e-12)
     pictures.sample_grid(path / "conditions.png", scaled, f"{title}\nconditions of the samples, in the same order")
-  stored = samples.quantized(drawn, config)
-  save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
   samples.draw_denoising(path / "denoising.png", experiment, params, trajectory, title)
   if reference is not None and experiment.score_model.potential:
     samples.draw_density(path / "density.png", experiment, params, reference, title)

@@ -129,7 +129,8 @@ def draw(experiment: Experiment, params: Params, step: int, path: Path, workdir:
   samples, nfe, _, _ = draw_samples(experiment, params, experiment.config.sampling.num_samples)
   if devices.is_first_host():
     shown = samples[:SHOWN]
-    pictures.sample_grid(path, shown, title(experiment, step, nfe), captions=captions(experiment, workdir, len(shown)))
+    names, bounded = captions(experiment, workdir, len(shown)), data.has_levels(experiment.config)
+    pictures.sample_grid(path, shown, title(experiment, step, nfe), captions=names, bounded=bounded)
 
 
 def captions(experiment: Experiment, workdir: Path, n: int) -> list[str] | None:

@@ -45,13 +45,15 @@ def sample_grid(
   title: str,
   reference: np.ndarray | None = None,
   captions: Sequence[str] | None = None,
+  bounded: bool = True,
 ) -> None:
   """Writes a PNG of samples under a title.
 
   It is a grid of images in [0, 1] (N, H, W, C), or of the middle slices of volumes (N, D, H, W, C); the lines of series
   (N, L, C); a scatter plot of points (N, 2), or histograms and scatter plots of the columns of others (N, D).
   `reference`, data of the same kind, is drawn beside the samples. The range of images and volumes is then that of the
-  data and not [0, 1]. `captions`, one per image, are written above them.
+  data and not [0, 1]; without data it is their own, unless they are `bounded`. `captions`, one per image, are written
+  above them.
   """
   samples = np.nan_to_num(np.asarray(samples, np.float64))
   if samples.ndim == 2 and samples.shape[1] != 2:
@@ -60,7 +62,7 @@ def sample_grid(
   if samples.ndim == 3:
     return _lines(path, panels, title)
   if samples.ndim > 3:
-    panels = _as_images(panels)
+    panels = _as_images(panels, bounded)
   figure = Figure(figsize=(6 * len(panels), 6.2))
   for i, (name, values) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), i + 1)
@@ -97,9 +99,7 @@ def examples(figure: Figure, cell, values: np.ndarray, captions: Sequence[str] |
   """
   if values.ndim > 3:
     images = _first_channels(_slices(values))
-    if not bounded:
-      low, high = np.quantile(images, (0.002, 0.998))
-      images = (images - low) / max(high - low, 1e-12)
+    images = images if bounded else _scaled(images, images)
     return _grid(figure.add_subplot(cell), images, captions, 4.2)
   if values.ndim == 2 and values.shape[1] == 2:
     figure.add_subplot(cell).plot(*values.T, ".", markersize=3)
@@ -130,13 +130,19 @@ def _slices(values: np.ndarray) -> np.ndarray:
   return values[:, values.shape[1] // 2] if values.ndim == 5 else values
 
 
-def _as_images(panels: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+def _as_images(panels: list[tuple[str, np.ndarray]], bounded: bool) -> list[tuple[str, np.ndarray]]:
   """Returns panels of images in [0, 1]: at most 64 of each, scaled to the range of the data if these are there."""
   if len(panels) == 1:
-    return [(name, _first_channels(_slices(values))) for name, values in panels]
+    values = _first_channels(_slices(panels[0][1]))
+    return [("samples", values if bounded else _scaled(values, values))]
   panels = [(name, _first_channels(_slices(values[:64]))) for name, values in panels]
-  low, high = np.quantile(panels[1][1], (0.002, 0.998))
-  return [(name, np.clip((values - low) / max(high - low, 1e-12), 0, 1)) for name, values in panels]
+  return [(name, _scaled(values, panels[1][1])) for name, values in panels]
+
+
+def _scaled(values: np.ndarray, data: np.ndarray) -> np.ndarray:
+  """Returns values on a scale on which most of `data` lie in [0, 1]."""
+  low, high = np.quantile(data, (0.002, 0.998))
+  return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
 
 
 # Series that are drawn of each set, and columns of points.
@@ -264,7 +270,7 @@ def posteriors(path: str | Path, rows: Sequence[dict[str, np.ndarray]], title: s
   for i, row in enumerate(rows):
     for j, (name, image) in enumerate(row.items()):
       axes = figure.add_subplot(len(rows), len(row), i * len(row) + j + 1)
-      _show(axes, np.clip(np.nan_to_num(image), 0, 1))
+      _show(axes, _first_channels(np.clip(np.nan_to_num(image), 0, 1)))
       if i == 0:
         axes.set_title(name, fontsize=8)
   figure.suptitle(title, fontsize=9, y=0.93 + 0.35 / (1.3 * len(rows) + 0.3))

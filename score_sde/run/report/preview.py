@@ -65,7 +65,7 @@ class Preview:
 def show(config: ConfigDict, output: str = "data.png") -> Preview:
   """Draws training examples as the network will see them into the PNG `output`, and prints their statistics.
 
-  Crops, flips and dequantization are those of the first steps of training.
+  They are cropped, flipped and dequantized at random as in training, but not changed by training.augment.
 
   Raises:
     BadInput: if the data cannot be read.
