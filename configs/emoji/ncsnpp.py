@@ -28,7 +28,7 @@ def get_config():
 
   config.training.sde = "vesde"
   config.training.batch_size = 32
-  config.training.n_iters = 2000
+  config.training.n_iters = 1600
   config.training.n_jitted_steps = 1  # a step takes half a second on a CPU, so more would only cost compile time
   config.training.snapshot_freq = 500
   config.training.snapshot_freq_for_preemption = 200
