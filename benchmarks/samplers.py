@@ -1,5 +1,5 @@
 """Work against precision: `python -m benchmarks.samplers [--workdir=RUN] [--samples=4096] [--only=SA,Heun]
-[--picture=docs/images/samplers.png]`.
+[--rows=FILE.json] [--picture=docs/images/samplers.png]`.
 
 Every sampler at several numbers of score evaluations (NFE), on data whose score is known exactly: a mixture of eight
 correlated Gaussians in 64 dimensions, under VP and VE; and with `--workdir`, on the model trained there by
@@ -15,6 +15,7 @@ against evaluations and prints a Markdown table; some forty minutes on two CPU c
 """
 
 import argparse
+import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -142,9 +143,11 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
 
 
 def compare(
-  name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray, other: np.ndarray, only: tuple[str, ...] = ("",)
-) -> list[tuple]:
-  """(what, sampler, NFE, SW, MMD, ED, seconds) of every sampler, the floor first."""
+  name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray, other: np.ndarray,
+  only: tuple[str, ...] = ("",), file: pathlib.Path | None = None,
+) -> list[tuple]:  # fmt: skip
+  """(what, sampler, NFE, SW, MMD, ED, seconds) of every sampler, the floor first. Rows are kept in `file`."""
+  kept: dict = json.loads(file.read_text()) if file and file.exists() else {}
   target, other = (jnp.asarray(a.reshape(len(a), -1), jnp.float32) for a in (target, other))
   pairs = np.random.default_rng(1).integers(0, len(target), (2, 2000))
   width = jnp.median(jnp.linalg.norm(target[pairs[0]] - target[pairs[1]], axis=1))
@@ -159,11 +162,18 @@ def compare(
   for sampler, (make, budgets) in samplers(sde, eps).items():
     if not sampler.startswith(only):
       continue
+    jax.clear_caches()  # thousands of compiled programs exceed the number of memory maps of a process
     for budget in budgets:
+      if f"{name}, {sampler}, {budget}" in kept:
+        rows.append(tuple(kept[f"{name}, {sampler}, {budget}"]))
+        continue
       start = time.perf_counter()
       x, info = make(budget)(score, jax.random.key(3), shape)
       row = (name, sampler, float(np.mean(info["nfe"])), *distances(x.reshape(len(x), -1)), time.perf_counter() - start)
       rows.append(row)
+      kept[f"{name}, {sampler}, {budget}"] = row
+      if file:
+        file.write_text(json.dumps(kept))
       print(*row[:3], *(f"{v:.4f}" for v in row[3:]), sep="\t", flush=True)
   return rows
 
@@ -216,15 +226,17 @@ def main() -> None:
   parser.add_argument("--workdir", help="a run of configs/quickstart.py")
   parser.add_argument("--samples", type=int, default=4096)
   parser.add_argument("--only", default="", help="beginnings of samplers' names, separated by commas; default: all")
+  parser.add_argument("--rows", help="JSON file that keeps finished rows; the same command goes on from there")
   parser.add_argument("--picture", default="docs/images/samplers.png")
   options = parser.parse_args()
   exact, rows, only = mixture(), [], tuple(options.only.split(","))
+  file = pathlib.Path(options.rows) if options.rows else None
   target, other = (np.asarray(exact.sample(jax.random.key(i), options.samples)) for i in range(2))
   for name, sde, eps in (("mixture, VP", VP(), 1e-3), ("mixture, VE", VE(0.01, 10.0), 1e-5)):
-    rows += compare(name, sde, eps, jax.tree_util.Partial(exact.score(sde)), target, other, only)
+    rows += compare(name, sde, eps, jax.tree_util.Partial(exact.score(sde)), target, other, only, file)
   if options.workdir:
     sde, eps, score, target, other = trained(options.workdir)
-    rows += compare("digits, trained VP", sde, eps, score, target, other, only)
+    rows += compare("digits, trained VP", sde, eps, score, target, other, only, file)
   picture = pathlib.Path(options.picture)
   picture.parent.mkdir(parents=True, exist_ok=True)
   plot(picture, rows)
