@@ -171,10 +171,14 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
     return
   if g.method is not None and g.task in EDITING_TASKS:
     raise BadInput(f"guidance.task={g.task!r} has no guidance.method. Leave it unset.")
-  if networks_classes or config.data.condition_shape:
+  # A network that is trained without the class of some examples is also one of all classes.
+  if (networks_classes and not config.model.label_dropout) or (
+    config.data.condition_shape and not config.model.condition_dropout
+  ):
     raise BadInput(
-      f"guidance.task={g.task!r} needs an unconditional network, and model.num_classes={networks_classes}, "
-      f"data.condition_shape={tuple(config.data.condition_shape)}."
+      f"guidance.task={g.task!r} needs an unconditional network, or one that was trained with model.label_dropout and "
+      f"model.condition_dropout; model.num_classes={networks_classes}, data.condition_shape="
+      f"{tuple(config.data.condition_shape)}."
     )
   if g.task in EDITING_TASKS:
     if not 0 < g.t0 <= sde.T:
