@@ -173,6 +173,7 @@ def test_classifier_free_guidance_takes_labels_conditions_and_both():
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_learned_posterior_of_a_linear_gaussian_model_is_the_closed_form():
   """x ~ N(0, S), c = A x + noise: x | c is Gaussian with known mean and covariance; ranks of the truth are uniform."""
   from fitting import fit
