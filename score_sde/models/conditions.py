@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from score_sde.batch import Array, expand, fold
 from score_sde.conditions import part_of
-from score_sde.models.layers import dense
+from score_sde.models.layers import LabelEmbedding, dense
 
 
 class Given(nn.Module):
@@ -50,6 +50,24 @@ class VectorEmbedding(nn.Module):
   def __call__(self, y: Any, batch: int, keys: Array | None) -> Array:
     given = Given(self.shape, self.dropout)(y, batch, keys)
     return dense(self.features, self.dtype)(self.act(dense(self.features, self.dtype)(given)))
+
+
+def with_conditions(network: Any, temb: Array, y: Any, keys: Array | None, act: Any) -> Array:
+  """Returns the embedding of time (B, features) plus those of the class, the augmentation and a vector in y.
+
+  It is called within `network`, whose num_classes, condition_shape and augmented tell which of them there are.
+  """
+  batch, features = temb.shape
+  if network.num_classes:
+    temb = temb + LabelEmbedding(network.num_classes, features, network.label_dropout)(part_of(y, "label"), batch, keys)
+  if augmented := getattr(network, "augmented", 0):
+    changes = part_of(y, "augment")
+    changes = jnp.zeros((batch, augmented)) if changes is None else changes
+    temb = temb + nn.Dense(features, use_bias=False, dtype=network.dtype, name="augment")(changes)
+  if len(network.condition_shape) == 1:
+    embedding = VectorEmbedding(network.condition_shape, features, act, network.condition_dropout, network.dtype)
+    temb = temb + embedding(y, batch, keys)
+  return temb
 
 
 def beside(x: Array, y: Any, shape: tuple[int, ...], dropout: float, keys: Array | None) -> Array:

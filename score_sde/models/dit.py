@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array
-from score_sde.conditions import part_of
-from score_sde.models.conditions import VectorEmbedding, beside
+from score_sde.models.conditions import beside, with_conditions
 from score_sde.models.layers import (
   Dropout,
   GaussianFourierProjection,
-  LabelEmbedding,
   attend,
   positional_embedding,
   rematerialized,
@@ -121,7 +119,7 @@ class DiT(nn.Module):
   @nn.compact
   def __call__(self, x: Array, labels: Array, keys: Array | None = None, y: Any = None) -> Array:
     """Returns the output at noise level `labels` for y, see `conditions`. `keys` (B,) drive dropout; None: none."""
-    b, *sizes, channels = x.shape
+    _, *sizes, channels = x.shape
     p = self.patch_size
     h = x if self.centered else 2 * x - 1
     h = _to_tokens(beside(h, y, self.condition_shape, self.condition_dropout, keys), p)
@@ -135,10 +133,7 @@ class DiT(nn.Module):
     normal = nn.initializers.normal(0.02)
     c = swish(nn.Dense(self.nf, dtype=self.dtype, kernel_init=normal, name="time_1")(c))
     c = nn.Dense(self.nf, dtype=self.dtype, kernel_init=normal, name="time_2")(c)
-    if self.num_classes:
-      c = c + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(part_of(y, "label"), b, keys)
-    if len(self.condition_shape) == 1:
-      c = c + VectorEmbedding(self.condition_shape, self.nf, swish, self.condition_dropout, self.dtype)(y, b, keys)
+    c = with_conditions(self, c, y, keys, swish)
 
     block = rematerialized(DiTBlock, self.remat)
     for _ in range(self.num_res_blocks):

@@ -7,13 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.batch import Array
-from score_sde.conditions import part_of
-from score_sde.models.conditions import VectorEmbedding, beside
+from score_sde.models.conditions import beside, with_conditions
 from score_sde.models.layers import (
   ACTIVATIONS,
   Dropout,
   GaussianFourierProjection,
-  LabelEmbedding,
   default_init,
   dense,
   positional_embedding,
@@ -58,13 +56,7 @@ class MLP(nn.Module):
     else:
       temb = positional_embedding(labels, self.nf // 2)
     temb = dense(self.nf, self.dtype)(temb)
-    if self.num_classes:
-      label = part_of(y, "label")
-      temb = temb + LabelEmbedding(self.num_classes, self.nf, self.label_dropout)(label, len(labels), keys)
-    if len(self.condition_shape) == 1:
-      embedding = VectorEmbedding(self.condition_shape, self.nf, act, self.condition_dropout, self.dtype)
-      temb = temb + embedding(y, len(labels), keys)
-    temb = act(temb)
+    temb = act(with_conditions(self, temb, y, keys, act))
 
     h = x if self.centered else 2 * x - 1
     h = beside(h, y, self.condition_shape, self.condition_dropout, keys)

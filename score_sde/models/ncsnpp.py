@@ -6,15 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.batch import Array, expand
-from score_sde.conditions import part_of
-from score_sde.models.conditions import VectorEmbedding, beside
+from score_sde.models.conditions import beside, with_conditions
 from score_sde.models.layers import (
   ACTIVATIONS,
   AttnBlockpp,
   Combine,
   Downsample,
   GaussianFourierProjection,
-  LabelEmbedding,
   ResnetBlockBigGANpp,
   ResnetBlockDDPMpp,
   Upsample,
@@ -187,17 +185,7 @@ class NCSNpp(nn.Module):
       return None
     temb = dense(4 * self.nf, self.dtype)(temb)
     temb = dense(4 * self.nf, self.dtype)(act(temb))
-    if self.num_classes:
-      label = part_of(y, "label")
-      temb = temb + LabelEmbedding(self.num_classes, 4 * self.nf, self.label_dropout)(label, len(labels), keys)
-    if self.augmented:
-      changes = part_of(y, "augment")
-      changes = jnp.zeros((len(labels), self.augmented)) if changes is None else changes
-      temb = temb + nn.Dense(4 * self.nf, use_bias=False, dtype=self.dtype, name="augment")(changes)
-    if len(self.condition_shape) == 1:
-      embedding = VectorEmbedding(self.condition_shape, 4 * self.nf, act, self.condition_dropout, self.dtype)
-      temb = temb + embedding(y, len(labels), keys)
-    return act(temb)
+    return act(with_conditions(self, temb, y, keys, act))
 
   def _noise_level(self, labels):
     if self.embedding_type == "fourier":
