@@ -198,7 +198,7 @@ def run_reduced(name):
   step = devices.map_batch(training.make_train_step(built), (None, 0), out_axes=None)
   state, metrics = step(state, batch)
   assert np.isfinite(metrics["loss"]), name
-  y = built.classes(np.zeros(2, np.int32))
+  y = built.asked(0, 2)
   _, info = built.sampler(built.score(state.ema_params), jax.random.key(1), (2, *built.shape), condition=y)
   assert np.all(info["finite"]), name
 
