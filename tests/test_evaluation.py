@@ -246,7 +246,7 @@ def test_reports_side_by_side_with_the_papers(trained, tmp_path, capsys):
   assert report["config_hash"] != ""
   assert report["checkpoints"][0]["samples_file"] == ""
   markdown = (folder / "report_few.md").read_text()
-  for part in ("| loss |", "| NFE", "jax ", "truncate", report["config_hash"], "euler_maruyama, 4 steps"):
+  for part in ("| loss |", "| NFE", "jax ", "truncate", report["config_hash"], "Euler-Maruyama, 4 steps"):
     assert part in markdown or part == "| NFE", part
   assert (folder / report["checkpoints"][0]["picture"]).stat().st_size > 1000
   shown = compare.compare(str(folder / "report_few.json"))

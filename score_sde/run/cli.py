@@ -22,17 +22,20 @@ from ml_collections import ConfigDict, config_flags
 import score_sde
 from score_sde.errors import ScoreSDEError
 from score_sde.models import MODELS
-from score_sde.run import devices, guide, heap, plan, training
-from score_sde.run.checkpoints import finds_no_room
+from score_sde.run import devices, guide, heap, plan, shipped, training
+from score_sde.run.checkpoints import exists, finds_no_room
 from score_sde.run.config import SDES, BadInput, check_key, describe, keys, resolve, why_unread
 from score_sde.run.data import Stalled
 from score_sde.run.devices import programs
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
 from score_sde.run.storage import path_of
-from score_sde.run.workdir import copy_stderr, make_workdir, recalled
+from score_sde.run.workdir import copy_stderr, make_file, make_workdir, note_command, recalled
 from score_sde.sampling import METHODS
 
 MODES = ("train", "sample", "eval", "plan")
+
+# The command line as it was typed: programs and flags are replaced below.
+_TYPED = ["python -m score_sde" if sys.argv[0].endswith("__main__.py") else f"python {sys.argv[0]}", *sys.argv[1:]]
 
 
 def _fail(message: str) -> NoReturn:
@@ -96,7 +99,12 @@ def _read_config(path: str) -> ConfigDict:
   """Returns the config of the file `path`. Ends the program with an error message if the file gives none."""
   path, _, argument = path.partition(":")
   if not pathlib.Path(path).is_file():
-    _fail(f"--config={path} does not exist. Give a config file, e.g. configs/quickstart.py.")
+    known = [name.strip() for name, _ in _configs()]
+    near = difflib.get_close_matches(
+      path, [*known, *(n.removeprefix("configs/").removesuffix(".py") for n in known)], n=1
+    )
+    hint = f" Did you mean {near[0]!r}?" if near else " --help lists the configs that come with the program."
+    _fail(f"--config={path} does not exist. Give a config file, e.g. configs/quickstart.py.{hint}")
   try:
     config = runpy.run_path(path)["get_config"](*([argument] if argument else []))
   except Exception as error:  # a config file may raise anything
@@ -174,6 +182,18 @@ def _take_stored_config(argv: list[str]) -> None:
   argv[1:] = [f"--config={_STORED}:{file}", *_without(argv[1:], "config")]  # before the overrides
 
 
+def _take_shipped_config(argv: list[str]) -> None:
+  """Replaces a short name as --config, such as `quickstart`, by the file that comes with the package."""
+  shipped.make_importable()
+  given = _values_of(argv, "config")
+  if not given:
+    return
+  path, colon, argument = os.path.expanduser(given[-1]).partition(":")
+  found = shipped.find(path) + colon + argument
+  if found != given[-1]:
+    argv[1:] = [f"--config={found}", *_without(argv[1:], "config")]  # before the overrides
+
+
 _STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored.py")
 
 
@@ -187,6 +207,7 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
   """Reads and checks the flags. `positional` names the arguments that are no flags."""
   assert isinstance(argv, list)
   _take_stored_config(argv)
+  _take_shipped_config(argv)
   for flag, now in _OFFICIAL_FLAGS.items():
     if _values_of(argv, flag):
       _fail(f"--{flag} is a flag of the official code: use {now}.")
@@ -247,6 +268,8 @@ def run() -> None:
       name = pathlib.Path(argument).parent.name if file == _STORED else pathlib.Path(file).stem
       plan.main(config, _TARGET.value, workdir or None, name)
       return
+    if devices.is_first_host() and (_MODE.value == "train" or exists(workdir)):
+      note_command(make_workdir(workdir), _TYPED)
     programs.cache_programs(os.path.join(workdir, "compiled"))
     if devices.host_count() > 1:
       copy_stderr(make_workdir(workdir))
@@ -361,11 +384,22 @@ def _sweep() -> None:
 
 def _compare() -> None:
   from score_sde.run.evaluate.compare import compare
+  from score_sde.run.report.page import write_comparison
+
+  flags.DEFINE_string("html", "", "Write a page with curves, pictures and settings of the runs to this file.")
 
   def action(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
       _fail("Give one RUN or several: workdirs, or reports in them.")
-    _call(lambda: print(compare(*map(os.path.expanduser, arguments[1:]))))
+    runs, page = list(map(os.path.expanduser, arguments[1:])), os.path.expanduser(str(flags.FLAGS.html))
+
+    def show() -> None:
+      print(compare(*runs))
+      if page:
+        write_comparison(runs, path_of(make_file(page)))
+        print(f"\nWrote {page}.")
+
+    _call(show)
 
   app.run(action)
 
@@ -393,7 +427,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
     "print or run one training per combination of settings",
     _sweep,
   ),
-  "compare": ("RUN...", "print evaluations side by side", _compare),
+  "compare": ("RUN... [--html=FILE.html]", "print evaluations side by side, and what differs", _compare),
   "import": ("SOURCE --config=FILE --workdir=FOLDER", "make published weights a run", _import),
   "export": (
     "OUTPUT.safetensors --config=FILE --workdir=FOLDER [--ema_only]",
@@ -456,10 +490,10 @@ def _help() -> str:
 def _configs() -> list[tuple[str, str]]:
   """Returns (path, first line of the docstring) of each config file below configs/."""
   found = []
-  for file in sorted(pathlib.Path("configs").rglob("*.py")):
+  for file in shipped.configs():
     text = file.read_text()
     if "def get_config" in text:
-      found.append((f"{file} ", ast.get_docstring(ast.parse(text)) or ""))
+      found.append((f"{file.relative_to(shipped.root())} ", ast.get_docstring(ast.parse(text)) or ""))
   return [(name, doc.split("\n")[0]) for name, doc in found]
 
 

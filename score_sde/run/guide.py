@@ -35,9 +35,9 @@ from score_sde.run.config import (
 )
 from score_sde.run.data.files import as_shown
 from score_sde.run.experiment import Experiment, Params, build
-from score_sde.run.report import pictures
+from score_sde.run.report import page, pictures
 from score_sde.run.report.progress import Bar
-from score_sde.run.storage import path_of, save_atomically
+from score_sde.run.storage import path_of
 from score_sde.run.teacher import find_model
 from score_sde.run.workdir import class_names, recalled
 from score_sde.sampling import AdaptiveODE
@@ -56,7 +56,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
   """Runs `run.py --mode=sample`: draws samples of a checkpoint in `workdir`, conditioned by config.guidance.
 
   Without guidance, or guided to a class, see `evaluation.sample`. Every other task writes `guided/NAME.png` per input,
-  guided.png with all of them, and guided.npz ("inputs", "measurements", "samples", "finite").
+  guided.png with all of them, and guided.npz ("inputs", "measurements", "samples", "finite"). report.html shows them.
 
   Raises:
     BadInput: if the config or the workdir is wrong. This comes before sampling.
@@ -66,14 +66,17 @@ def sample(config: ConfigDict, workdir: str) -> None:
   config = recalled(config, workdir)
   experiment = build(config)
   if experiment.config.guidance.method == AUTOGUIDANCE:
-    return evaluation.sample(config, workdir, with_weak(experiment, workdir))
-  if experiment.config.guidance.task == "none":
-    return evaluation.sample(config, workdir, experiment)
-  if experiment.config.guidance.task in GIVEN_TASKS:
-    return evaluation.sample(config, workdir, with_class(experiment))
-  if not data.is_image(experiment.config):
+    evaluation.sample(config, workdir, with_weak(experiment, workdir))
+  elif experiment.config.guidance.task == "none":
+    evaluation.sample(config, workdir, experiment)
+  elif experiment.config.guidance.task in GIVEN_TASKS:
+    evaluation.sample(config, workdir, with_class(experiment))
+  elif not data.is_image(experiment.config):
     raise BadInput(f"guidance.task={experiment.config.guidance.task!r} needs images, not {config.data.dataset!r}.")
-  return _sample_inputs(experiment, workdir)
+  else:
+    _sample_inputs(experiment, workdir)
+  if devices.is_first_host():
+    page.refresh(path_of(workdir))
 
 
 def evaluate(config: ConfigDict, workdir: str) -> None:
@@ -85,6 +88,8 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
   elif config.guidance.task in GIVEN_TASKS:
     experiment = with_class(experiment)
   evaluation.evaluate(config, workdir, experiment)
+  if devices.is_first_host():
+    page.refresh(path_of(workdir))
 
 
 # --- a class ------------------------------------------------------------------------------------------------------
@@ -257,20 +262,20 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   rows = [{name: images[i] for name, images in columns.items()} for i in range(len(samples))]
   method = f", {g.method}" if g.method and g.method != "ddrm" else ""
   title = (
-    f"{data.name(config)} · {sde_name(config.training.sde)} · step {step:,}: {g.task}{method}\n"
+    f"{data.name(config)} · {sde_name(config.training.sde, experiment.sde)} · step {step:,}: {g.task}{method}\n"
     f"{g.method if g.method == 'ddrm' else config.sampling.method}, {nfe:.0f} evaluations, "
     f"{seconds:.0f} s for {finite.size} images"
   )
   if not finite.all():
     title += f"\n{int((~finite).sum())} of {finite.size} failed (black)"
-  for name, row in zip(names, rows, strict=False):
-    pictures.posteriors(path / "guided" / f"{name}.png", [row], title)
-  pictures.posteriors(path / "guided.png", rows, title)
   arrays: dict[str, Any] = {"samples": evaluation.to_uint8(samples), "finite": finite}
   arrays["inputs"] = evaluation.to_uint8(_shown(experiment, x))
   if "measurement" in columns:
     arrays["measurements"] = evaluation.to_uint8(columns["measurement"])
-  save_atomically(path / "guided.npz", lambda file: np.savez_compressed(file, **arrays))
+  evaluation.keep_arrays(path, "guided.npz", config, step, arrays, ("guided.png", "guided"))
+  for name, row in zip(names, rows, strict=False):
+    pictures.posteriors(path / "guided" / f"{name}.png", [row], title)
+  pictures.posteriors(path / "guided.png", rows, title)
   log.info("Wrote guided.png, guided.npz and %d pictures in guided/ to %s (%.1f s).", len(rows), path, seconds)
   if not finite.any():
     solves = config.sampling.method in ("ode", "adaptive_sde") or g.task == "interpolate"

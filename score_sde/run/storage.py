@@ -123,6 +123,11 @@ def read_array(path: Path) -> np.ndarray:
     return np.asarray(found)
 
 
+def changed(path: Path) -> float:
+  """Returns the time of the last change of a file, in seconds since 1970."""
+  return float(path.stat().mtime)
+
+
 def free_space(path: Path) -> float:
   """Returns the free bytes of the disk of `path`; infinity for a bucket."""
   return float("inf") if in_bucket(path) else shutil.disk_usage(path).free

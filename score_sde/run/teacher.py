@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.parameterization import ScoreModel
+from score_sde.run import shipped
 from score_sde.run.config import BadInput, signature, trains_paths
 from score_sde.run.config.plugins import is_plugin
 from score_sde.run.storage import path_of
@@ -54,11 +55,12 @@ def find_teacher(config: ConfigDict) -> Teacher | None:
     BadInput: if it is not a score model, has another SDE or other data, or is to be the start of another network.
   """
   t = config.training
-  if not t.teacher or not path_of(t.teacher).exists():
+  given = shipped.find(t.teacher)
+  if not given or not path_of(given).exists():
     return None
   starts = starts_from_teacher(config)
   hint = ", or --config.training.finetune=False where only the network differs" if starts else ""
-  return find_model("training.teacher", t.teacher, config, same_network=starts, hint=hint)
+  return find_model("training.teacher", given, config, same_network=starts, hint=hint)
 
 
 def find_model(

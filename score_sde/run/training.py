@@ -1,5 +1,6 @@
 """Training: the state, one step as a pure function, and the run."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -28,8 +29,8 @@ from score_sde.run.devices import Mesh, programs
 from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, build
 from score_sde.run.packing import SMALL, Packing
-from score_sde.run.report import curves, pictures
-from score_sde.run.report.progress import Bar, Interrupted, stop_asked
+from score_sde.run.report import curves, page, pictures
+from score_sde.run.report.progress import Bar, Interrupted, compiling, stop_asked
 from score_sde.run.speed import Profile, Speed
 from score_sde.run.storage import Path
 from score_sde.run.teacher import starts_from_teacher
@@ -70,23 +71,25 @@ class TrainState:
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
+def learning_rate(config: ConfigDict, step: Any, xp: Any = jnp) -> Any:
+  """Returns the learning rate of a step: linear warm-up, then constant, or a half cosine to 0. `xp`: jnp or np."""
+  o = config.optim
+  warm = xp.minimum(step / o.warmup, 1.0) if o.warmup > 0 else 1.0
+  if o.decay != "cosine":
+    return o.lr * warm * 1.0
+  return o.lr * warm * (0.5 * (1 + xp.cos(xp.pi * xp.minimum(step / config.training.n_iters, 1.0))))
+
+
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """Returns Adam or RAdam with gradient clipping, linear warm-up, decoupled weight decay, optionally cosine decay."""
-  o, total = config.optim, config.training.n_iters
-  warmup, cosine, lr = o.warmup, o.decay == "cosine", o.lr
-
-  def rate(step: Any) -> Any:
-    warm = jnp.minimum(step / warmup, 1.0) if warmup > 0 else 1.0
-    decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0))) if cosine else 1.0
-    return lr * warm * decay
-
+  o = config.optim
   clip = optax.clip_by_global_norm(o.grad_clip) if o.grad_clip > 0 else optax.identity()
   decay = optax.add_decayed_weights(o.weight_decay) if o.weight_decay else optax.identity()
   scale = (
     optax.scale_by_radam if o.optimizer == "RAdam" else (optax.scale_by_amsgrad if o.amsgrad else optax.scale_by_adam)
   )
   adam = scale(o.beta1, o.beta2, o.eps)
-  return optax.chain(clip, adam, decay, optax.scale_by_learning_rate(rate))
+  return optax.chain(clip, adam, decay, optax.scale_by_learning_rate(functools.partial(learning_rate, config)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -397,8 +400,8 @@ def train(config: ConfigDict, workdir: str) -> None:
   """Trains a model with `config` in `workdir`. Resumes from the newest checkpoint there, if any.
 
   Writes config.json, plan.json (parameters, state and length of the run), TensorBoard curves, metrics.csv, curves.png,
-  checkpoints and sample grids. With training.final_report it also writes the report of `evaluate.evaluate` and the
-  pictures of `evaluate.sample`.
+  checkpoints, sample grids and report.html. With training.final_report it also writes the report of `evaluate.evaluate`
+  and the pictures of `evaluate.sample`.
 
   Raises:
     BadInput: if the config or the workdir is wrong. This comes before anything is compiled.
@@ -436,8 +439,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         run.train()
       finally:
         run.curves.close()
-    if devices.is_first_host():
-      _draw_curves(config, path)
+        run.draw_report()
     if not t.final_report:
       return
     failure = None
@@ -446,21 +448,27 @@ def train(config: ConfigDict, workdir: str) -> None:
         evaluation.sample(config, workdir, experiment)
       except evaluation.SolvesFailed as error:
         failure = error  # the loss and the likelihood are still measured
-    evaluation.evaluate(config, workdir, experiment)
+    try:
+      evaluation.evaluate(config, workdir, experiment)
+    finally:
+      if devices.is_first_host():
+        page.refresh(path)
     if failure:
       raise failure
 
 
-def _draw_curves(config: ConfigDict, path: Path) -> None:
+def _draw_curves(experiment: Experiment, path: Path) -> None:
   """Draws curves.png, and fid.png if FIDs were measured."""
-  rows, run = curves.read(path), f"{sde_name(config.training.sde)}, {config.model.name}"
+  config, rows = experiment.config, curves.read(path)
+  run = f"{data.name(config)}, {sde_name(config.training.sde, experiment.sde)}, {config.model.name}"
   of = lambda name: np.array([(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))])
-  loss = {name: tuple(of(name).T) for name in ("loss", "eval_loss") if len(of(name))}
+  names = {"loss": "training examples", "eval_loss": "test examples"}
+  loss = {label: tuple(of(name).T) for name, label in names.items() if len(of(name))}
   if loss:
-    pictures.curves(path / "curves.png", loss, f"{run}: loss ({config.training.objective})")
+    pictures.curves(path / "curves.png", loss, run, ylabel=page.loss_unit(as_dict(config)))
   if len(of("fid")):
     how = f"{config.training.fid_samples} samples, {config.training.fid_steps} steps"
-    pictures.curves(path / "fid.png", {"FID": tuple(of("fid").T)}, f"{run}: FID of {how}")
+    pictures.curves(path / "fid.png", {"FID": tuple(of("fid").T)}, f"{run}: FID of {how}", ylabel="FID")
 
 
 class Run:
@@ -502,6 +510,7 @@ class Run:
     self.curves = curves.Curves(
       path, self.step, devices.is_first_host(), (project, as_dict(self.config)) if project else None
     )
+    self.curves.text("config", "\n".join(f"    {line}" for line in str(self.config).splitlines()))
 
   def finish_snapshot(self) -> None:
     """Measures and draws the snapshot at which a run resumes, if the earlier run ended after saving but before that."""
@@ -524,12 +533,15 @@ class Run:
     # Metrics of the newest block. They are read one block later, so the host runs at most one block ahead.
     pending = None
     shown: dict[str, float] = {}  # beside the bar
+    compiles = True
     speed = Speed(t.batch_size, config.model.dtype, lambda: step_flops(self.experiment))
     with Bar("train", self.total, " steps", self.step) as bar, Profile(self.path, t.profile_steps) as profile:
       while self.step < self.total:
         block = next(blocks)
         profile.at(self.step, self.state)
-        self.state, values = train_steps(self.state, block)
+        with compiling("the train step") if compiles else contextlib.nullcontext():
+          self.state, values = train_steps(self.state, block)
+        compiles = False
         if pending is not None:
           shown = {"loss": self._received(*pending)["loss"]} | speed.shown
         pending = (self.step, values)
@@ -537,13 +549,14 @@ class Run:
         bar.show(self.step, **shown)
 
         due = {name: self.step % t[name] == 0 for name in ("log_freq", "eval_freq", "snapshot_freq")}
+        due["log_freq"] |= self.step == self.total
         saves = self.step % t.snapshot_freq_for_preemption == 0 or due["snapshot_freq"] or self.step == self.total
         # Hosts must stop together. Asking the others waits for them, so it is done only when the run waits anyway.
         asks = devices.host_count() == 1 or any(due.values()) or saves
         stop = asks and devices.any_host(stop_asked())
         if saves or stop or due["log_freq"] or due["eval_freq"]:
           row = self._received(*pending)
-          row |= speed.measure(self.step)
+          row |= speed.measure(self.step) | {"learning_rate": float(learning_rate(config, self.step - 1, np))}
           pending, shown = None, {"loss": row["loss"]} | speed.shown
           if due["eval_freq"]:
             more = devices.local(loss_arguments(self.experiment.loss, self.state))
@@ -562,6 +575,7 @@ class Run:
           self._measure()
         if due["snapshot_freq"]:
           self._draw_samples()
+          self.draw_report()
         if pending is None:
           speed.start(self.step)
 
@@ -601,6 +615,12 @@ class Run:
     found = self.judge(devices.local(self.state.ema_params))
     log.info("Step %d: %s.", self.step, ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in found.items()))
     self.curves.write(self.step, **found)
+
+  def draw_report(self) -> None:
+    """Draws the curves, and writes report.html, from what is in the workdir now."""
+    if devices.is_first_host():
+      _draw_curves(self.experiment, self.path)
+      page.refresh(self.path)
 
   @property
   def _picture(self) -> Path:

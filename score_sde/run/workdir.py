@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import pathlib
+import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -75,6 +77,42 @@ def copy_stderr(workdir: Path) -> None:
   tee.stdin.close()
   if storage.in_bucket(workdir):
     folder.keep_in_sync()
+
+
+def note_command(workdir: Path, argv: Sequence[str]) -> None:
+  """Adds a command to commands.txt in `workdir`: one line for each start of the run, with its time."""
+  program, *arguments = argv
+  line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {program.removeprefix('./')} {shlex.join(arguments)}\n"
+  file = workdir / "commands.txt"
+  known = file.read_text() if file.is_file() else ""
+  save_atomically(file, lambda out: out.write((known + line).encode()))
+
+
+def commands(workdir: Path) -> list[str]:
+  """Returns the lines of commands.txt in `workdir`."""
+  file = workdir / "commands.txt"
+  return file.read_text().splitlines() if file.is_file() else []
+
+
+def set_aside(workdir: Path, names: Sequence[str], when: str = "") -> None:
+  """Renames results in `workdir`, files and folders, so that new ones do not replace them.
+
+  So samples.png becomes samples_2026-11-29_120000.png.
+
+  `when` is the time in their new names, by default that of the first file that exists.
+  """
+  found = [workdir / name for name in names if (workdir / name).exists()]
+  if not found:
+    return
+  suffix = _stamp(when or time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(storage.changed(found[0]))))
+  for file in found:
+    file.rename(workdir / f"{file.stem}_{suffix}{file.suffix}")
+  log.info("Kept the earlier %s, of other settings, as *_%s.", ", ".join(f.name for f in found), suffix)
+
+
+def _stamp(moment: str) -> str:
+  """Returns a time as part of a file name: "2026-11-29 12:00:00 UTC" becomes 2026-11-29_120000."""
+  return moment[:19].replace(" ", "_").replace(":", "")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from score_sde.batch import Array, Batch, Keys, Time, expand, normal
-from score_sde.sde import SDE, Reverse, Score, apply_covariance, apply_diffusion, linear
+from score_sde.sde import SDE, Reverse, Score, apply_covariance, apply_diffusion, covariance_divergence, linear
 
 if TYPE_CHECKING:
   from score_sde.sampling.predictor_corrector import PredictorCorrector
@@ -42,7 +42,8 @@ def reverse_diffusion(solver: PredictorCorrector, sde: SDE, score: Score) -> Pre
 
       x_mean = x - f + G Gᵀ score,    x = x_mean + G z,    x_start = x_stop + f + G z the forward chain
 
-  With `probability_flow`, G Gᵀ score is halved and no noise is added.
+  If G depends on x, div(G Gᵀ) is added to G Gᵀ score, see `Reverse`. With `probability_flow`, both are halved and no
+  noise is added.
   """
 
   def forward(x: Array, t: Array, start: Array, stop: Array) -> tuple[Array, Array]:
@@ -54,6 +55,8 @@ def reverse_diffusion(solver: PredictorCorrector, sde: SDE, score: Score) -> Pre
   def step(keys: Keys, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Batch, Batch]:
     f, g = forward(x, t, start, stop)
     pull = apply_covariance(g, score(x, t))
+    if not sde.is_linear:
+      pull = pull + expand(start - stop, x) * covariance_divergence(sde, x, t)
     if solver.probability_flow:
       x = x - f + 0.5 * pull
       return x, x

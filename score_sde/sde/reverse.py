@@ -65,5 +65,8 @@ class Reverse:
   def discretize(self, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Array, Array]:
     """Returns (f, G) of the reversed chain, x_stop = x_start - f + G z. Song et al. 2021, eq. (46)."""
     f, g = self.sde.discretize(x, t, start, stop)
-    f = f - self._share * apply_covariance(g, self.score(x, t))
+    pull = apply_covariance(g, self.score(x, t))
+    if not self.sde.is_linear:
+      pull = pull + expand(start - stop, x) * covariance_divergence(self.sde, x, t)
+    f = f - self._share * pull
     return f, jnp.zeros_like(g) if self.probability_flow else g

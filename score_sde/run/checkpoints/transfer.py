@@ -16,7 +16,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from score_sde.run import checkpoints, training
+from score_sde.run import checkpoints, shipped, training
 from score_sde.run.checkpoints import diffusers, published
 from score_sde.run.config import BadInput, get, signature
 from score_sde.run.experiment import build
@@ -35,9 +35,10 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
   config = experiment.config
   if checkpoints.exists(workdir):
     raise BadInput(f"workdir {workdir!r} already holds checkpoints. Give another --workdir.")
-  if published.is_hub_name(source):
+  path = pathlib.Path(shipped.find(source))
+  if not path.exists() and published.is_hub_name(source):
     path = published.download(source)
-  elif not (path := pathlib.Path(source)).exists():
+  elif not path.exists():
     raise BadInput(f"{source!r} does not exist. Give a checkpoint file, a diffusers folder, or a hub name owner/model.")
   _check_settings(config, diffusers.settings_of(path) or {}, source)
 

@@ -7,6 +7,7 @@ import runpy
 from collections.abc import Callable
 from typing import Any
 
+from score_sde.run import shipped
 from score_sde.run.config.errors import BadInput
 
 
@@ -31,7 +32,7 @@ def load(key: str, name: str, what: str) -> Callable[..., Any]:
   Raises:
     BadInput: if the file does not exist, cannot be run, or has no such function.
   """
-  path, _, function = name.rpartition(":")
+  path, _, function = shipped.find_plugin(name).rpartition(":")
   given = f"{key}={name!r}"
   file = pathlib.Path(path).expanduser()
   if not file.is_file():

@@ -42,6 +42,7 @@ def make_sde(config: ConfigDict) -> SDE:
     return SDES[name](**{name: config.model[key] for name, key in keys.items()})
 
 
-def sde_name(name: str) -> str:
-  """Returns the SDE's name for pictures and reports. A user's own SDE is named by its function."""
-  return _NAMES.get(name, name.rpartition(":")[2])
+def sde_name(name: str, sde: SDE | None = None) -> str:
+  """Returns the SDE's name for pictures and reports. A user's own is named by its class, or by its function."""
+  own = type(sde).__name__ if sde is not None else name.rpartition(":")[2]
+  return _NAMES.get(name, own)

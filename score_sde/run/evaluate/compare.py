@@ -1,4 +1,4 @@
-"""Comparison of evaluations: one table of all, and a table of published numbers on CIFAR-10."""
+"""Comparison of runs: a table of their evaluations, the settings that differ, and published numbers on CIFAR-10."""
 
 import fnmatch
 import json
@@ -8,6 +8,7 @@ from typing import Any
 from score_sde.run.config import BadInput, sde_name
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.reports import table
+from score_sde.run.report import page
 from score_sde.run.storage import files_in, path_of
 
 # CIFAR-10: {config: (FID (best snapshot of a training), inception score, FID of the probability-flow ODE, bits/dim)}.
@@ -58,12 +59,25 @@ def _cells(r: dict[str, Any]) -> dict[str, str]:
   """Returns {column title: cell} of a row."""
   described = {"run": r["run"], "data": r["dataset"], "SDE": sde_name(r["sde"]), "step": f"{r['step']:,}"}
   described["sampler"] = r.get("sampler", "") if "samples" in r else ""
+  described["loss"] = MEASURES[0].brief(r)
   measured = {m.short: m.brief(r) for m in MEASURES if m.short}
   return described | measured | {"features": r.get("features", "")}
 
 
+def _settings_that_differ(*runs: str) -> str:
+  """Returns a Markdown table of the settings in which the configs of `runs` differ; "" if there is nothing to show."""
+  folders = [run for run in runs if (path_of(run) / "config.json").is_file()]
+  if len(folders) < 2:
+    return ""
+  found = page.differing([page.read(run) for run in folders])
+  names = [path_of(run).name for run in folders]
+  names = names if len(set(names)) == len(names) else folders
+  return table(["setting", *names], [[f"`{key}`", *values] for key, values in found.items()]) if found else ""
+
+
 def compare(*runs: str) -> str:
-  """Returns a Markdown table of all reports of `runs`, and below it the published numbers on CIFAR-10.
+  """Returns Markdown: a table of all reports of `runs`, one of the settings that differ, and, if a run is on CIFAR-10,
+  the published numbers.
 
   Raises:
     BadInput: if a run has no report.
@@ -72,12 +86,14 @@ def compare(*runs: str) -> str:
   filled = [_cells(row) for row in rows]
   used = [title for title in filled[0] if any(cells[title] for cells in filled)]
   ours = table(used, [[cells[title] for title in used] for cells in filled])
+  differing = _settings_that_differ(*runs)
+  parts = [ours] + ([f"Settings that differ:\n\n{differing}"] if differing else [])
+  if not any(str(row["dataset"]).lower() == "cifar10" for row in rows):
+    return "\n\n".join(parts)
   show = lambda value: "" if value is None or math.isnan(value) else f"{value:.2f}"
   papers = table(
     ["config", "FID", "IS", "FID of the ODE", "bits/dim"],
     [[f"`{name}`", *map(show, values)] for name, values in PUBLISHED.items()],
   )
   note = "50,000 samples, Inception features, statistics of the training images"
-  if not any(str(row["dataset"]).lower() == "cifar10" for row in rows):
-    note += "; numbers on other data or with other features cannot be compared with these"
-  return f"{ours}\n\nPublished, CIFAR-10 ({note}): {PUBLISHED_SOURCE}\n\n{papers}"
+  return "\n\n".join([*parts, f"Published, CIFAR-10 ({note}): {PUBLISHED_SOURCE}", papers])

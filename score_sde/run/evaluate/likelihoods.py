@@ -83,7 +83,7 @@ def accuracy(
 
   shares = [share(i, t) for i, t in enumerate(times)]
   if devices.is_first_host() and len(shares) > 1:
-    title = f"{data.name(config)} · classifier under {sde_name(config.training.sde)} · step {step:,}"
+    title = f"{data.name(config)} · classifier under {sde_name(config.training.sde, experiment.sde)} · step {step:,}"
     pictures.curves(picture, {"accuracy": (ratios, np.array(shares))}, title, xlabel="sigma / alpha", log=True)
   return {"accuracy": shares[0], "accuracies": {f"{r:.3g}": s for r, s in zip(ratios, shares, strict=True)}}
 

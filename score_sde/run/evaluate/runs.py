@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices
 from score_sde.run.config import GIVEN_TASKS, BadInput, as_dict, distills_progressively, signature
-from score_sde.run.config.plugins import load
+from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.evaluate import quality, reports, samples
 from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
 from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
@@ -24,8 +24,8 @@ from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.curves import best_step
 from score_sde.run.report.progress import wait
-from score_sde.run.storage import Path, save_atomically
-from score_sde.run.workdir import check_data, make_workdir, recalled, write_json
+from score_sde.run.storage import Path, arrays_of, save_atomically
+from score_sde.run.workdir import check_data, make_workdir, recalled, set_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,8 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   """Draws sampling.num_samples samples of the checkpoint eval.checkpoint.
 
   Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points) and denoising.png (one sample from
-  noise to data); for energy-based models of points also density.png. `experiment` replaces `build(config)`.
+  noise to data); for energy-based models of points also density.png. Earlier ones that were made with other settings,
+  such as another class or sampler, stay under names with their time. `experiment` replaces `build(config)`.
 
   Raises:
     BadInput: if there is no checkpoint, or one of another model.
@@ -127,7 +128,8 @@ def _write_samples(
   config = experiment.config
   title = samples.title(experiment, step, nfe)
   stored = samples.quantized(drawn, config)
-  save_atomically(path / "samples.npz", lambda file: np.savez_compressed(file, samples=stored))
+  pictured = ("samples.png", "denoising.png", "conditions.png", "density.png")
+  keep_arrays(path, "samples.npz", config, step, {"samples": stored}, pictured)
   reference = None
   if not data.has_levels(config):
     try:
@@ -148,6 +150,23 @@ def _write_samples(
   if reference is not None and experiment.score_model.potential:
     samples.draw_density(path / "density.png", experiment, params, reference, title)
   log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
+
+
+def keep_arrays(
+  path: Path, name: str, config: ConfigDict, step: int, arrays: dict[str, Any], beside: Sequence[str]
+) -> None:
+  """Writes samples as the NPZ file `name` into the workdir `path`, with a hash of the "settings" that made them.
+
+  If there is one of other settings, it and the results `beside` it are kept under other names.
+  """
+  made = reports.hash_of([step, config.seed, config.eval.weights, as_dict(config.sampling), as_dict(config.guidance)])
+  earlier = ""
+  with contextlib.suppress(Exception), arrays_of(path / name) as kept:  # there is none, or a damaged one
+    earlier = str(kept["settings"])
+  if earlier != made:
+    set_aside(path, (name, *beside))
+  arrays = arrays | {"settings": np.array(made)}
+  save_atomically(path / name, lambda file: np.savez_compressed(file, **arrays))
 
 
 def _need_some(finite: int, total: int, step: int) -> None:
@@ -368,6 +387,7 @@ class SolvesFailed(ScoreSDEError):
 def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
   """Evaluates checkpoints in `workdir` by config.eval. Prints the results and writes report.json and report.md.
 
+  A report.json of other settings stays, as report_TIME.json; `compare` reads it, too.
   `experiment` replaces `build(config)`. If an evaluation is killed, its finished parts stay in eval/unfinished_* until
   the same evaluation runs to its end.
 
@@ -382,13 +402,15 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   path = make_workdir(workdir) if waits else open_workdir(workdir)
   plan = _plan(experiment, path)
   unfinished = path / "eval" / f"unfinished_{plan.fingerprint}"
+  if devices.is_first_host():
+    _keep_earlier_report(path, config.eval.report, plan.fingerprint)
   rows: list[dict[str, Any]] = []
   with checkpoints.manager(workdir, create=waits) as manager:
     for step, params in _each(plan, manager, workdir):
       row = _row(plan, step, params, unfinished / f"step_{step:08d}_{checkpoints.digest(params)}")
       rows.append(row)
       if devices.is_first_host():
-        reports.write(path, config.eval.report, report := _report(experiment, rows))
+        reports.write(path, config.eval.report, report := _report(experiment, rows, plan.fingerprint))
         print(reports.line(row, report), flush=True)
   devices.wait_for_all("evaluation")
   if devices.is_first_host():
@@ -416,15 +438,28 @@ def _each(plan: _Plan, manager: Any, workdir: str) -> Iterator[tuple[int, Params
     yield restore(manager, plan.experiment, workdir, step)
 
 
-def _report(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _keep_earlier_report(path: Path, name: str, fingerprint: str) -> None:
+  """Renames the report `name` if it is one of other settings, so that it is not replaced."""
+  file = path / f"{name}.json"
+  if not file.is_file():
+    return
+  kept: dict[str, Any] = {}
+  with contextlib.suppress(OSError, ValueError):
+    kept = json.loads(file.read_text())
+  if kept.get("evaluation") != fingerprint:
+    set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
+
+
+def _report(experiment: Experiment, rows: list[dict[str, Any]], fingerprint: str) -> dict[str, Any]:
   config = experiment.config
   return {
     "dataset": data.name(config),
     "split": config.eval.bpd_dataset,
-    "sde": config.training.sde,
+    "sde": type(experiment.sde).__name__ if is_plugin(config.training.sde) else config.training.sde,
     "model": config.model.name,
     "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(experiment.abstract_params())),
     "config_hash": reports.config_hash(config),
+    "evaluation": fingerprint,
     "seed": config.seed,
     "weights": config.eval.weights,
     "sampler": samples.sampler_name(experiment) if config.eval.enable_sampling else "",

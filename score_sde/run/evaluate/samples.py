@@ -36,24 +36,47 @@ SHOWN = 100
 
 def title(experiment: Experiment, step: int, nfe: float) -> str:
   """Returns the two title lines of a picture: the data, the SDE and the step; the sampler and its nfe."""
-  name = sde_name(experiment.config.training.sde)
+  name = sde_name(experiment.config.training.sde, experiment.sde)
   number = f"{nfe:.0f} evaluation{'' if round(nfe) == 1 else 's'} per sample"
   return f"{data.name(experiment.config)} · {name} · step {step:,}\n{sampler_name(experiment)}, {number}"
 
 
+# Names of samplers and grids in pictures and reports.
+_WORDS = {
+  "euler_maruyama": "Euler-Maruyama",
+  "reverse_diffusion": "reverse diffusion",
+  "ancestral_sampling": "ancestral sampling",
+  "none": "no predictor",
+  "langevin": "Langevin",
+  "ald": "annealed Langevin",
+  "ncsn": "annealed Langevin dynamics",
+  "ddpm": "DDPM",
+  "ddim": "DDIM",
+  "dpm_solver": "DPM-Solver++(2M)",
+  "dpm_solver_sde": "DPM-Solver++(2M) SDE",
+  "unipc": "UniPC",
+  "sa_solver": "SA-Solver",
+  "heun": "Heun",
+  "log_snr": "log-SNR",
+  "karras": "Karras",
+}
+
+
 def sampler_name(experiment: Experiment) -> str:
-  """Returns the sampler in words, e.g. 'reverse_diffusion + langevin, 1000 steps'."""
+  """Returns the sampler in words, e.g. "reverse diffusion with Langevin corrector, 1000 steps"."""
   s, g = experiment.config.sampling, experiment.config.guidance
   if s.method == "ode":
     how = f"probability-flow ODE ({s.solver})"
   elif s.method == "pc":
-    how = s.predictor + (f" + {s.corrector}" if s.corrector != "none" else "") + f", {s.num_steps} steps"
+    corrected = f" with {_WORDS.get(s.corrector, s.corrector)} corrector" if s.corrector != "none" else ""
+    how = f"{_WORDS.get(s.predictor, s.predictor)}{corrected}, {s.num_steps} steps"
   elif s.method == "adaptive_sde":
     how = f"adaptive SDE (rtol {s.sde_rtol:g})"
   elif s.method == "consistency":
     how = "consistency model"
   else:
-    how = f"{s.method}, {s.grid} grid"
+    method = s.method.rpartition(":")[2]  # a user's own is named by its function
+    how = f"{_WORDS.get(method, method)}, {_WORDS.get(s.grid, s.grid)} grid"
   guided = g.task in GIVEN_TASKS or g.method == AUTOGUIDANCE
   return how + (f", {g.method.removesuffix('guidance')} guidance {g.scale:g}" if guided else "")
 

@@ -1,9 +1,11 @@
-"""Curves of a run over its steps: metrics.csv and TensorBoard; and the best snapshot by FID."""
+"""Curves of a run over its steps: metrics.csv, metrics.jsonl and TensorBoard; and the best snapshot by FID."""
 
 import csv
 import io
+import json
 import math
 import secrets
+import time
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -15,6 +17,9 @@ FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss", "fid")
 
 class Curves:
   """Curves: writes the metrics of a run. If the run resumes at `step`, later rows are removed. One host `writes`.
+
+  metrics.csv has the columns FIELDS. metrics.jsonl has one JSON object per row with all values, such as images per
+  second and the learning rate, and the "seconds" of training until then, over all starts of the run.
 
   `wandb` has the project and the config for Weights & Biases, which copies what TensorBoard gets; None for none.
 
@@ -38,23 +43,40 @@ class Curves:
     writer.writeheader()
     writer.writerows(_written(row) for row in rows)
     save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+    kept = [row for row in _read_lines(workdir) if row["step"] <= step]
+    self._lines = self._folder.local / "metrics.jsonl"
+    save_atomically(self._lines, lambda file: file.write("".join(json.dumps(row) + "\n" for row in kept).encode()))
+    self._began = time.monotonic() - max((row.get("seconds", 0.0) for row in kept), default=0.0)
     self._tensorboard = SummaryWriter(str(self._folder.local / "tensorboard"), purge_step=step + 1 if step else None)
 
   def write(self, step: int, **values: float) -> None:
-    """Adds a row. Values that are no field of metrics.csv only go to TensorBoard."""
+    """Adds a row. Values that are no field of metrics.csv only go to metrics.jsonl and TensorBoard."""
     if not self._tensorboard:
       return
     with self._path.open("a", newline="") as file:
       csv.DictWriter(file, list(FIELDS)).writerow(_written({"step": step} | values))
+    row = {"step": step, "seconds": round(time.monotonic() - self._began, 3)} | {k: float(v) for k, v in values.items()}
+    with self._lines.open("a") as file:
+      file.write(json.dumps({k: v for k, v in row.items() if math.isfinite(v)}) + "\n")
+    self._to_tensorboard(step, values)
+    self._folder.sync()
+
+  def _to_tensorboard(self, step: int, values: dict[str, float]) -> None:
+    assert self._tensorboard is not None
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()
-    self._folder.sync()
 
   def sync(self) -> None:
     """Copies the curves to the bucket of the workdir, if it lies in one. Called before each checkpoint is saved."""
     if self._tensorboard:
       self._folder.sync(now=True)
+
+  def text(self, name: str, text: str) -> None:
+    """Adds a text, in Markdown, to TensorBoard."""
+    if self._tensorboard:
+      self._tensorboard.add_text(name, text)
+      self._tensorboard.flush()
 
   def picture(self, name: str, path: Path, step: int) -> None:
     """Adds a PNG to TensorBoard."""
@@ -109,6 +131,24 @@ def read(workdir: str | Path) -> list[dict[str, float]]:
     except (TypeError, ValueError):
       break
   return rows
+
+
+def _read_lines(workdir: str | Path) -> list[dict[str, float]]:
+  """Reads the rows of metrics.jsonl. Leaves out a last line that was cut short by a kill."""
+  path = path_of(workdir) / "metrics.jsonl"
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      row = json.loads(line)
+      rows.append({"step": int(row["step"])} | {k: float(v) for k, v in row.items() if k != "step"})
+    except (TypeError, ValueError, LookupError, AttributeError):
+      break
+  return rows
+
+
+def read_all(workdir: str | Path) -> list[dict[str, float]]:
+  """Returns the rows of the run with all values: those of metrics.jsonl, or of metrics.csv if a run only has that."""
+  return _read_lines(workdir) or read(workdir)
 
 
 def _has_fid(row: dict[str, float]) -> bool:

@@ -1,15 +1,30 @@
 """Pictures of a run: grids of samples, one sample from noise to data, densities, posteriors, curves."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from score_sde.run.storage import Path, save_atomically
 
+# One style for all pictures. The colours are those of Okabe and Ito, which colour-blind people can tell apart.
+STYLE: Any = {
+  "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]),
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "font.size": 10,
+  "axes.titlesize": 10,
+  "legend.frameon": False,
+  "savefig.dpi": 200,
+}
+matplotlib.rcParams.update(STYLE)
+
 
 def save(figure: Figure, path: str | Path) -> None:
-  save_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.15))
+  save_atomically(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15))
 
 
 def _tile(
@@ -283,6 +298,7 @@ def curves(
   title: str,
   xlabel: str = "step",
   log: bool = False,
+  ylabel: str = "",
 ) -> None:
   """Writes a PNG of curves {name: (step, value)}. Smooths curves of 100 points or more over 1/50 of their points."""
   figure = Figure(figsize=(7, 4))
@@ -294,7 +310,7 @@ def curves(
       value = np.convolve(value, np.ones(width) / width, mode="valid")
       step = step[width - 1 :]
     axes.plot(step, value, label=name)
-  axes.set(xlabel=xlabel, title=title, xscale="log" if log else "linear")
+  axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log" if log else "linear")
   axes.grid(alpha=0.3)
   axes.legend()
   save(figure, path)

@@ -1,9 +1,12 @@
 """Progress bars, and orderly stops after a signal."""
 
 import contextlib
+import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from tqdm import tqdm
@@ -38,55 +41,132 @@ def wait(seconds: float) -> None:
 
 @contextlib.contextmanager
 def stops_on_signal() -> Iterator[None]:
-  """Makes SIGTERM and Ctrl-C only set a flag, which long work checks. A second Ctrl-C interrupts at once."""
+  """Makes SIGTERM and Ctrl-C only set a flag, which long work checks. A Ctrl-C after that ends the program at once.
+
+  Python runs a handler only between its own instructions, and a compilation takes minutes without one. So a thread
+  watches, too: it says at once that the signal came, and ends the program at the next Ctrl-C. (A second SIGTERM does
+  not: schedulers send several.)
+  """
 
   def handler(number, frame):
-    if number == signal.SIGINT and _asked.is_set():
-      raise KeyboardInterrupt
     _asked.set()
 
   _asked.clear()
   previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+  woken, wakes = socket.socketpair()
+  wakes.setblocking(False)
+  old_fd = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+  threading.Thread(target=_watch, args=(woken,), name="signals", daemon=True).start()
   try:
     yield
   finally:
+    signal.set_wakeup_fd(old_fd)
+    wakes.close()  # which ends the thread
     for number, old in previous.items():
       signal.signal(number, old)
 
 
-class Bar:
-  """Progress bar with rate and time left. If the output is no terminal, it prints a line every few seconds."""
+def _watch(woken: socket.socket) -> None:
+  """Reads the numbers of signals as they come, and answers them."""
+  came = False
+  with woken:
+    while number := woken.recv(1):
+      if number[0] not in (signal.SIGTERM, signal.SIGINT):
+        continue
+      if came and number[0] == signal.SIGINT:
+        _say("Stopped at once. The same command resumes from the newest checkpoint.")
+        os._exit(128 + signal.SIGINT)
+      if not came:
+        again = " again" if number[0] == signal.SIGINT else ""
+        _say(f"Stopping after this step or compilation. Press Ctrl-C{again} to stop now.")
+      came = True
 
-  def __init__(self, name: str, total: int, unit: str, done: int = 0):
-    terminal = sys.stderr.isatty()
-    self._bar = tqdm(
-      desc=name,
-      total=total,
-      initial=done,
-      unit=unit,
-      mininterval=0.2 if terminal else 5.0,
-      file=sys.stderr,
-      dynamic_ncols=terminal,
-      ncols=None if terminal else 110,
-      leave=True,
-      disable=_silent,
-    )
+
+def _say(text: str) -> None:
+  """Writes a line to stderr, below a progress bar if there is one."""
+  if not _silent:
+    with contextlib.suppress(OSError):
+      os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
+
+
+@contextlib.contextmanager
+def compiling(what: str, first: float = 5.0, every: float = 30.0) -> Iterator[None]:
+  """Says on stderr that `what` is being compiled: after `first` seconds, every `every`, and at the end."""
+  began, done = time.monotonic(), threading.Event()
+
+  def watch() -> None:
+    pause = first
+    while not done.wait(pause):
+      pause = every
+      tqdm.write(f"compiling {what}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+  thread = threading.Thread(target=watch, name="compiling", daemon=True)
+  if not _silent:
+    thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    if thread.is_alive():
+      thread.join()
+    if not _silent and time.monotonic() - began > first:
+      tqdm.write(f"compiled {what} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+class Bar:
+  """Progress bar with rate and time left. If the output is no terminal, it prints a plain line every half minute."""
+
+  def __init__(self, name: str, total: int, unit: str, done: int = 0, every: float = 30.0):
+    self._name, self._total, self._unit, self._every = name, total, unit, every
+    self._done = self._first = done
+    self._numbers: dict[str, str] = {}
+    self._began = self._said = time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty() and not _silent:
+      self._bar = tqdm(
+        desc=name, total=total, initial=done, unit=unit, mininterval=0.2, file=sys.stderr, dynamic_ncols=True
+      )
 
   def __enter__(self) -> "Bar":
     return self
 
   def __exit__(self, *_) -> None:
-    self._bar.close()
+    if self._bar is not None:
+      self._bar.close()
+    elif self._done > self._first:
+      self._print()
 
   def show(self, done: int, **numbers: float) -> None:
     """Sets the amount of finished work, and numbers to show beside the bar."""
-    if numbers:
-      self._bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()}, refresh=False)
-    self._bar.update(done - self._bar.n)
+    self._numbers = {k: f"{v:.4g}" for k, v in numbers.items()} or self._numbers
+    self._done = done
+    if self._bar is not None:
+      if numbers:
+        self._bar.set_postfix(self._numbers, refresh=False)
+      self._bar.update(done - self._bar.n)
+    elif time.monotonic() - self._said > self._every:
+      self._print()
+
+  def _print(self) -> None:
+    """Prints a line: work done, speed, time left and the numbers."""
+    self._said = time.monotonic()
+    if _silent:
+      return
+    rate = (self._done - self._first) / max(self._said - self._began, 1e-9)
+    left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
+    numbers = "".join(f", {k} {v}" for k, v in self._numbers.items())
+    share = 100 * self._done / max(self._total, 1)
+    print(
+      f"{self._name}: {self._done:,} of {self._total:,}{self._unit} ({share:.0f}%), {rate:.3g}{self._unit}/s, "
+      f"{left} left{numbers}",
+      file=sys.stderr, flush=True,
+    )  # fmt: skip
 
   def step(self, done: int, total: int) -> None:
     """Does the same as `show` for work that may stop at any time. Raises Interrupted if a signal asked for a stop."""
-    self._bar.total = total
+    self._total = total
+    if self._bar is not None:
+      self._bar.total = total
     self.show(done)
     if stop_asked():
       raise Interrupted
