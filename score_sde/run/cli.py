@@ -258,6 +258,12 @@ def _call(action: Callable[[], Any]) -> None:
 
 def run() -> None:
   """Runs run.py and the commands train, sample and eval."""
+  if {"-h", "--help", "--helpfull"} & set(sys.argv[1:]):
+    print(f"{_help()}\n\n{_keys()}")
+    return
+  if "--version" in sys.argv[1:]:
+    print(f"score_sde {score_sde.__version__}")
+    return
 
   def action() -> None:
     workdir = os.path.expanduser(_WORKDIR.value or "")
@@ -464,7 +470,10 @@ def main() -> None:
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     _fail(f"{name!r} is no command; choose one of {', '.join(COMMANDS)}.{hint} --help lists them.")
-  if {"-h", "--help"} & set(sys.argv[1:]):
+  if "--version" in sys.argv[1:]:
+    print(f"score_sde {score_sde.__version__}")
+    return
+  if {"-h", "--help", "--helpfull"} & set(sys.argv[1:]):
     usage, meaning, _ = COMMANDS[name]
     print(f"usage: python -m score_sde {name} {usage} [--config.SECTION.KEY=VALUE ...]\n\n{meaning}\n\n{_keys()}")
     return

@@ -499,6 +499,11 @@ class Run:
     checkpoints.remove_newer(manager, self.step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     evaluation.warn_of_short_run(self.config, self.total)
+    if self.total > self.options.n_iters:
+      log.info(
+        "training.n_iters=%d is no multiple of training.n_jitted_steps=%d: the run has %d steps.",
+        self.options.n_iters, n, self.total,
+      )  # fmt: skip
     if self.step >= self.total:
       log.info("The run is at step %d, and training.n_iters=%d: nothing is left to train.", self.step, self.total)
     log.info(

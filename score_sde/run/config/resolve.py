@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from score_sde.options import options_of
@@ -10,7 +11,7 @@ from score_sde.run.config.checks import check, family_of
 from score_sde.run.config.errors import BadInput, get
 from score_sde.run.config.plugins import is_plugin
 from score_sde.run.config.sdes import SDES, make_sde
-from score_sde.run.config.sections import LINEAR_TASKS, NONLINEAR_TASKS, distills_progressively
+from score_sde.run.config.sections import LINEAR_TASKS, NONLINEAR_TASKS, Training, distills_progressively
 from score_sde.sampling import METHODS, FewStep
 from score_sde.sde import SDE
 
@@ -50,6 +51,7 @@ _SIMULATED = _VP | {
 
 # Keys whose defaults depend on other keys although their fields have a default.
 FOLLOWS = frozenset(_SIMULATED) | {
+  "training.n_jitted_steps",
   "training.weighting",
   "training.time_sampling",
   "training.p_mean",
@@ -74,6 +76,15 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
   section, name = key.split(".")
   if config[section][name] is None:
     config[section][name] = value
+
+
+def _steps_per_dispatch(config: ConfigDict) -> int:
+  """Returns the default of training.n_jitted_steps: 1 for networks with convolutions on a CPU, else that of the field.
+
+  There the steps of a dispatch are unrolled, and compiling them takes minutes.
+  """
+  dense = config.model.name in ("mlp", "dit") or is_plugin(config.model.name)
+  return Training.n_jitted_steps if dense or jax.default_backend() != "cpu" else 1
 
 
 class Resolved(ConfigDict):
@@ -154,6 +165,7 @@ def resolve(config: ConfigDict) -> Resolved:
     if key == "model.embedding_type" and (not config.training.continuous or config.model.name == "ddpm"):
       value = "positional"  # discrete models get the index of the noise level
     _fill(config, key, value)
+  _fill(config, "training.n_jitted_steps", _steps_per_dispatch(config))
   family, normalization = family_of(config)
   scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
   _fill(config, "model.scale_by_sigma", scaled)

@@ -19,10 +19,11 @@ from score_sde.run.config import GIVEN_TASKS, BadInput, as_dict, distills_progre
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.evaluate import quality, reports, samples
 from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
+from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
-from score_sde.run.report.curves import best_step
+from score_sde.run.report.curves import add_evaluation, best_step
 from score_sde.run.report.progress import wait
 from score_sde.run.storage import Path, arrays_of, save_atomically
 from score_sde.run.workdir import check_data, make_workdir, recalled, set_aside, write_json
@@ -412,6 +413,8 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
       if devices.is_first_host():
         reports.write(path, config.eval.report, report := _report(experiment, rows, plan.fingerprint))
         print(reports.line(row, report), flush=True)
+        numbers = {m.key: float(row[m.key]) for m in MEASURES if m.short and isinstance(row.get(m.key), float)}
+        add_evaluation(path, row["step"], numbers)
   devices.wait_for_all("evaluation")
   if devices.is_first_host():
     with contextlib.suppress(Exception):  # the report is written: what is left is only in the way

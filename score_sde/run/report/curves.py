@@ -98,6 +98,16 @@ class Curves:
       self._folder.close()
 
 
+def add_evaluation(workdir: Path, step: int, values: dict[str, float]) -> None:
+  """Adds the numbers of an evaluation to TensorBoard, as a run named `evaluation` beside that of the training."""
+  folder = Folder(workdir)
+  writer = SummaryWriter(str(folder.local / "tensorboard" / "evaluation"))
+  for name, value in values.items():
+    writer.add_scalar(name, value, step)
+  writer.close()
+  folder.close()
+
+
 def _follow(workdir: Path, written: Folder, project: str, config: dict[str, Any]) -> Any:
   """Starts a run of Weights & Biases, or resumes that of the workdir, which follows its TensorBoard files."""
   import wandb
