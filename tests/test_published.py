@@ -2,9 +2,12 @@
 
 import collections
 import json
+import math
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 
 import golden_cases
@@ -18,10 +21,11 @@ from runs import tiny
 
 from configs.fashion_mnist import ddpmpp
 from score_sde.models import DDPM, NCSNpp
-from score_sde.run import checkpoints, devices, training
+from score_sde.parameterization import PREDICTIONS
+from score_sde.run import checkpoints, devices, pipeline, training
 from score_sde.run.checkpoints import diffusers, published, torch_file
 from score_sde.run.checkpoints import transfer as tool
-from score_sde.run.config import BadInput, default_config, signature
+from score_sde.run.config import BadInput, default_config, resolve, signature
 from score_sde.run.experiment import build
 
 CHECKPOINTS = golden_cases.FOLDER / "checkpoints"
@@ -371,6 +375,91 @@ def test_other_settings_of_a_diffusers_network_are_refused_by_name(tmp_path, cha
   folder = write_unet(tmp_path / "model", golden_cases.load("diffusers_ddpm"), **changed)
   with pytest.raises(BadInput, match=re.escape(message)):
     diffusers.settings_of(folder)
+
+
+def write_pipeline(folder, case, **scheduler):
+  """Writes a pipeline of diffusers: a network of a golden case, and a scheduler with these settings."""
+  write_unet(folder / "unet", case)
+  (folder / "scheduler").mkdir()
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+  (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
+  return folder
+
+
+def betas_of_diffusers(schedule, steps, start, end):
+  """The betas by the definitions of diffusers' schedulers."""
+  if schedule == "linear":
+    return np.linspace(start, end, steps)
+  bar = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+  return np.array([min(1 - bar((i + 1) / steps) / bar(i / steps), 0.999) for i in range(steps)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize(("prediction", "ours"), [("epsilon", "noise"), ("v_prediction", "velocity")])
+def test_a_pipeline_gives_its_own_config_with_the_noise_levels_of_its_scheduler(tmp_path, schedule, prediction, ours):
+  folder = write_pipeline(
+    tmp_path / "pipeline", golden_cases.load("diffusers_ddpm"), _class_name="DDIMScheduler", beta_schedule=schedule,
+    beta_start=0.0002, beta_end=0.03, num_train_timesteps=500, prediction_type=prediction,
+  )  # fmt: skip
+  model = build(pipeline.get_config(str(folder))).score_model
+  assert (model.parameterization, model.num_scales) == (ours, 500)
+  alpha, sigma = model.sde.levels(500)
+  bar = np.cumprod(1 - betas_of_diffusers(schedule, 500, 0.0002, 0.03))
+  np.testing.assert_allclose(alpha**2, bar, rtol=1e-9)
+  np.testing.assert_allclose(sigma**2, 1 - bar, rtol=1e-7)
+  x0, z = jnp.full((1, 2), 0.7), jnp.full((1, 2), -0.4)
+  a, s = alpha[100], sigma[100]
+  told = {"noise": z, "velocity": a * z - s * x0}[ours]  # what a network of that kind predicts
+  np.testing.assert_allclose(PREDICTIONS[ours][1](told, a * x0 + s * z, a, s, 0.5), x0, rtol=1e-5)
+
+
+def test_a_ve_pipeline_has_its_sigmas(tmp_path):
+  folder = write_pipeline(
+    tmp_path / "pipeline", golden_cases.load("diffusers_ncsnpp"), _class_name="ScoreSdeVeScheduler", sigma_min=0.02,
+    sigma_max=50.0, num_train_timesteps=300,
+  )  # fmt: skip
+  config = resolve(pipeline.get_config(str(folder)))
+  assert (config.training.sde, config.training.continuous, config.model.num_scales) == ("vesde", True, 300)
+  assert (config.model.sigma_min, config.model.sigma_max) == (0.02, 50.0)
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"beta_schedule": "scaled_linear"}, "beta_schedule='scaled_linear'"),
+    ({"prediction_type": "flow"}, "prediction_type='flow'"),
+    ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
+    ({"trained_betas": [0.1, 0.2]}, "trained_betas=[0.1, 0.2]"),
+  ],
+)
+def test_other_schedulers_are_refused_by_name(tmp_path, changed, message):
+  folder = write_pipeline(tmp_path / "pipeline", golden_cases.load("diffusers_ddpm"), **changed)
+  with pytest.raises(BadInput, match=re.escape(message)):
+    pipeline.get_config(str(folder))
+
+
+def test_a_config_with_other_noise_levels_than_the_pipeline_is_refused(tmp_path):
+  folder = write_pipeline(tmp_path / "pipeline", golden_cases.load("diffusers_ddpm"), beta_schedule="squaredcos_cap_v2")
+  with pytest.raises(BadInput, match=re.escape("--config.training.sde=cosine")):
+    tool.import_weights(config_of_unet(folder), str(tmp_path / "run"), str(folder))
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_imported_and_sampled_without_a_config(tmp_path):
+  folder = write_pipeline(tmp_path / "pipeline", golden_cases.load("diffusers_ddpm"), beta_schedule="squaredcos_cap_v2")
+  run = lambda *a: subprocess.run(
+    [sys.executable, "-m", "score_sde", *a], cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  done = run("import", str(folder), f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 0, done.stderr
+  done = run(
+    "sample", f"--workdir={tmp_path / 'run'}", "--config.sampling.method=ddim", "--config.sampling.num_steps=3",
+    "--config.sampling.num_samples=2",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  with np.load(tmp_path / "run" / "samples.npz") as file:
+    assert file["samples"].shape == (2, 16, 16, 3)
 
 
 def test_unet_ema_beside_unet_is_the_average(tmp_path):

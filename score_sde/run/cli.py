@@ -116,6 +116,12 @@ def _read_config(path: str) -> ConfigDict:
     _fail(f"--config={path} cannot be read: {type(error).__name__}: {error}")
   if not isinstance(config, ConfigDict):
     _fail(f"--config={path}: get_config() must return a ConfigDict, not {type(config).__name__}.")
+  missing = [key for key in keys() if key.partition(".")[2] not in config.get(key.partition(".")[0], ())]
+  if missing:
+    _fail(
+      f"--config={path} lacks {len(missing)} keys, such as {missing[0]}. Begin it with `config = default_config()` "
+      "from score_sde.run.config, and set what differs."
+    )
   return config
 
 
@@ -200,6 +206,7 @@ _STORED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stored.py")
 # Flags of the official code, and what they are here.
 _OFFICIAL_FLAGS = {
   "eval_folder": "--config.eval.report=report_NAME, for several evaluations of a run",
+  "fid_folder": "python -m score_sde stats OUTPUT.npz --config=FILE --config.eval.features=inception",
 }
 
 
@@ -222,6 +229,8 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
     _fail(f"{positional[len(rest) - 1]} is missing.")
   if needs_workdir and not _WORKDIR.value and _MODE.value != "plan":
     _fail("--workdir is missing. Give a folder for the run, e.g. --workdir=runs/quickstart.")
+  if _MODE.value == "fid_stats":
+    _fail(f"--mode=fid_stats is of the official code: use {_OFFICIAL_FLAGS['fid_folder']}.")
   if _MODE.value not in MODES:
     _fail(f"--mode={_MODE.value} is unknown; choose one of {', '.join(MODES)}.")
   return rest
@@ -304,8 +313,14 @@ def _run_tool(action: Callable[..., Any], positional: Sequence[str] = (), *, nee
 
 
 def _import() -> None:
+  """Runs `import`. Without a config, that of the diffusers folder or pipeline SOURCE is taken."""
   from score_sde.run.checkpoints.transfer import import_weights
 
+  words = [a for a in sys.argv[1:] if not a.startswith("-")]
+  if not _values_of(sys.argv, "config") and words:
+    sys.argv.insert(
+      1, f"--config={os.path.join(os.path.dirname(_STORED), 'pipeline.py')}:{os.path.expanduser(words[0])}"
+    )
   _run_tool(import_weights, ("SOURCE",))
 
 
@@ -434,7 +449,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[], None]]] = {
     _sweep,
   ),
   "compare": ("RUN... [--html=FILE.html]", "print evaluations side by side, and what differs", _compare),
-  "import": ("SOURCE --config=FILE --workdir=FOLDER", "make published weights a run", _import),
+  "import": (
+    "SOURCE [--config=FILE] --workdir=FOLDER",
+    "make published weights a run; diffusers pipelines need no config",
+    _import,
+  ),
   "export": (
     "OUTPUT.safetensors --config=FILE --workdir=FOLDER [--ema_only]",
     "write a run's weights to a file",

@@ -1,6 +1,7 @@
 """Conditional generation with a trained model, as set in config.guidance: `--mode=sample` and `--mode=eval`."""
 
 import dataclasses
+import difflib
 import functools
 import logging
 import time
@@ -33,13 +34,14 @@ from score_sde.run.config import (
   sde_name,
   signature,
 )
+from score_sde.run.config.checks import check_label
 from score_sde.run.data.files import as_shown
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import page, pictures
 from score_sde.run.report.progress import Bar
 from score_sde.run.storage import path_of
 from score_sde.run.teacher import find_model
-from score_sde.run.workdir import class_names, recalled
+from score_sde.run.workdir import all_class_names, class_names, recalled
 from score_sde.sampling import AdaptiveODE
 from score_sde.sde import linear
 
@@ -63,7 +65,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
     SolvesFailed: if all images failed, after the files are written.
     Interrupted: after a signal to stop.
   """
-  config = recalled(config, workdir)
+  config = _with_label(recalled(config, workdir), workdir)
   experiment = build(config)
   if experiment.config.guidance.method == AUTOGUIDANCE:
     evaluation.sample(config, workdir, with_weak(experiment, workdir))
@@ -81,7 +83,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
 
 def evaluate(config: ConfigDict, workdir: str) -> None:
   """Runs `run.py --mode=eval`, see `evaluation.evaluate`. With guidance.task=class it evaluates the guided score."""
-  config = recalled(config, workdir)
+  config = _with_label(recalled(config, workdir), workdir)
   experiment = build(config)
   if experiment.config.guidance.method == AUTOGUIDANCE:
     experiment = with_weak(experiment, workdir)
@@ -93,6 +95,30 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
 
 
 # --- a class ------------------------------------------------------------------------------------------------------
+
+
+def _with_label(config: ConfigDict, workdir: str) -> ConfigDict:
+  """Returns `config` with the number of the class in guidance.label, if that is a name.
+
+  Names are those of the classifier's data, or of the data of the run in `workdir`.
+
+  Raises:
+    BadInput: if no class has that name.
+  """
+  name = config.guidance.label
+  if not isinstance(name, str):
+    return config
+  folder = config.guidance.classifier or workdir
+  names = all_class_names(path_of(folder))
+  if name not in names and not (name.isdigit() and not names):
+    known = ", ".join(map(repr, names[:20])) if names else "they have numbers from 0"
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise BadInput(f"guidance.label={name!r} is no class of the data of {folder!r}: {known}.{hint}")
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked(), config.guidance.ignore_type():
+    config.guidance.label = names.index(name) if names else int(name)
+  return config
 
 
 def with_class(experiment: Experiment) -> Experiment:
@@ -110,8 +136,7 @@ def with_class(experiment: Experiment) -> Experiment:
   logits = classifier.classifier.logits
   conditional = make(ByClassifier, config, "guidance", logits=logits)
   classes = classifier.config.model.num_classes
-  if g.label is not None and not 0 <= g.label < classes:
-    raise BadInput(f"guidance.label={g.label} is no class: the classifier of {g.classifier!r} has {classes}, from 0.")
+  check_label(g.label, classes)
   guide = lambda score: condition_on(score, conditional, params)
   names = tuple(class_names(path_of(g.classifier), classes))
   return dataclasses.replace(experiment, guide=guide, sampled_classes=classes, class_names=names)
@@ -243,6 +268,9 @@ def score_of_posterior(experiment: Experiment, params: Params) -> Callable[..., 
   return condition_on(score, make(guidance.METHODS[g.method], experiment.config, "guidance", sde=experiment.sde))
 
 
+_METHOD_NAMES = {"pigdm": "ΠGDM", "tmpd": "TMPD", "dps": "DPS", "ddrm": "DDRM"}
+
+
 def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   config, g = experiment.config, experiment.config.guidance
   names, images = _inputs(config)
@@ -260,11 +288,11 @@ def _sample_inputs(experiment: Experiment, workdir: str) -> None:
   if not devices.is_first_host():
     return
   rows = [{name: images[i] for name, images in columns.items()} for i in range(len(samples))]
-  method = f", {g.method}" if g.method and g.method != "ddrm" else ""
+  method = f" by {_METHOD_NAMES.get(g.method, g.method)}" if g.method else ""
+  sampler = "" if g.method == "ddrm" else f"{evaluation.sampler_name(experiment)}, "
   title = (
-    f"{data.name(config)} · {sde_name(config.training.sde, experiment.sde)} · step {step:,}: {g.task}{method}\n"
-    f"{g.method if g.method == 'ddrm' else config.sampling.method}, {nfe:.0f} evaluations, "
-    f"{seconds:.0f} s for {finite.size} images"
+    f"{data.name(config)} · {sde_name(config.training.sde, experiment.sde)} · step {step:,}\n"
+    f"{g.task.replace('_', ' ')}{method}, {sampler}{nfe:.0f} evaluations, {seconds:.0f} s for {finite.size} images"
   )
   if not finite.all():
     title += f"\n{int((~finite).sum())} of {finite.size} failed (black)"

@@ -195,13 +195,18 @@ def recalled(config: ConfigDict, workdir: str) -> ConfigDict:
   return config
 
 
-def class_names(workdir: Path, count: int) -> list[str]:
-  """Returns the names of `count` classes, from data.json in `workdir`; their numbers if it has none."""
+def all_class_names(workdir: Path) -> list[str]:
+  """Returns the names of the classes of a run's data, from data.json in `workdir`; [] if it has none."""
   names: Any = None
   with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
     names = json.loads((workdir / "data.json").read_text())["classes"]
-  sound = isinstance(names, list) and len(names) >= count and all(isinstance(n, str) for n in names)
-  return names[:count] if sound else [str(i) for i in range(count)]
+  return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+
+
+def class_names(workdir: Path, count: int) -> list[str]:
+  """Returns the names of `count` classes, from data.json in `workdir`; their numbers if it has none."""
+  names = all_class_names(workdir)
+  return names[:count] if len(names) >= count else [str(i) for i in range(count)]
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

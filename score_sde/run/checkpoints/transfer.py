@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from score_sde.run import checkpoints, shipped, training
-from score_sde.run.checkpoints import diffusers, published
+from score_sde.run.checkpoints import diffusers, published, schedulers
 from score_sde.run.config import BadInput, get, signature
 from score_sde.run.experiment import build
 from score_sde.run.workdir import make_file, make_workdir, write_config
@@ -40,7 +40,9 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
     path = published.download(source)
   elif not path.exists():
     raise BadInput(f"{source!r} does not exist. Give a checkpoint file, a diffusers folder, or a hub name owner/model.")
-  _check_settings(config, diffusers.settings_of(path) or {}, source)
+  if path.is_dir() and (inside := official_checkpoints(path)):
+    raise BadInput(f"{source!r} is a workdir of the official code. Import one of its checkpoints: {inside[-1]}.")
+  _check_settings(config, (diffusers.settings_of(path) or {}) | schedulers.settings_of(path), source)
 
   abstract = experiment.abstract_params()
   flat: dict[str, Any] = flatten_dict(abstract, sep="/")
@@ -70,6 +72,13 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
     checkpoints.save(manager, step, training.saved_form(state), ema_params, signature(config))
   size = sum(v.size for v in weights.params.values())
   log.info("Imported %s: %s parameters, step %d, optimizer state: %s.", weights.origin, f"{size:,}", step, moments)
+
+
+def official_checkpoints(folder: pathlib.Path) -> list[str]:
+  """Returns the checkpoints that the official code wrote into its workdir `folder`, the newest last."""
+  files = [p for p in (folder / "checkpoints").glob("checkpoint_*") if p.is_file()]
+  number = lambda p: int("0" + "".join(filter(str.isdigit, p.stem)))
+  return [str(p) for p in sorted(files, key=number)]
 
 
 def _check_settings(config: ConfigDict, settings: dict, source: str) -> None:

@@ -1,6 +1,7 @@
 """Checks that the values of a config go together. The range of each single value is in its field, see `readers`."""
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -166,8 +167,8 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
       )
     if g.method == "classifier" and not g.classifier:
       raise BadInput("guidance.method='classifier' needs guidance.classifier, the workdir of a trained classifier.")
-    if networks_classes and g.label is not None and not 0 <= g.label < networks_classes:
-      raise BadInput(f"guidance.label={g.label} is no class: there are {networks_classes}, from 0.")
+    if networks_classes:
+      check_label(g.label, networks_classes)
     return
   if g.method is not None and g.task in EDITING_TASKS:
     raise BadInput(f"guidance.task={g.task!r} has no guidance.method. Leave it unset.")
@@ -190,6 +191,14 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
     raise BadInput(f"guidance.task={g.task!r} is not linear: guidance.method={g.method!r} cannot invert it. Use 'dps'.")
 
 
+def check_label(label: Any, classes: int) -> None:
+  """Raises BadInput if `label` is no class. A name is checked when the workdir that has the names is read."""
+  if label is None or isinstance(label, str):
+    return
+  if not isinstance(label, int) or not 0 <= label < classes:
+    raise BadInput(f"guidance.label={label} is no class: there are {classes}, from 0.")
+
+
 def _check_autoguidance(config: ConfigDict, sde: SDE) -> None:
   g = config.guidance
   if g.task not in ("none", "class"):
@@ -200,8 +209,7 @@ def _check_autoguidance(config: ConfigDict, sde: SDE) -> None:
   classes = config.model.num_classes
   if g.task == "class" and not classes:
     raise BadInput("guidance.task='class' with autoguidance needs a class-conditional network (model.num_classes).")
-  if g.label is not None and not 0 <= g.label < max(classes or 0, 1):
-    raise BadInput(f"guidance.label={g.label} is no class: there are {classes or 0}, from 0.")
+  check_label(g.label, max(classes or 0, 1))
   if config.training.task == "classifier" or config.sampling.method == "consistency":
     raise BadInput(f"guidance.method={AUTOGUIDANCE!r} needs a score model, not training.task={config.training.task!r}.")
   with as_bad_input():

@@ -42,7 +42,7 @@ def foreign(what: str, advice: str = "") -> Iterator[None]:
 def choose(key: str, value: Any, accepted: tuple) -> None:
   """Raises BadInput unless `value`, the value of `key`, is one of `accepted`."""
   if value not in accepted:
-    near = [str(a) for a in accepted if value and str(a).startswith(str(value))]
+    near = [str(a) for a in accepted if value and str(a).startswith(str(value).lower())]
     near = near or difflib.get_close_matches(str(value), [str(a) for a in accepted], n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise BadInput(f"{key}={value!r} is unknown; choose one of {', '.join(map(str, accepted))}.{hint}")
@@ -50,6 +50,7 @@ def choose(key: str, value: Any, accepted: tuple) -> None:
 
 # Keys of the official code that have another name here.
 RENAMED = {
+  "model.class_conditional": "model.num_classes",
   "sampling.batch_size": "eval.batch_size",
   "data.tfrecords_path": "data.path",
   "eval.enable_figures_only": "--mode=sample, which draws samples and measures nothing",

@@ -25,7 +25,7 @@ def default_config() -> ConfigDict:
     # Values of several types, such as data.image_size, are of type Any.
     mixed = type_of(reader, field) is Any
     set_to = FieldReference(field.default, field_type=object) if mixed else field.default
-    config[section][name] = placeholder(type_of(reader, field)) if unset else set_to
+    config[section][name] = placeholder(object if mixed else type_of(reader, field)) if unset else set_to
   return config.lock()
 
 

@@ -162,7 +162,9 @@ class Training(Options):
   continuous: bool = option(True, "train a model of all times, not of discrete noise levels")
   batch_size: int = option(128, "examples per step, over all devices and hosts", "[1, inf)")
   n_iters: int = option(1300001, "number of training steps", "[1, inf)")
-  n_jitted_steps: int = option(5, "steps per dispatch; on a CPU, the default for networks with convolutions is 1", "[1, inf)")
+  n_jitted_steps: int = option(
+    5, "steps per dispatch; on a CPU, the default for networks with convolutions is 1", "[1, inf)"
+  )
   accumulation: int = option(
     1, "split each device's share of the batch into this many parts, to save memory", "[1, inf)"
   )
@@ -301,8 +303,8 @@ class Guidance(Options):
     "projection, ddrm; none or class: autoguidance; follows task",
     needs=({"task": Other(("none",))}, {"method": (AUTOGUIDANCE,)}),
   )  # fmt: skip
-  label: int | None = option(
-    None, "class of the samples; unset: all classes in turn", "[0, inf)",
+  label: Any = option(
+    None, "class of the samples, a number from 0 or the name of a folder; unset: all classes in turn",
     needs=({"task": GIVEN_TASKS}, {"model.num_classes": (), "training.task": ("score", "consistency")}),
   )  # fmt: skip
   weak: str = option(

@@ -11,7 +11,7 @@ from score_sde.run.evaluate.runs import (
   sample,
   warn_of_short_run,
 )
-from score_sde.run.evaluate.samples import draw, draw_samples, to_uint8
+from score_sde.run.evaluate.samples import draw, draw_samples, sampler_name, to_uint8
 
 __all__ = [
   "SolvesFailed",
@@ -25,6 +25,7 @@ __all__ = [
   "open_workdir",
   "restore",
   "sample",
+  "sampler_name",
   "to_uint8",
   "warn_of_short_run",
 ]

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
 from score_sde.run.report.curves import add_evaluation, best_step
 from score_sde.run.report.progress import wait
-from score_sde.run.storage import Path, arrays_of, save_atomically
+from score_sde.run.storage import Path, arrays_of, files_in, path_of, save_atomically
 from score_sde.run.workdir import check_data, make_workdir, recalled, set_aside, write_json
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,12 @@ _BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "sa
 def open_workdir(workdir: str) -> Path:
   """Returns the folder of a run. Raises BadInput if it has no checkpoints."""
   if not checkpoints.exists(workdir):
+    official = files_in(path_of(workdir) / "checkpoints")
+    if any(re.fullmatch(r"checkpoint_\d+(\.pth)?", p.name) for p in official):
+      raise BadInput(
+        f"workdir {workdir!r} is one of the official code. Import a checkpoint: python -m score_sde import "
+        f"{official[-1]} --config=CONFIG --workdir=OTHER."
+      )
     raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
   return make_workdir(workdir)
 
@@ -189,7 +196,7 @@ def _wanted(config: ConfigDict, workdir: str, manager: Any) -> list[int | None]:
     BadInput: if a checkpoint is missing and eval.wait_minutes is 0.
   """
   begin, end, waits = config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.wait_minutes > 0
-  if begin is None and end is None:
+  if (begin is None and end is None) or config.eval.checkpoint != "latest":
     return [chosen_step(config.eval.checkpoint, workdir)]
   steps, frequency = list(manager.all_steps()), config.training.snapshot_freq
   begin = 1 if begin is None else begin
@@ -197,6 +204,9 @@ def _wanted(config: ConfigDict, workdir: str, manager: Any) -> list[int | None]:
     end = (config.training.n_iters if waits else max(steps, default=0)) // frequency
   wanted = [k * frequency for k in range(begin, end + 1)]
   missing = [s for s in wanted if s not in steps]
+  if len(steps) == 1 and missing == wanted and not waits:  # as after an import
+    log.warning("The workdir has none of the snapshots %s to %s, only step %d: it is evaluated.", begin, end, steps[0])
+    return steps
   if not wanted or (missing and not waits):
     raise BadInput(
       f"eval.begin_ckpt={begin} to eval.end_ckpt={end} ask for steps {wanted}, and the workdir has {sorted(steps)} "
