@@ -41,8 +41,7 @@ def test_a_student_with_points_of_her_own(do):
   """docs/data.md: an array; then more of the same noise in fewer steps, likelihoods, and a page to look at."""
   rng = np.random.default_rng(0)
   np.save(do.folder / "points.npy", rng.standard_normal((500, 2)) @ [[1.0, 0.5], [0.0, 0.2]] + [3.0, -1.0])
-  config = ("--config=array/wine", "--config.data.dataset=array", "--config.data.path=points.npy", "--config.model.num_classes=0",
-            "--workdir=run")  # fmt: skip
+  config = ("--config=array/wine", "--config.data.path=points.npy", "--config.model.num_classes=0", "--workdir=run")
   small = (*SMALL, "--config.training.n_jitted_steps=10", "--config.model.nf=32", "--config.sampling.num_steps=10")
   do("data", "show", *config[:-1], "--output=data.png")
   do("train", *config, *small)

@@ -231,6 +231,7 @@ class Sampling(Options):
     0.995, "quantile of an image's |x_0| that dynamic clipping keeps", "(0, 1]", needs={"clip": ("dynamic",)}
   )
   num_samples: int = option(64, "number of samples in a picture", "[1, inf)")
+  show_paths: bool = option(False, "draw the score and the paths of samples, paths.png, of points in the plane")
   condition: str = option(
     "", "file of the samples' conditions, .npy or .npz, taken in turn; unset: those of test examples",
     needs={"data.condition_shape": ()},

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 # Interval at which the workdir is checked for an awaited checkpoint.
 POLL_SECONDS = 5.0
 
+# States of each sample that are kept for sampling.show_paths, evenly spaced.
+PATH_FRAMES = 60
+
 # Keys of config.eval that do not change the numbers of a checkpoint.
 _BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples")
 
@@ -106,8 +109,9 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   """Draws sampling.num_samples samples of the checkpoint eval.checkpoint.
 
   Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points) and denoising.png (one sample from
-  noise to data); for energy-based models of points also density.png. Earlier ones that were made with other settings,
-  such as another class or sampler, stay under names with their time. `experiment` replaces `build(config)`.
+  noise to data); for energy-based models of points also density.png, and with sampling.show_paths paths.png. Earlier
+  ones that were made with other settings, such as another class or sampler, stay under names with their time.
+  `experiment` replaces `build(config)`.
 
   Raises:
     BadInput: if there is no checkpoint, or one of another model.
@@ -120,11 +124,18 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
     raise BadInput(
       "training.task='classifier' draws no samples. Give its workdir as guidance.classifier to guide a score model."
     )
+  if config.sampling.show_paths and experiment.shape != (2,):
+    raise BadInput(f"sampling.show_paths=True needs points in the plane, not examples of the shape {experiment.shape}.")
   path = open_workdir(workdir)
   with checkpoints.manager(workdir) as manager:
     step, params = restore(manager, experiment, workdir, chosen_step(config.eval.checkpoint, workdir))
-  drawn, nfe, finite, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=9)
+  frames = PATH_FRAMES if config.sampling.show_paths else 9
+  drawn, nfe, finite, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=frames)
   if devices.is_first_host():
+    if config.sampling.show_paths:
+      set_aside(path, ("paths.png",))
+      samples.draw_paths(path / "paths.png", experiment, params, trajectory, samples.title(experiment, step, nfe))
+      trajectory = [trajectory[i] for i in np.linspace(0, len(trajectory) - 1, 10).round().astype(int)]
     _write_samples(experiment, path, step, params, drawn, nfe, trajectory)
   _need_some(int(finite.sum()), len(drawn), step)
 

@@ -211,6 +211,23 @@ def draw_denoising(path: Path, experiment: Experiment, params: Params, trajector
   pictures.denoising(path, frames, heading + (below if kind == "image" else ""), kind)
 
 
+def draw_paths(path: Path, experiment: Experiment, params: Params, trajectory: list, heading: str) -> None:
+  """Draws the score at three times, as arrows, with the samples there; and the paths of samples from noise to data."""
+  x = np.stack([np.asarray(experiment.scaling.inverse(frame)) for _, frame, _ in trajectory])  # (frames, N, 2)
+  x = x[:, np.isfinite(x).all((0, 2))]
+  times = [t for t, *_ in trajectory]
+  score = jax.jit(lambda params, x, t: experiment.score_model.score(params, x, t, None))
+  panels = []
+  last = len(times) - 1
+  for i in (last // 2, round(0.85 * last), last):
+    limit = pictures.limits(x[i])
+    grid = np.stack(np.meshgrid(*[np.linspace(-limit, limit, 20)] * 2), -1).reshape(-1, 2).astype(np.float32)
+    t = jnp.full(len(grid), max(times[i], experiment.config.sampling.eps), jnp.float32)
+    arrows = np.asarray(score(params, experiment.scaling.prepare(None, jnp.asarray(grid)), t))
+    panels.append((times[i], grid, arrows, x[i]))
+  pictures.paths(path, panels, x, heading)
+
+
 def draw_density(path: Path, experiment: Experiment, params: Params, reference: np.ndarray, heading: str) -> None:
   """Draws the normalized density of an energy-based model of points, at three noise levels.
 

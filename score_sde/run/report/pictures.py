@@ -50,7 +50,7 @@ def _show(axes, image: np.ndarray) -> None:
   axes.set_axis_off()
 
 
-def _limits(points: np.ndarray) -> float:
+def limits(points: np.ndarray) -> float:
   return float(1.1 * np.quantile(np.abs(points), 0.999) + 1e-6)
 
 
@@ -84,7 +84,7 @@ def sample_grid(
     if values.ndim == 4:
       _grid(axes, values, captions)
     else:
-      limit = _limits(panels[-1][1])
+      limit = limits(panels[-1][1])
       axes.plot(*values.T, ".", markersize=2, alpha=0.5)
       axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     if len(panels) > 1:
@@ -227,7 +227,7 @@ def denoising(
       axes.set(xticks=[], yticks=[])
       continue
     if points:
-      limit = _limits(x[:, :2])
+      limit = limits(x[:, :2])
       axes.plot(*x[:, :2].T, ".", markersize=1, alpha=0.5)
       axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
       continue
@@ -257,6 +257,37 @@ def _denoised_series(
   save(figure, path)
 
 
+def paths(
+  path: str | Path, panels: Sequence[tuple[float, np.ndarray, np.ndarray, np.ndarray]], x: np.ndarray, title: str
+) -> None:
+  """Writes a PNG of score fields and of paths of points in the plane.
+
+  `panels` are (t, grid (M, 2), score (M, 2), samples (N, 2)): arrows of one length per panel show the direction of the
+  score, their colour its size. `x` (frames, N, 2) are the paths, from noise to data; 40 of them are drawn.
+  """
+  figure = Figure(figsize=(4.2 * (len(panels) + 1), 4.6))
+  for i, (t, grid, score, samples) in enumerate(panels):
+    axes = figure.add_subplot(1, len(panels) + 1, i + 1)
+    size = np.linalg.norm(score, axis=1) + 1e-12
+    limit = np.abs(grid).max()
+    axes.plot(*samples.T, ".", markersize=3, color="0.75")
+    arrows = axes.quiver(*grid.T, *(score / size[:, None]).T, np.log10(size), cmap="viridis", scale=28, width=0.004)
+    bar = figure.colorbar(arrows, ax=axes, shrink=0.7, pad=0.02)
+    bar.set_label("log10 of the size of the score")
+    axes.set(title=f"score and samples at t = {t:.2g}", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+  axes = figure.add_subplot(1, len(panels) + 1, len(panels) + 1)
+  for line in np.swapaxes(x, 0, 1)[:40]:
+    axes.plot(*line.T, lw=0.6, alpha=0.7)
+  axes.plot(*x[0, :40].T, ".", color="0.6", markersize=4, label="noise")
+  axes.plot(*x[-1, :40].T, ".", color="black", markersize=4, label="samples")
+  limit = limits(x[0])
+  axes.set(title="paths of samples", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+  axes.legend(loc="upper right")
+  figure.suptitle(title, fontsize=11)
+  figure.tight_layout()
+  save(figure, path)
+
+
 def density(
   path: str | Path, panels: Sequence[tuple[str, np.ndarray, np.ndarray]], data: np.ndarray, title: str
 ) -> None:
@@ -272,7 +303,7 @@ def density(
     axes.set_title(name, fontsize=10)
   axes = figure.add_subplot(1, len(panels) + 1, len(panels) + 1)
   axes.plot(*data.T, ".", markersize=1.5, alpha=0.5)
-  limit = _limits(data)
+  limit = limits(data)
   axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
   axes.set_title("data", fontsize=10)
   figure.suptitle(title, fontsize=11)
