@@ -1,4 +1,4 @@
-"""Properties that hold for all inputs of a kind: SDEs, grids, configs and files of tensors, found false by hypothesis."""
+"""Properties of SDEs, grids, configs and tensor files that hold for all inputs; hypothesis looks for an exception."""
 
 import json
 import math
