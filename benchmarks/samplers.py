@@ -10,8 +10,9 @@ above it the model's own error). Three distances to the target,
   MMD  maximum mean discrepancy of the Gaussian kernel with the median distance as its width, unbiased square,
   ED   energy distance, the square root of 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased (Székely & Rizzo 2013),
 
-beside their Monte-Carlo floor: the distance of two sets of draws from the target itself. Draws the energy distance
-against evaluations and prints a Markdown table; some forty minutes on two CPU cores.
+beside their Monte-Carlo floor: the size of the same numbers for sets of draws from the target itself (the root of the
+root mean square of the unbiased squares of MMD and ED, over eight sets). Draws the energy distance against evaluations
+and prints Markdown tables; some forty minutes on two CPU cores.
 """
 
 import argparse
@@ -38,6 +39,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DIMS = 64
+FLOOR = "floor: the target itself"
 BUDGETS = (10, 20, 50, 100, 200, 500)
 
 
@@ -72,8 +74,8 @@ def squared_mmd(x: jax.Array, y: jax.Array, width: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def energy(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Energy distance of two sets of equal size; zero where the unbiased square is negative."""
+def squared_energy(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Unbiased squared energy distance of two sets of equal size, which may be negative."""
   n = len(x)
 
   def mean_distance(a, b, pairs):
@@ -81,7 +83,7 @@ def energy(x: jax.Array, y: jax.Array) -> jax.Array:
     return jax.lax.scan(row, jnp.zeros(()), a)[0] / pairs
 
   within = lambda a: mean_distance(a, a, n * (n - 1))
-  return jnp.sqrt(jnp.maximum(2 * mean_distance(x, y, n * n) - within(x) - within(y), 0))
+  return 2 * mean_distance(x, y, n * n) - within(x) - within(y)
 
 
 def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]]:
@@ -143,20 +145,25 @@ def samplers(sde: SDE, eps: float) -> dict[str, tuple[Callable, tuple[int, ...]]
 
 
 def compare(
-  name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray, other: np.ndarray,
+  name: str, sde: SDE, eps: float, score: Callable, target: np.ndarray, others: list[np.ndarray],
   only: tuple[str, ...] = ("",), file: pathlib.Path | None = None,
 ) -> list[tuple]:  # fmt: skip
-  """(what, sampler, NFE, SW, MMD, ED, seconds) of every sampler, the floor first. Rows are kept in `file`."""
+  """(what, sampler, NFE, SW, MMD, ED, seconds) of every sampler, the floor first. Rows are kept in `file`.
+
+  `others` are sets of draws from the target, for the floor.
+  """
   kept: dict = json.loads(file.read_text()) if file and file.exists() else {}
-  target, other = (jnp.asarray(a.reshape(len(a), -1), jnp.float32) for a in (target, other))
+  flat = lambda a: jnp.asarray(a.reshape(len(a), -1), jnp.float32)
+  target, others = flat(target), [flat(a) for a in others]
   pairs = np.random.default_rng(1).integers(0, len(target), (2, 2000))
   width = jnp.median(jnp.linalg.norm(target[pairs[0]] - target[pairs[1]], axis=1))
 
-  def distances(x):
-    mmd = jnp.sqrt(jnp.maximum(squared_mmd(x, target, width), 0))
-    return float(sliced_wasserstein(x, target)), float(mmd), float(energy(x, target))
+  def squares(x):
+    return np.array([sliced_wasserstein(x, target) ** 2, squared_mmd(x, target, width), squared_energy(x, target)])
 
-  rows = [(name, "floor: the target itself", 0, *distances(other), 0.0)]
+  distances = lambda x: np.sqrt(np.maximum(squares(x), 0)).tolist()
+  floor = np.sqrt(np.sqrt(np.mean(np.square([squares(x) for x in others]), axis=0)))
+  rows = [(name, FLOOR, 0, *floor.tolist(), 0.0)]
   print(*rows[-1], sep="\t", flush=True)
   shape = (len(target), *([target.shape[1]] if name.startswith("mixture") else [8, 8, 1]))
   for sampler, (make, budgets) in samplers(sde, eps).items():
@@ -179,29 +186,48 @@ def compare(
 
 
 def plot(path: pathlib.Path, rows: list[tuple]) -> None:
+  """Draws the energy distance against evaluations."""
   names = list(dict.fromkeys(r[0] for r in rows))
-  figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 5.5), squeeze=False)
+  stochastic = lambda sampler: (
+    sampler.startswith(("SA", "DPM-Solver++(3M)", "Heun, ", "DDIM, ")) or "(2M) SDE" in sampler
+  )
+  titles = ("the papers' samplers, and solvers of the ODE", "stochastic solvers with few evaluations")
+  figure, axes = plt.subplots(2, len(names), figsize=(6.5 * len(names), 9), squeeze=False, sharex=True, sharey="col")
   markers = "osD^v<>pP*Xhd8"
-  for axis, name in zip(axes[0], names, strict=True):
+  for column, name in enumerate(names):
     mine = [r for r in rows if r[0] == name]
-    floor = max(mine[0][5], 1e-3)  # the unbiased estimate of a small distance may be zero
-    for i, sampler in enumerate(dict.fromkeys(r[1] for r in mine[1:])):
-      points = sorted((r[2], max(r[5], floor)) for r in mine if r[1] == sampler)
-      style = {"color": "black", "lw": 2.5} if sampler.startswith("official") else {"color": plt.cm.tab20(i)}
-      axis.plot(*zip(*points, strict=True), marker=markers[i % len(markers)], ms=5, label=sampler, **style)
-    axis.axhline(floor, color="gray", ls="--", label="two sets of draws from the target")
-    axis.set(xscale="log", yscale="log", title=name, xlabel="score evaluations")
-    axis.grid(alpha=0.3, which="both")
-  axes[0, 0].set_ylabel("energy distance to the target")
-  figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False, fontsize=9)
-  figure.tight_layout(rect=(0, 0.16, 1, 1))
-  figure.savefig(path, dpi=110)
+    floor = mine[0][5]
+    for row, title in enumerate(titles):
+      axis = axes[row, column]
+      chosen = [
+        s for s in dict.fromkeys(r[1] for r in mine[1:]) if s.startswith("official") or stochastic(s) == bool(row)
+      ]
+      for i, sampler in enumerate(chosen):
+        points = sorted((r[2], max(r[5], floor)) for r in mine if r[1] == sampler)
+        style = {"color": "black", "lw": 2.5} if sampler.startswith("official") else {"color": plt.cm.tab10(i % 10)}
+        axis.plot(*zip(*points, strict=True), marker=markers[i % len(markers)], ms=5, label=sampler, **style)
+      axis.axhline(floor, color="gray", ls="--", label="two sets of draws from the target")
+      axis.set(xscale="log", yscale="log", title=f"{name}: {title}", ylabel="energy distance to the target")
+      axis.grid(alpha=0.3, which="both")
+      axis.legend(fontsize=7, loc="upper right", frameon=False)
+  for axis in axes[-1]:
+    axis.set_xlabel("score evaluations per sample")
+  figure.tight_layout()
+  figure.savefig(path, dpi=150)
 
 
 def table(rows: list[tuple]) -> str:
-  lines = ["| data | sampler | NFE | SW | MMD | ED |", "|---|---|---|---|---|---|"]
-  lines += [f"| {r[0]} | {r[1]} | {r[2]:.0f} | {r[3]:.4f} | {r[4]:.4f} | {r[5]:.4f} |" for r in rows]
-  return "\n".join(lines)
+  """Returns a Markdown table for each target: "NFE: ED (SW)" of each sampler."""
+  parts = []
+  for name in dict.fromkeys(r[0] for r in rows):
+    mine = [r for r in rows if r[0] == name]
+    parts += [f"## {name[0].upper()}{name[1:]}", "", f"Floor: ED {mine[0][5]:.4f}, SW {mine[0][3]:.4f}.", ""]
+    parts += ["| sampler | NFE: ED (SW) |", "|---|---|"]
+    for sampler in dict.fromkeys(r[1] for r in mine[1:]):
+      cells = ", ".join(f"{r[2]:.0f}: {r[5]:.4f} ({r[3]:.4f})" for r in mine if r[1] == sampler)
+      parts.append(f"| {sampler} | {cells} |")
+    parts.append("")
+  return "\n".join(parts)
 
 
 def trained(workdir: str) -> tuple[SDE, float, Callable, np.ndarray, np.ndarray]:
@@ -231,12 +257,12 @@ def main() -> None:
   options = parser.parse_args()
   exact, rows, only = mixture(), [], tuple(options.only.split(","))
   file = pathlib.Path(options.rows) if options.rows else None
-  target, other = (np.asarray(exact.sample(jax.random.key(i), options.samples)) for i in range(2))
+  target, *others = (np.asarray(exact.sample(jax.random.key(i), options.samples)) for i in range(9))
   for name, sde, eps in (("mixture, VP", VP(), 1e-3), ("mixture, VE", VE(0.01, 10.0), 1e-5)):
-    rows += compare(name, sde, eps, jax.tree_util.Partial(exact.score(sde)), target, other, only, file)
+    rows += compare(name, sde, eps, jax.tree_util.Partial(exact.score(sde)), target, others, only, file)
   if options.workdir:
     sde, eps, score, target, other = trained(options.workdir)
-    rows += compare("digits, trained VP", sde, eps, score, target, other, only, file)
+    rows += compare("digits, trained VP", sde, eps, score, target, [other], only, file)
   picture = pathlib.Path(options.picture)
   picture.parent.mkdir(parents=True, exist_ok=True)
   plot(picture, rows)
