@@ -97,6 +97,7 @@ def test_loading_is_silent_in_a_program_of_its_own(workdir):
   assert done.stdout + done.stderr == ""
 
 
+@pytest.mark.thorough
 def test_the_density_of_data_counts_the_scaling(model):
   """log p on [0, 1] is that on [-1, 1] plus log 2 per dimension, and bits/dim follow from it."""
   images = model.sample(jax.random.key(0), 2)
@@ -136,6 +137,7 @@ def config_of(workdir) -> ConfigDict:
   return read_config(str(workdir))
 
 
+@pytest.mark.thorough
 def test_an_older_workdir_is_sampled_measured_and_resumed(workdir, tmp_path):
   """The same samples and bits/dim as when it was written, by the version that wrote it."""
   import shutil

@@ -254,6 +254,7 @@ RUN = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_conditional_run_is_sampled_without_its_data(tmp_path):
   """The workdir keeps the scaling: samples, and conditions of samples, need no data."""
   c = rng.normal(size=(100, 2)) * 5 + 1

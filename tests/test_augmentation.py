@@ -23,6 +23,7 @@ def smooth(size=16):
   return jnp.asarray(np.stack([np.sin(row / 3) + 0.2 * column / size, np.cos(column / 4)], axis=-1), jnp.float32)
 
 
+@pytest.mark.thorough
 def test_without_probability_images_are_only_mirrored():
   x = jnp.broadcast_to(smooth(), (500, 16, 16, 2))
   changed, labels = Augmentation(0.0)(KEYS, x)
@@ -44,6 +45,7 @@ def test_each_change_has_its_probability_and_its_law():
   np.testing.assert_allclose(x**2 + y**2, 1, atol=1e-5)  # the cosine and sine of one angle
 
 
+@pytest.mark.thorough
 def test_an_example_without_changes_stays_bit_for_bit_and_each_has_its_own_key():
   x = jnp.asarray(RNG.normal(size=(500, 8, 8, 3)), jnp.float32)
   changed, labels = Augmentation(0.12)(KEYS, x)
@@ -85,6 +87,7 @@ def test_a_moved_image_is_moved_by_its_label():
     np.testing.assert_allclose(changed[i, 10:22, 10:22], expected[10:22, 10:22], atol=0.06)
 
 
+@pytest.mark.thorough
 def test_the_network_is_told_and_samples_are_told_nothing():
   network = NCSNpp(nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), augmented=AUGMENTED, init_scale=1.0)
   x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)

@@ -32,6 +32,7 @@ def test_scale_one_is_the_score_itself_and_scale_zero_the_weak_one():
   np.testing.assert_allclose(Autoguidance(SDE, 0.0).of(good, weak)(x, t), weak(x, t), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_it_corrects_the_errors_that_the_weak_model_makes_more_of():
   """Both models are too wide. The guided samples have the spread of the data, and all modes with their weights."""
   good, weak = (blurred(v).score(SDE) for v in (0.06, 0.12))

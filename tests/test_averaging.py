@@ -79,6 +79,7 @@ def run(tmp_path_factory):
   return folder
 
 
+@pytest.mark.thorough
 def test_a_run_keeps_its_averages_and_another_width_is_loaded_like_any_model(run):
   config = small(model__ema_widths=(0.05, 0.1))
   averages.reconstruct(config, run, ["0.05", "0.08"])
@@ -110,6 +111,7 @@ def test_a_run_without_averages_is_told_how_to_keep_them(run):
     build(small(model__ema_widths=(0.9,)))
 
 
+@pytest.mark.thorough
 def test_the_fids_of_widths_are_measured_and_drawn(run, tmp_path, monkeypatch):
   """With a judge in place of a network of features."""
   score = lambda params: {"fid": float(np.abs(params["Dense_0"]["kernel"]).sum()), "precision": 0.5}

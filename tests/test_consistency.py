@@ -100,6 +100,7 @@ def test_a_consistency_model_needs_preconditioning_and_continuous_time():
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize("options", [
   {"objective": "cd", "last_scales": 800, "distance": "l2"},
@@ -116,6 +117,7 @@ def test_the_exact_function_makes_distillation_zero_and_a_wrong_one_does_not(sde
   assert mean_loss(wrong, 0.0, data(), **given) > 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize("objective", ["ct", "ict", "ect", "scm", "progressive"])
 def test_the_exact_function_of_a_single_point_makes_training_zero_and_a_wrong_one_does_not(sde, objective):
@@ -142,6 +144,7 @@ def test_the_exact_function_of_a_single_point_makes_training_zero_and_a_wrong_on
   assert mean_loss(wrong, 0.0, x0, step=3) > 1e-3
 
 
+@pytest.mark.thorough
 def test_the_gradient_of_distillation_has_the_papers_limit():
   """(N - 1) times it tends to 2 E[(∂f/∂θ)ᵀ df/ds · ds/du], u the place on the grid. Song et al. 2023, Theorem 5."""
   sde = SDES["ve"]

@@ -58,6 +58,7 @@ def arrays_of(folder, config):
 SLOW, LONGEST = pytest.mark.slow, (pytest.mark.slow, pytest.mark.longest)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", [
   "ect", pytest.param("cd", marks=SLOW), pytest.param("scm", marks=LONGEST), pytest.param("progressive", marks=LONGEST),
   pytest.param("ct", marks=LONGEST), pytest.param("ict", marks=LONGEST),
@@ -124,6 +125,7 @@ def test_the_teachers_gradient_is_not_needed_and_its_parameters_stay(tmp_path, t
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), before, state.teacher)))
 
 
+@pytest.mark.thorough
 def test_samples_do_not_need_the_teacher_anymore(tmp_path, teacher):
   import shutil
 
@@ -141,6 +143,7 @@ def test_samples_do_not_need_the_teacher_anymore(tmp_path, teacher):
     evaluate.evaluate(config, folder)
 
 
+@pytest.mark.thorough
 def test_zero_shot_inpainting_by_the_command_for_guidance(tmp_path, teacher):
   config, folder = student(teacher), str(tmp_path / "run")
   training.train(config, folder)
@@ -190,6 +193,7 @@ def test_consistency_models_teach_no_one_and_are_no_score_models(tmp_path, teach
   assert signature(resolve(config))["training.task"] == "consistency"
 
 
+@pytest.mark.thorough
 def test_checkpoints_of_the_official_code_are_imported(tmp_path):
   """Its state has params, params_ema and target_params; its Fourier features see log(sigma) / 4."""
   config = cifar10_cd.get_config()

@@ -57,6 +57,7 @@ def test_sample_is_what_the_runner_draws(method, sde):
   np.testing.assert_allclose(part, x[4:], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.thorough
 def test_vmap_over_keys_and_conditions():
   sde, keys = ss.VP(), jax.random.split(KEY, 3)
   score = lambda x, t, c: -(x - c[:, None])
@@ -69,6 +70,7 @@ def test_vmap_over_keys_and_conditions():
   assert len(np.unique(over_keys)) == over_keys.size
 
 
+@pytest.mark.thorough
 def test_gradients_are_those_of_finite_differences(x64):
   """With respect to a parameter of the score, the condition and x_T, through solvers of every kind."""
   sde, z = ss.VP(), jax.random.normal(jax.random.key(1), (3, 2))
@@ -90,6 +92,7 @@ def test_gradients_are_those_of_finite_differences(x64):
     assert float(slope[2][2, 0]) == pytest.approx(float(f(0.8, c, z + e) - f(0.8, c, z - e)) / (2 * h), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_adaptive_ode_has_a_gradient(x64):
   value = lambda a: jnp.sum(
     ss.sample(KEY, ss.VP(), lambda x, t: -a * x, (3, 2), solver=ss.AdaptiveODE(), dtype=jnp.float64) ** 2
@@ -115,6 +118,7 @@ def test_a_gradient_through_a_hundred_steps_keeps_no_activations():
   assert memory[100] - memory[10] < 90 * activations / 2
 
 
+@pytest.mark.thorough
 def test_shard_map_draws_the_same_samples():
   """In a process of four simulated devices, each with its share of the keys."""
   import subprocess
@@ -158,6 +162,7 @@ np.testing.assert_array_equal(info["nfe"], plain["nfe"])
   assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_float64_has_no_float32_islands(x64):
   """A Gaussian's flow in closed form, to nine digits, by the adaptive ODE; and grids that are float64 to the last."""
   sde, mean, c = ss.VP(), np.array([0.5, -0.3]), 0.2
@@ -203,6 +208,7 @@ def k_diffusion(name, denoised, x, sigmas):
   return x, calls
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("theirs", "solver"), [("euler", ss.DDIM()), ("heun", ss.Heun()), ("dpmpp_2m", ss.DPMSolver())], ids=str
 )
@@ -222,6 +228,7 @@ def test_n_sigmas_and_a_final_zero_are_those_of_k_diffusion(theirs, solver, x64)
   assert info["nfe"] == calls == {"euler": n, "heun": 2 * n - 1, "dpmpp_2m": n}[theirs]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", [ss.DDIM(), ss.DPMSolver(), ss.DPMSolverSDE(), ss.UniPC(), ss.Heun()], ids=str)
 def test_few_step_samples_of_ve_have_no_noise_left(solver):
   """Points 0.01 apart in noise come out as points: sigma_min = 0.05 is taken off unless it is asked to stay."""
@@ -235,6 +242,7 @@ def test_few_step_samples_of_ve_have_no_noise_left(solver):
   assert off[False] > 0.02
 
 
+@pytest.mark.thorough
 def test_evaluations_are_counted_with_the_last_one():
   calls = []
 
@@ -257,6 +265,7 @@ def test_evaluations_are_counted_with_the_last_one():
 # --- constraints ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_constraint_is_a_function_from_a_solver_to_a_solver():
   known = jnp.array([1.0, 0.0])
   y = ss.guidance.inpaint(jnp.tile(known, (8, 1)), jnp.tile(0.7 * known, (8, 1)))
@@ -273,6 +282,7 @@ def test_a_constraint_is_a_function_from_a_solver_to_a_solver():
     constraint(ss.DDPM())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", [ss.DPMSolverSDE(), ss.PredictorCorrector(), ss.DDIM()], ids=str)
 def test_a_constrained_solver_keeps_its_grid_and_number_of_steps(solver):
   """The pure function and the runner, which sees the solver without its constraint, choose the same steps."""

@@ -29,6 +29,7 @@ def field(params, x, labels, keys, y=None):
   return jnp.sin(x @ jnp.array([[1.0, 2.0], [-1.0, 0.5]])) * params + 0.1 * labels[:, None]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", energy.HEADS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_score_is_the_gradient_of_the_density_in_every_parameterization(prediction, head, x64):
@@ -74,6 +75,7 @@ def _config(**options):
   return runs.changed(c, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("head", [pytest.param("none", marks=[pytest.mark.slow, pytest.mark.longest]), "inner"])
 def test_networks_and_energies_have_a_gradient_under_every_objective(name, head):
@@ -114,6 +116,7 @@ def test_implicit_score_matching_of_large_images_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_an_energy_trained_by_sliced_score_matching_has_the_density_of_the_data():
   """KL(p | model) by quadrature, of a mixture at one noise level, from an energy that nobody normalized."""
   from score_sde.losses import ScoreMatching

@@ -21,6 +21,7 @@ PLANE = analytic.GaussianMixture(
 )
 
 
+@pytest.mark.thorough
 def test_the_reverse_mean_in_terms_of_the_score(x64):
   """E[x_s | x_t] by quadrature of Bayes' rule in one dimension, against the formula and against the slip."""
   sde, s, t = VP(), jnp.array([0.30]), jnp.array([0.33])
@@ -55,6 +56,7 @@ def test_langevin_dynamics_moves_along_the_gradient_of_log_p(x64):
   assert jnp.abs(slope * p - slope).max() > 0.1
 
 
+@pytest.mark.thorough
 def test_explicit_and_denoising_score_matching_differ_by_a_constant():
   """½ (D / sigma² - E‖score‖²), whatever the model: at one noise level their gradients are the same."""
   n, sigma = 400_000, 0.5
@@ -142,6 +144,7 @@ def third_order_multistep(sde, data, n, factor):
   return float(abs(x - path[-1]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("factor", "order"), [(2, 3), (1, 2)])
 def test_the_copied_third_order_update_has_order_two(factor, order, x64):
   data = analytic.gaussian([1.0], [[0.3]])

@@ -196,6 +196,7 @@ def test_images_become_uint8_as_asked():
   np.testing.assert_array_equal(samples.to_uint8(x, "round"), [0, 0, 0, 1, 255, 255, 255, 0, 0])
 
 
+@pytest.mark.thorough
 def test_samples_that_are_not_finite_are_counted_and_named(trained, tmp_path, caplog):
   """A network of NaN: every sample fails, is named, and there is no FID of them."""
   _, config = trained

@@ -139,6 +139,7 @@ def orders(name, sde, eps, monkeypatch, steps=(40, 80, 160)):
 CASES = [(which, name) for which in SDES for name in STOCHASTIC if (which, name) != ("ve", "euler_maruyama")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("which", "name"), [pytest.param(*case, marks=[SLOW] if case[0] != "vp" else []) for case in CASES]
 )
@@ -163,6 +164,7 @@ def test_euler_maruyama_of_ve_has_order_2_in_the_covariance(x64, monkeypatch):
   assert order == pytest.approx(1, abs=0.1), errors
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("which", "name"), [pytest.param(w, n, marks=MARKS[w]) for w in SDES for n in ADAMS])
 def test_stochastic_adams_has_its_weak_orders(which, name, x64, monkeypatch):
   options, expected = ADAMS[name]
@@ -175,6 +177,7 @@ def test_stochastic_adams_has_its_weak_orders(which, name, x64, monkeypatch):
   np.testing.assert_allclose(found[0][0], mean, rtol=1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", [{"tau": 0.0}, {"tau": 1.0}, {"noise_of": wavy}], ids=["ODE", "SDE", "function"])
 @pytest.mark.parametrize(("order", "corrector"), [(1, False), (2, False), (3, False), (1, True), (3, True)])
 def test_a_step_of_stochastic_adams_is_exact_for_polynomials(order, corrector, noise, x64, monkeypatch):

@@ -35,6 +35,7 @@ def blocks_of(n, total):
   )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_run_resumed_with_another_number_of_steps_per_dispatch_saves_its_end(tmp_path):
   """5 steps, then dispatches of 3: the first has 1 step, and what follows ends at multiples of 3."""
   training.train(blocks_of(5, 5), str(tmp_path / "changed"))
@@ -102,6 +103,7 @@ def test_the_inception_score_does_not_depend_on_the_order_of_samples():
   assert metrics.inception_score(logits, seed=0)[0] == pytest.approx(10.0, rel=0.1)
 
 
+@pytest.mark.thorough
 def test_failed_likelihood_solves_are_left_out_and_counted(trained, tmp_path, capsys):
   """With some failures the mean is over the others; with nothing else, the report is written and the run fails."""
   folder, config = trained
@@ -260,6 +262,7 @@ def test_grids_of_steps_that_do_not_go_from_noise_to_data_are_refused(steps):
     ss.TimeGrid(start, start, stop)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", [ss.UniPC(), ss.DPMSolver()], ids=["unipc", "dpm_solver"])
 @pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP()], ids=["vp", "subvp"])
 def test_a_steep_end_of_the_grid_lowers_the_order(sde, solver, monkeypatch):
@@ -381,6 +384,7 @@ def test_settings_may_change_between_two_starts_and_the_end_is_saved(tmp_path, v
   assert steps_of(tmp_path)[-1] == 8
 
 
+@pytest.mark.thorough
 def test_another_optimizer_is_refused_with_what_differs_and_a_finished_run_says_so(tmp_path, caplog):
   training.train(short(4), str(tmp_path))
   with pytest.raises(BadInput, match=r"Checkpoint 4 .* lacks \d+ arrays, .*nu_max.*optim\.amsgrad"):
@@ -405,6 +409,7 @@ def folder_of(path, first, last):
       Image.fromarray(pixels).save(path / ("cat" if i % 2 else "dog") / f"{i}.png")
 
 
+@pytest.mark.thorough
 def test_other_data_than_the_run_began_with_need_a_flag(tmp_path):
   """Added files would move held-out images into training, and other images of the same names are other data."""
   folder_of(tmp_path / "set", 0, 40)
@@ -443,6 +448,7 @@ def test_raw_weights_are_those_of_training_and_a_long_average_is_warned_of(train
   assert (raw != ema).any()
 
 
+@pytest.mark.thorough
 def test_likelihoods_of_all_images_are_kept_with_their_names(trained):
   folder, config = trained
   config = runs.changed(
@@ -477,6 +483,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", [d if d == "half" else pytest.param(d, marks=pytest.mark.slow) for d in DAMAGES])
 def test_damaged_parts_of_an_unfinished_evaluation_are_measured_again(trained, tmp_path, monkeypatch, damage):
   folder, config = trained
@@ -504,6 +511,7 @@ def test_damaged_parts_of_an_unfinished_evaluation_are_measured_again(trained, t
   assert plain(again) == plain(whole)
 
 
+@pytest.mark.thorough
 def test_latents_of_failed_solves_are_not_numbers():
   network = lambda params, x, labels, keys: params * x
   model = ss.Model(ss.ScoreModel(ss.VP(), network), -1.0, ss.Scaling(levels=None), (2,))
@@ -539,6 +547,7 @@ def test_failed_interpolations_are_counted_on_the_picture_and_fail_if_all_do(tra
 # --- one line instead of a traceback ----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("flags", "line"),
   [

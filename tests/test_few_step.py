@@ -126,6 +126,7 @@ def test_restarts_cross_their_interval_again():
   assert by_unipc.on(sde, grid).evaluations(14) == 14 + 1 + 2  # the first step of UniPC evaluates twice
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["vp", pytest.param("ve", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["heun", "unipc", "sa_solver"])
 def test_restarts_keep_the_moments_of_the_data(method, name):
@@ -148,6 +149,7 @@ def test_restarts_keep_the_moments_of_the_data(method, name):
   np.testing.assert_allclose(np.cov(np.asarray(x).T), covariance, atol=0.05 * covariance.max())
 
 
+@pytest.mark.thorough
 def test_restarts_remove_an_error_that_the_solver_made():
   """A start with twice the variance: the ODE keeps it, fresh noise halves what is left of it."""
   sde, data, n = VE(0.02, 8.0), gaussian(MEAN, COVARIANCE), 4000
@@ -194,6 +196,7 @@ def test_stochastic_adams_without_noise_is_unipc(x64):
   np.testing.assert_allclose(draw(METHODS["unipc"]()), draw(SASolver(tau=0.0)), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_stochastic_adams_adds_noise_only_between_its_levels():
   sde, score = VE(), gaussian(MEAN, COVARIANCE).score(VE())
   draw = lambda key, **options: sample(
@@ -204,6 +207,7 @@ def test_stochastic_adams_adds_noise_only_between_its_levels():
   assert np.abs(draw(0, tau_min=0.05, tau_max=1.0) - draw(1, tau_min=0.05, tau_max=1.0)).max() > 1e-2
 
 
+@pytest.mark.thorough
 def test_new_solvers_run_inside_of_jit_and_to_zero_noise(x64):
   """A schedule is made while tracing; a grid may end at sigma = 0."""
   sde, score = VP(), gaussian(MEAN, COVARIANCE).score(VP())

@@ -69,6 +69,7 @@ def state_of(workdir):
 FSDP = "--config.training.parallelism=fsdp"
 
 
+@pytest.mark.thorough
 def test_a_split_state_is_given_up_for_the_new_one_and_gathered_where_it_is_used():
   """By XLA's own analysis, on four devices in half precision."""
   what = ("--config=configs/quickstart.py", '--config.model.dtype="bfloat16"')
@@ -152,6 +153,7 @@ print(devices.host_index(), devices.describe(), jax.config.read("jax_cuda_visibl
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("nodes", "more", "visible"),
   [

@@ -145,6 +145,7 @@ def test_options_that_no_image_can_have_are_refused(tmp_path):
 TASKS = ("inpaint", "colorize", "super_resolution", "deblur", "motion_deblur", "fourier", "projections")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", TASKS)
 def test_measurement_operators_take_rectangles(task):
   """`make_operator` checks the adjoint of each, <A x, y> = <x, Aᵀ y>, on images of 16 x 32."""

@@ -79,6 +79,7 @@ def test_each_task_of_a_slurm_array_runs_its_command(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_a_sweep_runs_its_trainings_and_resumes(tmp_path):
   command = [*runs.command(tmp_path / "sweep", config="configs/toy/two_moons.py", tiny=False)]
   command[1:2] = ["-m", "score_sde", "sweep"]
@@ -122,6 +123,7 @@ def test_a_chosen_cache_is_kept(tmp_path):
   assert jax.config.jax_compilation_cache_dir == before
 
 
+@pytest.mark.thorough
 def test_a_second_compilation_is_reported_once_with_its_reason(caplog):
   run = programs.warns_of_recompilation("train step", jax.jit(lambda x, y: x + y))
   with caplog.at_level(logging.WARNING, "score_sde"):

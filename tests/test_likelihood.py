@@ -144,6 +144,7 @@ def test_unknown_probes_are_refused():
     ExactLikelihood(probe="cauchy")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tau", [2.0, 3.0])
 def test_truncated_normal_dequantization_bounds_the_probability_of_discrete_data(tau):
   """A lattice of points with known probabilities, whose noisy score is exact. The bound is close for a large tau."""

@@ -130,6 +130,7 @@ def test_finite_differences_are_off_by_the_square_of_their_step(x64):
   assert errors[0] / errors[1] == pytest.approx(4, rel=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dims", [8, 32, pytest.param(128, marks=pytest.mark.slow)])
 def test_the_variance_reduced_form_has_less_variance_from_eight_dimensions_on(dims):
   """With Gaussian probes, at the score of a standard normal and at a network's, far from it."""
@@ -143,6 +144,7 @@ def test_the_variance_reduced_form_has_less_variance_from_eight_dimensions_on(di
     assert reduced.var() < 0.9 * plain.var()
 
 
+@pytest.mark.thorough
 def test_every_objective_trains_through_the_same_loss_and_agrees_in_expectation(draws):
   """`ScoreMatching` scales them to the squared error of the noise; the explicit one lacks what x_t does not tell."""
   n = 100_000

@@ -38,6 +38,7 @@ def test_the_largest_distance_is_that_of_all_pairs():
   assert noise_scales.largest_distance(x) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_command_prints_overrides_that_a_config_takes():
   command = [sys.executable, "-m", "score_sde", "suggest-sigmas", "--config=configs/quickstart.py"]
   done = subprocess.run(

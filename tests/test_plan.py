@@ -51,6 +51,7 @@ def test_what_is_packed_comes_back():
   jax.tree.map(np.testing.assert_array_equal, packing.unpack_within(packing.pack_within(moments)), moments)
 
 
+@pytest.mark.thorough
 def test_a_step_does_not_depend_on_packing():
   """Parameters, moments and average are those of an update array by array."""
   experiment = build(runs.tiny(training__batch_size=8, model__nf=16))
@@ -120,6 +121,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch):
 # --- a plan -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_plan_counts_what_the_equations_ask_for():
   """A perceptron: 2 operations per weight and example; parameters, moments and average of 4 bytes, all donated."""
   config = runs.changed(quickstart.get_config(), training__batch_size=256)
@@ -156,6 +158,7 @@ def test_a_plan_counts_what_the_equations_ask_for():
   assert "share of the peak" in text
 
 
+@pytest.mark.thorough
 def test_a_run_that_does_not_fit_gets_overrides_that_were_tried(tmp_path, monkeypatch, capsys):
   """A machine on which memory goes with the share of the batch, and half of it with rematerialisation."""
   whole = plan.plan(quickstart.get_config(), programs=("train_step",))

@@ -102,6 +102,7 @@ def test_checkpoints_of_the_official_code_are_imported(tmp_path, file):
   assert max(float(jnp.max(jnp.abs(v))) for v in [m["Conv_0"]["kernel"] for m in (moments.mu, moments.nu)]) > 0
 
 
+@pytest.mark.thorough
 def test_the_command_imports_exports_and_imports_again(tmp_path):
   """In a process: a .pth in, safetensors out, and the same weights in again; sampling works from them."""
   case = golden_cases.load("checkpoints/score_sde_pytorch_ve_ncsnpp_continuous")
@@ -120,6 +121,7 @@ def test_the_command_imports_exports_and_imports_again(tmp_path):
     tool.import_weights(config, str(tmp_path / "a"), str(source))
 
 
+@pytest.mark.thorough
 def test_the_shipped_garments_are_of_their_config(tmp_path):
   source = runs.ROOT / "configs/fashion_mnist/ddpmpp_vpsde.safetensors"
   assert source.stat().st_size < 4e6
@@ -296,6 +298,7 @@ def test_ncsn_checkpoints_in_the_old_format_are_imported(tmp_path, name):
   assert int(restored.step) == (0 if name == "torch_ncsn_32" else 700)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_a_diffusers_folder_is_imported_and_its_settings_are_compared(tmp_path, suffix):
   case = golden_cases.load("diffusers_ddpm")
@@ -341,6 +344,7 @@ def config_of_unet(folder):
 
 
 # Each takes a while to compile: the fast suite has the one that differs most, and classes.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "name",
   ["default", "classes"]

@@ -233,6 +233,7 @@ def test_ddpm_is_ancestral_sampling_on_the_official_grid():
   assert np.abs(other - x).max() > 1e-3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dims", [1, 2, 3, 8, 64, 3072])
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_the_corrector_keeps_the_marginal_in_any_number_of_dimensions(sde, dims):

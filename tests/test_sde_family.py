@@ -54,6 +54,7 @@ def moments(x):
 EXPECTED = np.concatenate([GAUSSIAN.means[0], GAUSSIAN.covariances[0].ravel()])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "method", ["pc", "ancestral", "ode", pytest.param("adaptive", marks=pytest.mark.slow), "unipc", "heun"]
 )
@@ -72,6 +73,7 @@ def test_alpha_and_sigma_alone_are_enough_for_every_sampler(method):
   np.testing.assert_allclose(moments(x), EXPECTED, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_alpha_and_sigma_alone_are_enough_for_likelihoods():
   sde = Sigmoid()
   x = GAUSSIAN.sample(jax.random.key(1), 64)
@@ -125,6 +127,7 @@ def test_a_learned_schedule_is_rebuilt_inside_the_loss(x64):
   assert variance(drops - 0.1 * gradient / jnp.abs(gradient).max()) < variance(drops)
 
 
+@pytest.mark.thorough
 def test_simulated_paths_have_the_moments_of_the_kernel():
   keys = example_keys(jax.random.key(0), jnp.arange(20_000))
   x0 = jnp.broadcast_to(jnp.array([1.0, -0.5]), (20_000, 2))
@@ -234,6 +237,7 @@ def _double_well() -> ConfigDict:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_score_of_an_unknown_kernel_is_learned():
   """Where it is known: VP's drift and diffusion alone, Gaussian data; sliced score matching on simulated paths."""
   from score_sde.models import MLP
