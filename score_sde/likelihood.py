@@ -248,7 +248,8 @@ def encode(
 ) -> tuple[Array, dict[str, Array]]:
   """Returns (latent, info): solves the ODE from data x (B, ...) at time `eps` to its latent at T. A pure function.
 
-  The map is one to one. Latents of data are standard normal under VP and sub-VP, and N(0, sigma_max² I) under VE.
+  The map is one to one. Latents of data have the density of x_T, which is the prior up to the signal that is left at T:
+  nearly standard normal under VP and sub-VP, and nearly N(0, sigma_max² I) under VE with a large sigma_max.
   Latents scaled by a temperature below one decode to smoother data. `info` has "nfe", "t" and "finite", each (B,). "t"
   is the time reached. "finite" is False if the solve ran into `max_steps`, or if the result is not finite: then the
   result must not be used.

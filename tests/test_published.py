@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import runs
 import safetensors.numpy
+from PIL import Image
 from runs import tiny
 
 from configs.fashion_mnist import ddpmpp
@@ -482,3 +483,24 @@ def test_a_hub_name_without_a_network_is_explained(tmp_path, monkeypatch):
   monkeypatch.setenv("HF_HOME", str(tmp_path))
   with pytest.raises(BadInput, match=r"google/ddpm-cifar10-32' (cannot be downloaded|is no file)"):
     tool.import_weights(tiny(), str(tmp_path / "run"), "google/ddpm-cifar10-32")
+
+
+@pytest.mark.slow
+def test_an_imported_checkpoint_is_evaluated_with_the_snapshots_of_its_config_missing(tmp_path, caplog):
+  """As after `import` with a paper's config, which names the snapshots 9 to 26."""
+  from score_sde.run import evaluate
+
+  case = golden_cases.load("diffusers_ddpm")
+  folder = write_unet(tmp_path / "model", case)
+  config = config_of_unet(folder)
+  config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.enable_bpd = 9, 26, False
+  config.eval.batch_size, config.eval.num_examples = 8, 8
+  config.data.dataset, config.data.path = "folder", str(tmp_path / "images")
+  (tmp_path / "images").mkdir()
+  for i in range(100):
+    Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+  tool.import_weights(config, str(tmp_path / "run"), str(folder))
+  evaluate.evaluate(config, str(tmp_path / "run"))
+  assert "none of the snapshots 9 to 26, only step 0" in caplog.text
+  report = json.loads((tmp_path / "run" / "report.json").read_text())
+  assert [row["step"] for row in report["checkpoints"]] == [0]

@@ -15,8 +15,9 @@ Training applies one of them to x_t at random times t or noise levels. With the 
 
 (explicit score matching: without the variance of z given x_t). w = 1 is the weighting lambda = sigma² of NCSN,
 lambda(t) = 1 / E‖grad log p(x_t | x_0)‖² of Song et al. 2021, eq. (7), and DDPM's simple loss. w = g² / sigma² =
--d log_snr / dt is likelihood weighting. It gives an upper bound of the negative log-likelihood (Song et al. 2021b,
-Theorem 1). Drawing t in proportion to this w makes log-SNR uniform and lowers the variance of the loss (Section 4.4).
+-d log_snr / dt is likelihood weighting. It bounds the KL divergence and the negative log-likelihood from above (Song et
+al. 2021b, Theorems 1 and 3). Drawing t in proportion to this w makes log-SNR uniform and lowers the variance of the
+loss (Section 4.4).
 """
 
 import dataclasses
