@@ -1,0 +1,7 @@
+"""The runner: one program built on the core. It reads configs, feeds data, places work on devices, saves and reports."""
+
+import warnings
+
+# Libraries that are imported below announce what concerns their makers alone, on each start of a program.
+warnings.filterwarnings("ignore", "Protobuf gencode version", UserWarning)
+warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)

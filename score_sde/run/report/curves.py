@@ -6,12 +6,9 @@ import json
 import math
 import secrets
 import time
-import warnings
 from typing import Any
 
-with warnings.catch_warnings():  # it imports Google's libraries, which may announce the end of a Python
-  warnings.simplefilter("ignore", FutureWarning)
-  from tensorboardX import SummaryWriter
+from tensorboardX import SummaryWriter
 
 from score_sde.run.storage import Folder, Path, absolute, path_of, save_atomically
 
