@@ -1,4 +1,4 @@
-"""The runner: one program built on the core. It reads configs, feeds data, places work on devices, saves and reports."""
+"""The runner, one program built on the core: it reads configs, feeds data, places work on devices, saves, reports."""
 
 import warnings
 
