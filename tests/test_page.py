@@ -76,6 +76,23 @@ def test_an_evaluation_with_other_settings_replaces_no_report(run, trained):
   assert len(re.findall(r"/report", compare(str(run)))) == len(after)
 
 
+def test_samples_and_likelihoods_of_another_evaluation_are_kept(run, trained):
+  _, config = trained
+  measure = lambda **changes: evaluate(
+    runs.changed(ConfigDict(config), eval__enable_sampling=True, eval__enable_bpd=True, eval__num_samples=4,
+                 eval__num_examples=4, eval__enable_loss=False, eval__report="report_mine", **changes), str(run),
+  )  # fmt: skip
+  measure()
+  before = {p.read_bytes() for p in (run / "eval").glob("*_mine*.npz")}
+  assert len(before) == 2
+  measure(sampling__num_steps=3)
+  after = [p.read_bytes() for p in (run / "eval").glob("*_mine*.npz")]
+  assert before <= set(after)
+  assert len(after) == 4
+  measure(eval__checkpoint="20")  # another step is another report
+  assert len(list(run.glob("report_mine*.json"))) == 3
+
+
 def test_runs_are_compared_in_one_page(run, tmp_path):
   other = tmp_path / "other"
   shutil.copytree(run, other)
@@ -88,6 +105,27 @@ def test_runs_are_compared_in_one_page(run, tmp_path):
   assert f"{other.name}: training" in text
   assert "| `optim.lr` |" in compare(str(run), str(other))
   assert "Published" not in compare(str(run), str(other))  # those are of CIFAR-10
+
+
+def test_code_that_a_config_names_is_not_run_for_a_page_or_a_comparison(run, tmp_path):
+  """docs/security.md: a config.json of somebody else names a file, which must not be run."""
+  shutil.copytree(run, tmp_path / "foreign")
+  ran = tmp_path / "ran"
+  (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\ndef f(m): 1 / 0\n")
+  config = json.loads((tmp_path / "foreign" / "config.json").read_text())
+  config["training"]["sde"] = f"{tmp_path / 'evil.py'}:f"
+  (tmp_path / "foreign" / "config.json").write_text(json.dumps(config))
+  page.write_page(tmp_path / "foreign")
+  assert "| `training.sde` |" in compare(str(run), str(tmp_path / "foreign"))
+  assert "training.sde" in page.read(tmp_path / "foreign").chosen
+  assert not ran.exists()
+
+
+def test_curves_of_a_run_that_began_without_json_lines_are_shown_whole(run, tmp_path):
+  shutil.copytree(run, tmp_path / "run")
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(["{cut", *lines[2:]]) + "\n")
+  assert [row["step"] for row in page.read(tmp_path / "run").metrics] == [10, 20, 30, 40]
 
 
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path, caplog):

@@ -107,6 +107,8 @@ def _read_config(path: str) -> ConfigDict:
     _fail(f"--config={path} does not exist. Give a config file, e.g. configs/quickstart.py.{hint}")
   try:
     config = runpy.run_path(path)["get_config"](*([argument] if argument else []))
+  except BadInput as error:
+    _fail(str(error))
   except Exception as error:  # a config file may raise anything
     unknown = re.search(r'Key \\?"(\w+)', str(error))
     if isinstance(error, AttributeError | KeyError) and unknown:
@@ -316,7 +318,8 @@ def _import() -> None:
   """Runs `import`. Without a config, that of the diffusers folder or pipeline SOURCE is taken."""
   from score_sde.run.checkpoints.transfer import import_weights
 
-  words = [a for a in sys.argv[1:] if not a.startswith("-")]
+  value_of_flag = lambda before: before.startswith("-") and "=" not in before
+  words = [a for before, a in pairwise(["", *sys.argv[1:]]) if not a.startswith("-") and not value_of_flag(before)]
   if not _values_of(sys.argv, "config") and words:
     sys.argv.insert(
       1, f"--config={os.path.join(os.path.dirname(_STORED), 'pipeline.py')}:{os.path.expanduser(words[0])}"

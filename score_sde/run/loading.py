@@ -46,17 +46,19 @@ def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()
       config.update(ConfigDict(values))
   except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
     raise BadInput(f"{origin} is no config of a run ({type(error).__name__}: {error}).") from error
-  named = [v for v in config.values() if is_plugin(v)]
-  named += [
-    v for section in config.values() if isinstance(section, ConfigDict) for v in section.values() if is_plugin(v)
-  ]
-  refused = [name for name in named if allowed is not None and name not in allowed]
+  refused = [name for name in names_code(config) if allowed is not None and name not in allowed]
   if refused:
     raise BadInput(
       f"{origin} names code that would be run: {', '.join(refused)}. Read that file; where you trust it, allow it with "
       "load(..., allow_code=True), or name it in your own config."
     )
   return config
+
+
+def names_code(config: ConfigDict) -> list[str]:
+  """Returns the values FILE.py:FUNCTION in a config."""
+  sections = [section.values() for section in config.values() if isinstance(section, ConfigDict)]
+  return [value for values in (config.values(), *sections) for value in values if is_plugin(value)]
 
 
 def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:

@@ -125,7 +125,8 @@ def read_array(path: Path) -> np.ndarray:
 
 def changed(path: Path) -> float:
   """Returns the time of the last change of a file, in seconds since 1970."""
-  return float(path.stat().mtime)
+  # epath's stat asks for the name of the file's owner, which a container may not have.
+  return float(path.stat().mtime) if in_bucket(path) else os.path.getmtime(path)
 
 
 def free_space(path: Path) -> float:

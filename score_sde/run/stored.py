@@ -34,6 +34,7 @@ def unfilled(config: ConfigDict) -> ConfigDict:
   """Returns a complete config without the values that `resolve` would fill in."""
   stored = as_dict(config)
   followers = [key for key, readers in keys().items() if readers[0][1].default is None or key in FOLLOWS]
+  followers.remove("training.n_jitted_steps")  # its default asks for the backend, and hosts are not joined yet
   if stored["data"]["shape"]:  # an array's levels follow a file that may not be there
     followers.remove("data.levels")
   kept = copy.deepcopy(stored)

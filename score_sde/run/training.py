@@ -418,6 +418,11 @@ def train(config: ConfigDict, workdir: str) -> None:
   _check_options(config)
   if t.teacher and experiment.teacher is None and (experiment.loss is None or not checkpoints.exists(workdir)):
     raise BadInput(f"training.teacher={t.teacher!r} does not exist. Give the workdir of a trained score model.")
+  if isinstance(config.guidance.label, str):
+    raise BadInput(
+      f"guidance.label={config.guidance.label!r}: training takes the number of a class, for its pictures; names "
+      "are for --mode=sample and eval."
+    )
   warn_of_attention(config, experiment.shape)
   path = make_workdir(workdir)
   with claimed(path):
@@ -624,7 +629,10 @@ class Run:
   def draw_report(self) -> None:
     """Draws the curves, and writes report.html, from what is in the workdir now."""
     if devices.is_first_host():
-      _draw_curves(self.experiment, self.path)
+      try:
+        _draw_curves(self.experiment, self.path)
+      except Exception as error:  # a picture must not hide why the run ended
+        log.warning("curves.png was not drawn (%s: %s).", type(error).__name__, error)
       page.refresh(self.path)
 
   @property

@@ -1,6 +1,7 @@
 """Workdir: creates the folder of a run, claims it for one job and writes the small files in it."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -23,6 +24,9 @@ from score_sde.run.data.sources import Source, identity
 from score_sde.run.storage import Path, save_atomically
 
 log = logging.getLogger(__name__)
+
+# File of a workdir whose first checkpoint was imported, with the name of its source.
+IMPORTED = "imported.txt"
 
 
 def make_workdir(workdir: str) -> Path:
@@ -81,7 +85,7 @@ def copy_stderr(workdir: Path) -> None:
 
 def note_command(workdir: Path, argv: Sequence[str]) -> None:
   """Adds a command to commands.txt in `workdir`: one line for each start of the run, with its time."""
-  program, *arguments = argv
+  program, *arguments = (text.encode(errors="replace").decode() for text in argv)
   line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {program.removeprefix('./')} {shlex.join(arguments)}\n"
   file = workdir / "commands.txt"
   known = file.read_text() if file.is_file() else ""
@@ -104,7 +108,9 @@ def set_aside(workdir: Path, names: Sequence[str], when: str = "") -> None:
   found = [workdir / name for name in names if (workdir / name).exists()]
   if not found:
     return
-  suffix = _stamp(when or time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(storage.changed(found[0]))))
+  stamp = _stamp(when or time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(storage.changed(found[0]))))
+  free = lambda suffix: not any((workdir / f"{file.stem}_{suffix}{file.suffix}").exists() for file in found)
+  suffix = next(name for i in itertools.count(1) if free(name := stamp if i == 1 else f"{stamp}_{i}"))
   for file in found:
     file.rename(workdir / f"{file.stem}_{suffix}{file.suffix}")
   log.info("Kept the earlier %s, of other settings, as *_%s.", ", ".join(f.name for f in found), suffix)

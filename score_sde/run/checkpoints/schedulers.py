@@ -8,11 +8,19 @@ from typing import Any
 from score_sde.run.config import BadInput
 from score_sde.run.config.errors import foreign
 
+# Classes whose models have the noise levels of DDPM. All have the same keys for them.
+_OF_DDPM = (
+  "DDPM", "DDIM", "PNDM", "IPNDM", "DPMSolver", "DPMSolverSinglestep", "DPMSolverMultistep", "DPMSolverSDE",
+  "UniPCMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "DEISMultistep",
+  "KDPM2Discrete", "KDPM2AncestralDiscrete", "SASolver",
+)  # fmt: skip
+
 _PREDICTIONS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "data"}
 
 # Keys that change the noise levels of a model, with the only values that our SDEs have.
 _SAME = {
-  "trained_betas": (None,),
+  "trained_betas": (None, []),
+  "predict_epsilon": (None, True),  # the older name of prediction_type
   "rescale_betas_zero_snr": (None, False),
   "use_flow_sigmas": (None, False),
 }
@@ -41,7 +49,14 @@ def settings_of(source: pathlib.Path) -> dict[str, Any]:
   with foreign(repr(str(file)), "Is it whole?"):
     given = dict(json.loads(file.read_text()))
     kind = str(given.get("_class_name", ""))
-    return _of_ve(given) if kind.startswith("ScoreSdeVe") else _of_ddpm(given, kind, file)
+    if kind.startswith("ScoreSdeVe"):
+      return _of_ve(given)
+    if kind and kind.removesuffix("Scheduler") not in _OF_DDPM:
+      raise BadInput(
+        f"{str(file)!r} is a {kind}, whose noise levels are not known here. Give the model's config, --config=FILE, "
+        "and remove the scheduler from the folder."
+      )
+    return _of_ddpm(given, kind, file)
 
 
 def _of_ve(given: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +66,6 @@ def _of_ve(given: dict[str, Any]) -> dict[str, Any]:
     "training.continuous": True,
     "model.sigma_min": float(given.get("sigma_min", 0.01)),
     "model.sigma_max": float(given.get("sigma_max", 1348.0)),
-    "model.num_scales": int(given.get("num_train_timesteps", 2000)),
   }
 
 

@@ -20,7 +20,8 @@ from score_sde.run import checkpoints, shipped, training
 from score_sde.run.checkpoints import diffusers, published, schedulers
 from score_sde.run.config import BadInput, get, signature
 from score_sde.run.experiment import build
-from score_sde.run.workdir import make_file, make_workdir, write_config
+from score_sde.run.storage import save_atomically
+from score_sde.run.workdir import IMPORTED, make_file, make_workdir, write_config
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
 
   folder = make_workdir(workdir)
   write_config(config, folder)
+  save_atomically(folder / IMPORTED, lambda file: file.write(f"{source}\n".encode()))
   with checkpoints.manager(workdir, keep_every=config.training.snapshot_freq) as manager:
     checkpoints.save(manager, step, training.saved_form(state), ema_params, signature(config))
   size = sum(v.size for v in weights.params.values())

@@ -127,6 +127,8 @@ def _check_truncated(config: ConfigDict, sde: SDE) -> None:
 
 def _check_guidance(config: ConfigDict, sde: SDE) -> None:
   g, networks_classes = config.guidance, config.model.num_classes
+  if networks_classes:
+    check_label(g.label, networks_classes)
   if g.task == "none" and g.method is None:
     return
   if g.method == AUTOGUIDANCE:
@@ -167,8 +169,6 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
       )
     if g.method == "classifier" and not g.classifier:
       raise BadInput("guidance.method='classifier' needs guidance.classifier, the workdir of a trained classifier.")
-    if networks_classes:
-      check_label(g.label, networks_classes)
     return
   if g.method is not None and g.task in EDITING_TASKS:
     raise BadInput(f"guidance.task={g.task!r} has no guidance.method. Leave it unset.")

@@ -165,7 +165,8 @@ def resolve(config: ConfigDict) -> Resolved:
     if key == "model.embedding_type" and (not config.training.continuous or config.model.name == "ddpm"):
       value = "positional"  # discrete models get the index of the noise level
     _fill(config, key, value)
-  _fill(config, "training.n_jitted_steps", _steps_per_dispatch(config))
+  if config.training.n_jitted_steps is None:  # asking for the backend starts it
+    config.training.n_jitted_steps = _steps_per_dispatch(config)
   family, normalization = family_of(config)
   scaled = config.model.parameterization == "score" and family in ("ncsnpp", "ncsnv2")
   _fill(config, "model.scale_by_sigma", scaled)

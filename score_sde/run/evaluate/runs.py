@@ -27,7 +27,7 @@ from score_sde.run.report import pictures
 from score_sde.run.report.curves import add_evaluation, best_step
 from score_sde.run.report.progress import wait
 from score_sde.run.storage import Path, arrays_of, files_in, path_of, save_atomically
-from score_sde.run.workdir import check_data, make_workdir, recalled, set_aside, write_json
+from score_sde.run.workdir import IMPORTED, check_data, make_workdir, recalled, set_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def _wanted(config: ConfigDict, workdir: str, manager: Any) -> list[int | None]:
     end = (config.training.n_iters if waits else max(steps, default=0)) // frequency
   wanted = [k * frequency for k in range(begin, end + 1)]
   missing = [s for s in wanted if s not in steps]
-  if len(steps) == 1 and missing == wanted and not waits:  # as after an import
+  if len(steps) == 1 and missing == wanted and (path_of(workdir) / IMPORTED).is_file():
     log.warning("The workdir has none of the snapshots %s to %s, only step %d: it is evaluated.", begin, end, steps[0])
     return steps
   if not wanted or (missing and not waits):
@@ -340,6 +340,7 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, 
     if devices.is_first_host():
       file = plan.path / "eval" / f"likelihood{e.report.removeprefix('report')}.npz"
       unit = "bits_per_dim" if data.has_levels(config) else "nats"
+      _keep_earlier_likelihoods(file, plan.fingerprint)
       keep_likelihoods(file, plan.fingerprint, step, values, unit, getattr(plan.source, "examples", ()))
   if e.enable_sampling:
     row |= _sampled(plan, step, params, unfinished / "samples")
@@ -347,6 +348,13 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, 
   if devices.is_first_host():
     write_json(kept, row)
   return row
+
+
+def _keep_earlier_likelihoods(file: Path, fingerprint: str) -> None:
+  """Renames the likelihoods of an evaluation with other settings."""
+  with contextlib.suppress(Exception), arrays_of(file) as arrays:  # there is none, or a damaged one
+    if str(arrays["fingerprint"]) != fingerprint:
+      set_aside(file.parent, (file.name,))
 
 
 def _kept_row(file: Path, step: int) -> dict[str, Any] | None:
@@ -380,6 +388,7 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: Path) -> dict[str, 
     row["samples_failed"] += int((~batch["finite"]).sum())
   row |= {"sampling_nfe": float(np.concatenate(nfe).mean()), "seconds_per_image": float(np.median(seconds))}
   name = f"samples_{step:08d}{e.report.removeprefix('report')}"
+  _keep_earlier_samples(plan, name)
   if e.save_samples != "none":
     stored = (samples.read_batch(file)["samples"] for file in files)
     row["samples_file"] = str(samples.save_samples(stored, e.num_samples, plan.path / "eval" / name, e.save_samples))
@@ -400,6 +409,16 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: Path) -> dict[str, 
     drawn = np.concatenate([samples.read_batch(file)["samples"] for file in files])
     row["metrics"] = quality.own_metrics(plan.own_metrics, drawn, plan.experiment, plan.source)
   return row
+
+
+def _keep_earlier_samples(plan: _Plan, name: str) -> None:
+  """Renames the samples eval/NAME.* of an evaluation with other settings; a file beside them has its fingerprint."""
+  folder = plan.path / "eval"
+  mark = folder / f"{name}.evaluation"
+  made = mark.read_text() if mark.is_file() else ""
+  if made != plan.fingerprint:
+    set_aside(folder, (f"{name}.npz", f"{name}.png", f"{name}.array_record", name, mark.name))
+    save_atomically(mark, lambda file: file.write(plan.fingerprint.encode()))
 
 
 class SolvesFailed(ScoreSDEError):
@@ -424,14 +443,14 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   path = make_workdir(workdir) if waits else open_workdir(workdir)
   plan = _plan(experiment, path)
   unfinished = path / "eval" / f"unfinished_{plan.fingerprint}"
-  if devices.is_first_host():
-    _keep_earlier_report(path, config.eval.report, plan.fingerprint)
   rows: list[dict[str, Any]] = []
   with checkpoints.manager(workdir, create=waits) as manager:
     for step, params in _each(plan, manager, workdir):
       row = _row(plan, step, params, unfinished / f"step_{step:08d}_{checkpoints.digest(params)}")
       rows.append(row)
       if devices.is_first_host():
+        if len(rows) == 1:
+          _keep_earlier_report(path, config.eval.report, plan.fingerprint, row["step"])
         reports.write(path, config.eval.report, report := _report(experiment, rows, plan.fingerprint))
         print(reports.line(row, report), flush=True)
         numbers = {m.key: float(row[m.key]) for m in MEASURES if m.short and isinstance(row.get(m.key), float)}
@@ -462,15 +481,16 @@ def _each(plan: _Plan, manager: Any, workdir: str) -> Iterator[tuple[int, Params
     yield restore(manager, plan.experiment, workdir, step)
 
 
-def _keep_earlier_report(path: Path, name: str, fingerprint: str) -> None:
-  """Renames the report `name` if it is one of other settings, so that it is not replaced."""
+def _keep_earlier_report(path: Path, name: str, fingerprint: str, step: int) -> None:
+  """Renames the report `name` if it is one of other settings, or begins with another step than `step`."""
   file = path / f"{name}.json"
   if not file.is_file():
     return
   kept: dict[str, Any] = {}
   with contextlib.suppress(OSError, ValueError):
     kept = json.loads(file.read_text())
-  if kept.get("evaluation") != fingerprint:
+  steps = [row.get("step") for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
+  if kept.get("evaluation") != fingerprint or steps[:1] != [step]:
     set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
 
 

@@ -43,7 +43,7 @@ class Curves:
     writer.writeheader()
     writer.writerows(_written(row) for row in rows)
     save_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
-    kept = [row for row in _read_lines(workdir) if row["step"] <= step]
+    kept = [row for row in read_all(workdir) if row["step"] <= step]
     self._lines = self._folder.local / "metrics.jsonl"
     save_atomically(self._lines, lambda file: file.write("".join(json.dumps(row) + "\n" for row in kept).encode()))
     self._began = time.monotonic() - max((row.get("seconds", 0.0) for row in kept), default=0.0)
@@ -144,7 +144,7 @@ def read(workdir: str | Path) -> list[dict[str, float]]:
 
 
 def _read_lines(workdir: str | Path) -> list[dict[str, float]]:
-  """Reads the rows of metrics.jsonl. Leaves out a last line that was cut short by a kill."""
+  """Reads the rows of metrics.jsonl. Leaves out lines that are damaged, or were cut short by a kill."""
   path = path_of(workdir) / "metrics.jsonl"
   rows = []
   for line in path.read_text().splitlines() if path.exists() else ():
@@ -152,13 +152,16 @@ def _read_lines(workdir: str | Path) -> list[dict[str, float]]:
       row = json.loads(line)
       rows.append({"step": int(row["step"])} | {k: float(v) for k, v in row.items() if k != "step"})
     except (TypeError, ValueError, LookupError, AttributeError):
-      break
+      continue
   return rows
 
 
 def read_all(workdir: str | Path) -> list[dict[str, float]]:
-  """Returns the rows of the run with all values: those of metrics.jsonl, or of metrics.csv if a run only has that."""
-  return _read_lines(workdir) or read(workdir)
+  """Returns the rows of the run with all values: those of metrics.jsonl, after those that only metrics.csv has."""
+  rows = _read_lines(workdir)
+  first = rows[0]["step"] if rows else math.inf
+  finite = lambda row: {k: v for k, v in row.items() if math.isfinite(v)}
+  return [finite(row) for row in read(workdir) if row["step"] < first] + rows
 
 
 def _has_fid(row: dict[str, float]) -> bool:

@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 
 from score_sde.run.config import BadInput, as_dict, default_config, describe, get, sde_name
 from score_sde.run.evaluate.measures import MEASURES, number
-from score_sde.run.loading import parse_config
+from score_sde.run.loading import names_code, parse_config
 from score_sde.run.report import curves
 from score_sde.run.storage import Path, arrays_of, files_in, path_of, save_atomically
 from score_sde.run.stored import unfilled
@@ -71,6 +72,7 @@ class Page:
     outline: plan.json.
     reports: {file: report} of all evaluations, the newest first.
     metrics: rows of the curves.
+    names_code: whether the config names a FILE.py:FUNCTION.
   """
 
   name: str
@@ -80,6 +82,7 @@ class Page:
   outline: dict[str, Any]
   reports: dict[str, dict[str, Any]]
   metrics: list[dict[str, float]]
+  names_code: bool = False
 
   @property
   def title(self) -> str:
@@ -121,23 +124,25 @@ def read(workdir: str | Path) -> Page:
   config = parse_config(file.read_text(), str(file), allowed=None)
   return Page(
     folder.name or str(folder), folder, as_dict(config), chosen_settings(config), _json(folder / "plan.json"),
-    _reports(folder), curves.read_all(folder),
+    _reports(folder), curves.read_all(folder), bool(names_code(config)),
   )  # fmt: skip
 
 
 def chosen_settings(config: Any) -> dict[str, tuple[Any, Any]]:
   """Returns {key: (value, default)} of the settings that differ from their defaults, as far as these are fixed.
 
-  A default that follows other keys, such as the number of steps of a sampler, is None.
+  A default that follows other keys, such as the number of steps of a sampler, is None. Code that the config names is
+  not run: of such a config, all values that differ from fixed defaults are returned.
   """
   default = default_config()
   found = {}
-  for section, values in as_dict(unfilled(config)).items():
+  plain = config if names_code(config) else unfilled(config)
+  for section, values in as_dict(plain).items():
     items = values.items() if isinstance(values, dict) else [(None, values)]
     for name, value in items:
       key = f"{section}.{name}" if name else section
       usual = get(default, key) if name else default[section]
-      if value is not None and _plain(value) != _plain(usual):
+      if value is not None and _plain(value) != _plain(usual) and not (plain is config and usual is None):
         found[key] = (value, usual)
   return found
 
@@ -382,10 +387,20 @@ def as_html(pages: Sequence[Page]) -> str:
     settings=settings,
     chosen=[key for section in settings for key in section["keys"] if key["chosen"]],
     commands=[] if several else commands(first.folder),
-    resume="" if several else f"python -m score_sde train --workdir={first.folder}",
+    resume="" if several else _resume(first),
     versions={} if several else next((v for v in finished if v), {}),
     written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
   )
+
+
+def _resume(page: Page) -> str:
+  """Returns the command that resumes a run. A config that names code must be given again."""
+  training = [
+    line.partition("  ")[2] for line in commands(page.folder) if not re.search(r"mode=|\b(sample|eval)\b", line)
+  ]
+  if page.names_code and training:
+    return training[-1]
+  return f"python -m score_sde train --workdir={shlex.quote(str(page.folder))}"
 
 
 def write_page(workdir: str | Path) -> None:
@@ -404,8 +419,9 @@ def refresh(workdir: Path) -> None:
 
 def write_comparison(runs: Sequence[str], output: Path) -> None:
   """Writes a page that shows several runs. Raises BadInput if one has no config.json."""
-  pages = [read(run) for run in runs]
+  runs = [str(path_of(run).parent) if path_of(run).is_file() else run for run in runs]  # reports are of their folders
+  pages = [read(run) for run in dict.fromkeys(runs)]
   names = [page.name for page in pages]
   if len(set(names)) < len(names):  # a/run and b/run
-    pages = [dataclasses.replace(p, name=str(path_of(run))) for p, run in zip(pages, runs, strict=True)]
+    pages = [dataclasses.replace(p, name=str(path_of(run))) for p, run in zip(pages, dict.fromkeys(runs), strict=True)]
   save_atomically(output, lambda file: file.write(as_html(pages).encode()))
