@@ -50,7 +50,9 @@ def test_a_student_with_points_of_her_own(do):
   said = do("eval", "--workdir=run", "--config.eval.enable_bpd=True", "--config.eval.num_examples=16")
   assert re.search(r"-?\d+\.\d+ ± \d+\.\d+ nats on 16 test examples", said)
   before = (do.folder / "run" / "samples.png").read_bytes()
-  do("sample", "--workdir=run", "--config.sampling.method=unipc", "--config.sampling.num_steps=5")
+  few = ("--config.sampling.method=unipc", "--config.sampling.num_steps=5")
+  do("sample", "--workdir=run", *few, "--config.sampling.show_paths")
+  assert (do.folder / "run" / "paths.png").stat().st_size > 10_000
   kept = [p for p in (do.folder / "run").glob("samples*.png") if p.read_bytes() == before]
   assert len(kept) == 1  # the first samples are still there
   assert kept[0].name != "samples.png"

@@ -132,10 +132,6 @@ def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = Non
   frames = PATH_FRAMES if config.sampling.show_paths else 9
   drawn, nfe, finite, trajectory = samples.draw_samples(experiment, params, config.sampling.num_samples, frames=frames)
   if devices.is_first_host():
-    if config.sampling.show_paths:
-      set_aside(path, ("paths.png",))
-      samples.draw_paths(path / "paths.png", experiment, params, trajectory, samples.title(experiment, step, nfe))
-      trajectory = [trajectory[i] for i in np.linspace(0, len(trajectory) - 1, 10).round().astype(int)]
     _write_samples(experiment, path, step, params, drawn, nfe, trajectory)
   _need_some(int(finite.sum()), len(drawn), step)
 
@@ -147,8 +143,11 @@ def _write_samples(
   config = experiment.config
   title = samples.title(experiment, step, nfe)
   stored = samples.quantized(drawn, config)
-  pictured = ("samples.png", "denoising.png", "conditions.png", "density.png")
+  pictured = ("samples.png", "denoising.png", "conditions.png", "density.png", "paths.png")
   keep_arrays(path, "samples.npz", config, step, {"samples": stored}, pictured)
+  if config.sampling.show_paths:
+    samples.draw_paths(path / "paths.png", experiment, params, trajectory, title)
+    trajectory = [trajectory[i] for i in np.linspace(0, len(trajectory) - 1, 10).round().astype(int)]
   reference = None
   if not data.has_levels(config):
     try:
