@@ -136,7 +136,7 @@ def with_class(experiment: Experiment) -> Experiment:
   logits = classifier.classifier.logits
   conditional = make(ByClassifier, config, "guidance", logits=logits)
   classes = classifier.config.model.num_classes
-  check_label(g.label, classes)
+  check_label(g.label, classes, f"the classifier of {g.classifier!r} has")
   guide = lambda score: condition_on(score, conditional, params)
   names = tuple(class_names(path_of(g.classifier), classes))
   return dataclasses.replace(experiment, guide=guide, sampled_classes=classes, class_names=names)

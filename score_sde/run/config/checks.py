@@ -191,12 +191,12 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
     raise BadInput(f"guidance.task={g.task!r} is not linear: guidance.method={g.method!r} cannot invert it. Use 'dps'.")
 
 
-def check_label(label: Any, classes: int) -> None:
-  """Raises BadInput if `label` is no class. A name is checked when the workdir that has the names is read."""
+def check_label(label: Any, classes: int, owner: str = "there are") -> None:
+  """Raises BadInput if `label` is no class of `owner`. A name is checked when the workdir with the names is read."""
   if label is None or isinstance(label, str):
     return
   if not isinstance(label, int) or not 0 <= label < classes:
-    raise BadInput(f"guidance.label={label} is no class: there are {classes}, from 0.")
+    raise BadInput(f"guidance.label={label} is no class: {owner} {classes}, from 0.")
 
 
 def _check_autoguidance(config: ConfigDict, sde: SDE) -> None:
