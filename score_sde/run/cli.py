@@ -267,13 +267,23 @@ def _call(action: Callable[[], Any]) -> None:
       _leave(1)
 
 
+_HELP_FLAGS = {"-h", "--help", "--helpfull"}
+
+
+def _shows_version(arguments: Sequence[str]) -> bool:
+  """Prints the version if `arguments` ask for it. Returns whether they do."""
+  asked = "--version" in arguments
+  if asked:
+    print(f"score_sde {score_sde.__version__}")
+  return asked
+
+
 def run() -> None:
   """Runs run.py and the commands train, sample and eval."""
-  if {"-h", "--help", "--helpfull"} & set(sys.argv[1:]):
+  if set(sys.argv[1:]) & _HELP_FLAGS:
     print(f"{_help()}\n\n{_keys()}")
     return
-  if "--version" in sys.argv[1:]:
-    print(f"score_sde {score_sde.__version__}")
+  if _shows_version(sys.argv[1:]):
     return
 
   def action() -> None:
@@ -484,18 +494,16 @@ def main() -> None:
   if not arguments or arguments[0] in ("-h", "--help", "--helpfull", "help"):
     print(_help())
     return
-  if arguments[0] == "--version":
-    print(f"score_sde {score_sde.__version__}")
+  if _shows_version(arguments[:1]):
     return
   name = sys.argv.pop(1)
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     _fail(f"{name!r} is no command; choose one of {', '.join(COMMANDS)}.{hint} --help lists them.")
-  if "--version" in sys.argv[1:]:
-    print(f"score_sde {score_sde.__version__}")
+  if _shows_version(sys.argv[1:]):
     return
-  if {"-h", "--help", "--helpfull"} & set(sys.argv[1:]):
+  if set(sys.argv[1:]) & _HELP_FLAGS:
     usage, meaning, _ = COMMANDS[name]
     print(f"usage: python -m score_sde {name} {usage} [--config.SECTION.KEY=VALUE ...]\n\n{meaning}\n\n{_keys()}")
     return

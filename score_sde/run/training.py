@@ -76,7 +76,7 @@ def learning_rate(config: ConfigDict, step: Any, xp: Any = jnp) -> Any:
   o = config.optim
   warm = xp.minimum(step / o.warmup, 1.0) if o.warmup > 0 else 1.0
   if o.decay != "cosine":
-    return o.lr * warm * 1.0
+    return o.lr * warm
   return o.lr * warm * (0.5 * (1 + xp.cos(xp.pi * xp.minimum(step / config.training.n_iters, 1.0))))
 
 
@@ -585,7 +585,8 @@ class Run:
           self._measure()
         if due["snapshot_freq"]:
           self._draw_samples()
-          self.draw_report()
+          if self.step < self.total:  # at the end of the run, `train` draws it
+            self.draw_report()
         if pending is None:
           speed.start(self.step)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from score_sde.batch import Array, Batch, Keys, Time, expand, normal
-from score_sde.sde import SDE, Reverse, Score, apply_covariance, apply_diffusion, covariance_divergence, linear
+from score_sde.sde import SDE, Reverse, Score, apply_diffusion, covariance_pull, linear
 
 if TYPE_CHECKING:
   from score_sde.sampling.predictor_corrector import PredictorCorrector
@@ -54,9 +54,7 @@ def reverse_diffusion(solver: PredictorCorrector, sde: SDE, score: Score) -> Pre
 
   def step(keys: Keys, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Batch, Batch]:
     f, g = forward(x, t, start, stop)
-    pull = apply_covariance(g, score(x, t))
-    if not sde.is_linear:
-      pull = pull + expand(start - stop, x) * covariance_divergence(sde, x, t)
+    pull = covariance_pull(sde, score, x, t, g, start - stop)
     if solver.probability_flow:
       x = x - f + 0.5 * pull
       return x, x

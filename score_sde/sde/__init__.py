@@ -14,7 +14,7 @@ and `diffusion`: training simulates paths, and sampling starts from their end po
 
 from score_sde.sde.base import SDE, Score, apply_covariance, apply_diffusion, as_argument, bind
 from score_sde.sde.linear import VE, VP, CosineVP, LinearSDE, RectifiedFlow, SubVP, check_kernel, linear
-from score_sde.sde.reverse import Reverse, covariance_divergence, denoiser
+from score_sde.sde.reverse import Reverse, covariance_divergence, covariance_pull, denoiser
 from score_sde.sde.simulate import Reflected, simulate
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
   "bind",
   "check_kernel",
   "covariance_divergence",
+  "covariance_pull",
   "denoiser",
   "linear",
   "simulate",

@@ -34,6 +34,15 @@ def covariance_divergence(sde: SDE, x: Batch, t: Time) -> Array | float:
   return jnp.sum(jax.lax.map(column, jnp.arange(dims)), axis=0)
 
 
+def covariance_pull(sde: SDE, score: Score, x: Batch, t: Time, g: Array, h: Time) -> Batch:
+  """Returns G Gᵀ score + h div(G Gᵀ), like `x`, for a step of length h (B,) of a chain that adds the noise G z.
+
+  A linear SDE has no divergence.
+  """
+  pull = apply_covariance(g, score(x, t))
+  return pull if sde.is_linear else pull + expand(h, x) * covariance_divergence(sde, x, t)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reverse:
   """The reverse-time SDE of `sde` under `score`, or its probability-flow ODE, as functions of the forward time t.
@@ -65,8 +74,5 @@ class Reverse:
   def discretize(self, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Array, Array]:
     """Returns (f, G) of the reversed chain, x_stop = x_start - f + G z. Song et al. 2021, eq. (46)."""
     f, g = self.sde.discretize(x, t, start, stop)
-    pull = apply_covariance(g, self.score(x, t))
-    if not self.sde.is_linear:
-      pull = pull + expand(start - stop, x) * covariance_divergence(self.sde, x, t)
-    f = f - self._share * pull
+    f = f - self._share * covariance_pull(self.sde, self.score, x, t, g, start - stop)
     return f, jnp.zeros_like(g) if self.probability_flow else g

@@ -137,14 +137,17 @@ def chosen_settings(config: Any) -> dict[str, tuple[Any, Any]]:
   default = default_config()
   found = {}
   plain = config if names_code(config) else unfilled(config)
-  for section, values in as_dict(plain).items():
-    items = values.items() if isinstance(values, dict) else [(None, values)]
-    for name, value in items:
-      key = f"{section}.{name}" if name else section
-      usual = get(default, key) if name else default[section]
-      if value is not None and _plain(value) != _plain(usual) and not (plain is config and usual is None):
-        found[key] = (value, usual)
+  for key, value in _flat(as_dict(plain)).items():
+    usual = get(default, key)
+    if value is not None and _plain(value) != _plain(usual) and not (plain is config and usual is None):
+      found[key] = (value, usual)
   return found
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns {dotted key: value} of a config."""
+  parts = ({f"{s}.{n}": v for n, v in its.items()} if isinstance(its, dict) else {s: its} for s, its in config.items())
+  return {key: value for part in parts for key, value in part.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -203,7 +206,7 @@ def _pictures(page: Page) -> list[dict[str, str]]:
 
 
 def _snapshots(page: Page) -> list[dict[str, str]]:
-  files = sorted(files_in(page.folder / "samples"), key=lambda p: p.name) if (page.folder / "samples").is_dir() else []
+  files = sorted(files_in(page.folder / "samples"), key=lambda p: p.name)
   files = [f for f in files if re.fullmatch(r"step_\d+\.png", f.name)]
   if len(files) > SNAPSHOTS:
     files = [files[i] for i in np.linspace(0, len(files) - 1, SNAPSHOTS).round().astype(int)]
@@ -261,9 +264,7 @@ def _histograms(pages: Sequence[Page]) -> Iterator[dict[str, Any]]:
   for unit, label in (("bits_per_dim", "bits/dim"), ("nats", "nats")):
     traces, described = [], []
     for page in pages:
-      for file in (
-        sorted(files_in(page.folder / "eval"), key=lambda p: p.name) if (page.folder / "eval").is_dir() else ()
-      ):
+      for file in sorted(files_in(page.folder / "eval"), key=lambda p: p.name):
         if not re.fullmatch(r"likelihood.*\.npz", file.name):
           continue
         with contextlib.suppress(Exception), arrays_of(file) as arrays:  # one that is damaged is left out
@@ -303,10 +304,8 @@ def _settings(page: Page) -> list[dict[str, Any]]:
   """Returns the sections of the config: {"name", "chosen": number, "keys": [{"key", "value", "default", ...}]}."""
   sections = []
   for section, values in page.config.items():
-    items = values if isinstance(values, dict) else {"": values}
     keys = []
-    for name, value in items.items():
-      key = f"{section}.{name}" if name else section
+    for key, value in _flat({section: values}).items():
       chosen = page.chosen.get(key)
       keys.append({"key": key, "value": _shown(value), "chosen": chosen is not None, "meaning": _meaning(key),
                    "default": _shown(chosen[1]) if chosen else ""})  # fmt: skip
@@ -326,14 +325,7 @@ def _meaning(key: str) -> str:
 
 def differing(pages: Sequence[Page]) -> dict[str, list[str]]:
   """Returns {key: value of each run} of the settings in which the runs differ."""
-  flat = [
-    {
-      f"{s}.{n}" if n else s: v
-      for s, its in p.config.items()
-      for n, v in (its.items() if isinstance(its, dict) else [("", its)])
-    }
-    for p in pages
-  ]
+  flat = [_flat(page.config) for page in pages]
   keys = dict.fromkeys(key for values in flat for key in values)
   return {
     key: [_shown(values.get(key)) for values in flat]
