@@ -6,6 +6,7 @@ from score_sde.run.config import default_config
 def get_config():
   config = default_config()
   config.data.dataset = "CIFAR10"
+  config.data.random_flip = True
   config.training.n_jitted_steps = 5
   config.sampling.grid = "official"
   config.sampling.norms = "batch"

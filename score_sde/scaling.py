@@ -25,7 +25,7 @@ class Scaling:
     levels: levels of integers, 256 for ordinary images; None for floats.
     centered: True for model data in [-1, 1], False for [0, 1].
     uniform_dequantization: True fills the gaps between levels with noise. Likelihoods need it.
-    random_flip: True mirrors images at random in training.
+    random_flip: True mirrors images (H, W, C) left to right at random in training.
     mean, std: of each channel of floats; () leaves them as they are.
 
   Example:
@@ -71,18 +71,22 @@ class Scaling:
   def prepare(self, keys: Array | None, raw: Array, *, train: bool = False) -> Array:
     """Scales raw examples (B, ...) to the model's data, float32. `keys` (B,) drive flips and dequantization."""
     x = raw.astype(jnp.float32)
-    if self.levels is None:
-      return self.forward(x)
     if train and self.random_flip:
       assert keys is not None
-      coin = jax.vmap(jax.random.bernoulli)(fold(keys, FLIP))
-      x = jnp.where(expand(coin, x), x[:, :, ::-1], x)
+      x = self.mirror(keys, x)
+    if self.levels is None:
+      return self.forward(x)
     if self.uniform_dequantization:
       assert keys is not None
       x = (x + uniform(fold(keys, DEQUANTIZE), x)) / self.levels
     else:
       x = x / (self.levels - 1)
     return 2 * x - 1 if self.centered else x
+
+  def mirror(self, keys: Array, images: Array) -> Array:
+    """Mirrors images (B, H, W, C) left to right at random. The same keys (B,) mirror the same ones of another array."""
+    coin = jax.vmap(jax.random.bernoulli)(fold(keys, FLIP))
+    return jnp.where(expand(coin, images), images[:, :, ::-1], images)
 
   def forward(self, data: Any) -> Any:
     """Maps data to the model's: integers after division by levels - 1, in [0, 1], and floats as they are."""

@@ -1,5 +1,6 @@
 """Arrays as data: every format and shape, their scaling, what is refused, and runs on them."""
 
+import dataclasses
 import json
 import math
 
@@ -13,6 +14,7 @@ import pytest
 
 import score_sde as ss
 from configs import small
+from score_sde.batch import example_keys
 from score_sde.run import data, evaluate, training
 from score_sde.run.config import BadInput, default_config, resolve
 from score_sde.run.data.stream import batches
@@ -180,6 +182,47 @@ def test_integer_conditions_of_a_function_are_scaled_wherever_they_come_from(tmp
   prepared = data.condition_scaling_of(config).prepare(None, jnp.asarray(first["condition"]))
   np.testing.assert_allclose(prepared, np.minimum(first["image"], 200) / 127.5 - 1, atol=1e-6)
   assert config.data.image_size == (4, 4)  # files for guidance get this size
+
+
+def test_images_of_floats_are_mirrored_on_request_and_series_never(tmp_path):
+  images = rng.normal(size=(40, 4, 6, 2)).astype(np.float32)
+  np.save(tmp_path / "x.npy", images)
+  np.save(tmp_path / "series.npy", images[:, 0])
+  small_sets_it = {"data__random_flip": None}
+  assert resolve(config_of(tmp_path / "x.npy", **small_sets_it)).data.random_flip is False
+  np.save(tmp_path / "bytes.npy", images.astype(np.uint8))
+  assert resolve(config_of(tmp_path / "bytes.npy", **small_sets_it)).data.random_flip is True
+  config = resolve(config_of(tmp_path / "x.npy", data__random_flip=True, data__standardize=False))
+  keys = example_keys(jax.random.key(0), jnp.arange(40))
+  seen = np.asarray(data.scaling_of(config).prepare(keys, jnp.asarray(images), train=True))
+  same = (seen == images).all((1, 2, 3))
+  np.testing.assert_array_equal(seen[~same], images[~same][:, :, ::-1])
+  assert 8 <= same.sum() <= 32
+  with pytest.raises(BadInput, match=r"random_flip=True flips images, and the data have shape \(6, 2\)"):
+    resolve(config_of(tmp_path / "series.npy", data__random_flip=True))
+
+
+def test_a_condition_that_is_an_image_is_mirrored_with_its_example(tmp_path):
+  """With the example itself as condition, the two stay equal."""
+  file = tmp_path / "own.py"
+  file.write_text("same = lambda images: images")
+  images = rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8)
+  np.save(tmp_path / "x.npy", images)
+  changes = {"model__name": "ncsnpp", "model__ch_mult": (1, 2), "data__condition": f"{file}:same"}
+  config = resolve(config_of(tmp_path / "x.npy", data__random_flip=True, **changes))
+  step = training.make_train_step(build(config))
+  compared = []
+
+  def loss(params, keys, x, index, batch_size, y):
+    compared.append((x, y["condition"]))
+    return jnp.zeros(x.shape[0])
+
+  batch = {"image": images, "condition": images, "label": np.zeros(16, np.int32), "index": np.arange(16)}
+  dataclasses.replace(step, loss=loss)._of_share()({"w": jnp.zeros(())}, batch, jax.random.key(0), {})
+  (x, condition), plain = compared[0], images / 127.5 - 1
+  mirrored = ~np.isclose(x, plain, atol=1e-5).all((1, 2, 3))
+  assert 2 <= mirrored.sum() <= 14
+  np.testing.assert_allclose(x, condition, atol=1e-5)
 
 
 def test_the_test_split_of_a_function_and_classes_of_a_test_file(tmp_path):

@@ -164,3 +164,14 @@ def test_a_data_set_is_shown_as_the_network_will_see_it(tmp_path, capsys):
   assert "11 train and 1 test examples of 16 x 24 x 3, 256 levels" in said
   picture = np.asarray(Image.open(tmp_path / "data.png").convert("RGB"))
   assert picture.std() > 20
+
+
+def test_the_preview_shows_the_augmentation(tmp_path):
+  folder, drawn = photographs(tmp_path / "images"), []
+  for augment in (0.0, 1.0):
+    show(
+      config_of(folder, data__random_flip=False, data__image_size=16, training__augment=augment),
+      str(tmp_path / "a.png"),
+    )
+    drawn.append(np.asarray(Image.open(tmp_path / "a.png").convert("RGB"), np.float32))
+  assert np.abs(drawn[1] - drawn[0]).mean() > 1

@@ -1,5 +1,6 @@
 """Signals, progress and short names of configs, as one meets them in a terminal, a log file and another folder."""
 
+import functools
 import io
 import os
 import pathlib
@@ -10,10 +11,13 @@ import sys
 import textwrap
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 import runs
 
-from score_sde.run import shipped
+from score_sde.run import devices, shipped
+from score_sde.run.devices import programs
 from score_sde.run.report import progress
 from score_sde.run.workdir import commands, note_command, set_aside
 
@@ -79,17 +83,24 @@ def test_without_a_terminal_progress_is_plain_lines(monkeypatch):
   assert lines[-1].startswith("train: 500 of 1,000 steps (50%)")
 
 
-def test_a_long_compilation_is_announced(monkeypatch):
-  log = io.StringIO()
-  monkeypatch.setattr(sys, "stderr", log)
-  with progress.compiling("the train step", first=0.05, every=0.05):
-    time.sleep(0.3)
-  assert re.search(r"compiling the train step: 0 s", log.getvalue())
-  assert re.search(r"compiled the train step in 0 s", log.getvalue())
-  log.truncate(0)
-  with progress.compiling("the train step"):
-    pass
-  assert log.getvalue().strip("\0") == ""
+def test_a_long_compilation_is_announced_by_the_name_of_its_program():
+  """And its run is not, nor a short compilation."""
+  said = []
+  loop = lambda x: jax.pure_callback(lambda x: (time.sleep(0.5), x)[1], x, x)
+  slow = devices.over_devices(
+    lambda score, x: loop(functools.reduce(lambda a, _: jnp.sin(a @ a.mT), range(60), x)), name="the sampler"
+  )
+  with programs.announces_compilations(said.append, first=0.02, every=0.05):
+    slow(jnp.zeros(()), jnp.ones((2, 8, 8)))
+    time.sleep(0.1)
+  assert len(said) >= 2
+  assert all(line.startswith("compiling the sampler: ") for line in said[:-1])
+  assert said[-1].startswith("compiled the sampler in ")
+  said.clear()
+  with programs.announces_compilations(said.append, first=20.0):
+    jax.block_until_ready(slow(jnp.zeros(()), jnp.ones((2, 8, 8))))
+    jax.jit(lambda x: x + 1)(0.0)
+  assert said == []
 
 
 def test_configs_are_found_by_short_names_and_from_other_folders(tmp_path, monkeypatch):

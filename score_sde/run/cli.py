@@ -27,7 +27,7 @@ from score_sde.run.checkpoints import exists, finds_no_room
 from score_sde.run.config import SDES, BadInput, check_key, describe, keys, resolve, why_unread
 from score_sde.run.data import Stalled
 from score_sde.run.devices import programs
-from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal
+from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal, tell
 from score_sde.run.storage import path_of
 from score_sde.run.workdir import copy_stderr, make_file, make_workdir, note_command, recalled
 from score_sde.sampling import METHODS
@@ -245,7 +245,7 @@ def _call(action: Callable[[], Any]) -> None:
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("score_sde").setLevel(logging.INFO)
   heap.limit()
-  with stops_on_signal():
+  with stops_on_signal(), programs.announces_compilations(tell):
     try:
       _connect()
       with devices.hosts_lost():

@@ -175,7 +175,7 @@ class Experiment:
       x = scaling.prepare(fold(keys, 0), image)
       return simulate(sde, fold(keys, 1), x, jnp.full(keys.shape, sde.T), steps)
 
-    return devices.over_devices(draw, shared=0), data.load(self.config, "train")
+    return devices.over_devices(draw, shared=0, name="the simulation"), data.load(self.config, "train")
 
   def score(self, params: Params) -> Score:
     """Returns score(x, t) after `guide`. The `params` are an argument of the compiled program."""

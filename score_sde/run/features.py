@@ -62,7 +62,7 @@ class Extractor:
 
   @functools.cached_property
   def _mapped(self) -> Callable[..., Any]:
-    return devices.map_batch(self.run, (None, 0))
+    return devices.map_batch(self.run, (None, 0), name="the feature network")
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (features (N, D), logits (N, K)) of uint8 images (N, H, W, C), in batches.

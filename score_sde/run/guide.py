@@ -402,8 +402,8 @@ def _interpolate(experiment: Experiment, params: Params, x: jax.Array):
   """
   s = experiment.config.sampling
   ode = AdaptiveODE(rtol=s.rtol, atol=s.atol, solver=s.solver, max_steps=s.max_steps)
-  there_of = devices.over_devices(lambda score, x: encode(experiment.sde, score, x, ode=ode))
-  back_of = devices.over_devices(lambda score, x: decode(experiment.sde, score, x, ode=ode))
+  there_of = devices.over_devices(lambda score, x: encode(experiment.sde, score, x, ode=ode), name="the encoder")
+  back_of = devices.over_devices(lambda score, x: decode(experiment.sde, score, x, ode=ode), name="the decoder")
   score = experiment.score(params)
   latent, there = there_of(score, x)
   path = interpolate(latent[:-1], latent[1:], jnp.linspace(0, 1, BETWEEN))

@@ -134,12 +134,12 @@ class Sampler:
     def finish_adaptive(score: Score, condition: Any, state: Any) -> Any:
       return solver.finish(sde, score, state, self.eps, condition)
 
-    self._draw_prior = devices.map_batch(draw_prior, (0, 0))
-    self._init = devices.map_batch(init, (0, 0, 0, 0))
-    self._chunk = devices.map_batch(chunk, (None, 0, 0, 0, 0, None, None, None), donate=(4,))
-    self._finish = devices.map_batch(finish, (None, 0, 0, 0, None))
-    self._advance = devices.map_batch(advance, (None, 0, 0, 0, None), donate=(3,))
-    self._finish_adaptive = devices.map_batch(finish_adaptive, (None, 0, 0))
+    self._draw_prior = devices.map_batch(draw_prior, (0, 0), name="the sampler")
+    self._init = devices.map_batch(init, (0, 0, 0, 0), name="the sampler")
+    self._chunk = devices.map_batch(chunk, (None, 0, 0, 0, 0, None, None, None), donate=(4,), name="the sampler")
+    self._finish = devices.map_batch(finish, (None, 0, 0, 0, None), name="the sampler")
+    self._advance = devices.map_batch(advance, (None, 0, 0, 0, None), donate=(3,), name="the sampler")
+    self._finish_adaptive = devices.map_batch(finish_adaptive, (None, 0, 0), name="the sampler")
     self._solve: dict[int, Callable] = {}
 
   def _batch(
@@ -193,7 +193,7 @@ class Sampler:
       solve = lambda score, keys, real, condition, x: self._solver_of(condition, real).solve(
         self.sde, score, keys, x, start=self.start, eps=self.eps, condition=condition, times=times
       )  # fmt: skip
-      self._solve[frames] = devices.map_batch(solve, (None, 0, 0, 0, 0))
+      self._solve[frames] = devices.map_batch(solve, (None, 0, 0, 0, 0), name="the sampler")
     x, info = unshard(self._solve[frames](score, keys, real, condition, x))
     if progress:
       progress(1, 1)

@@ -1,6 +1,5 @@
 """Training: the state, one step as a pure function, and the run."""
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -30,7 +29,7 @@ from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, build
 from score_sde.run.packing import SMALL, Packing
 from score_sde.run.report import curves, page, pictures
-from score_sde.run.report.progress import Bar, Interrupted, compiling, stop_asked
+from score_sde.run.report.progress import Bar, Interrupted, stop_asked
 from score_sde.run.speed import Profile, Speed
 from score_sde.run.storage import Path
 from score_sde.run.teacher import starts_from_teacher
@@ -170,6 +169,10 @@ class TrainStep:
     def objective(params: Any, batch: dict, key: Array, more: dict) -> Array:
       keys = example_keys(key, batch["index"])
       x = self.scaling.prepare(fold(keys, DATA), batch["image"], train=True)
+      if (
+        self.scaling.random_flip and jnp.ndim(batch.get("condition", 0)) == 4
+      ):  # an image, which belongs to the example
+        batch = batch | {"condition": self.scaling.mirror(fold(keys, DATA), batch["condition"])}
       y = self.given(batch)
       if self.augmentation is not None:
         x, changes = self.augmentation(fold(keys, AUGMENT), x)
@@ -239,7 +242,7 @@ def make_train_steps(experiment: Experiment) -> Callable[[TrainState, dict], tup
   steps = unrolled if step.unrolled else lambda *args: jax.lax.scan(step, *args)
   if mesh is not None:
     return devices.on_mesh(steps, mesh, abstract_state(experiment))
-  run = devices.map_batch(steps, (None, 0), out_axes=None, donate=(0,), everywhere=True)
+  run = devices.map_batch(steps, (None, 0), out_axes=None, donate=(0,), everywhere=True, name="the train step")
   return lambda state, batches: run(state, devices.shard(batches, axis=1))
 
 
@@ -324,7 +327,7 @@ def make_eval_loss(experiment: Experiment) -> Callable[[Any, Array, dict, dict],
     x, y = scaling.prepare(fold(keys, DATA), batch["image"]), experiment.given(batch)
     return loss(params, fold(keys, LOSS), x, batch["index"], size, train=False, y=y, **more)
 
-  return devices.over_devices(losses, shared=3)
+  return devices.over_devices(losses, shared=3, name="the evaluation loss")
 
 
 # --- saving and resuming ------------------------------------------------------------------------------------------
@@ -543,15 +546,12 @@ class Run:
     # Metrics of the newest block. They are read one block later, so the host runs at most one block ahead.
     pending = None
     shown: dict[str, float] = {}  # beside the bar
-    compiles = True
     speed = Speed(t.batch_size, config.model.dtype, lambda: step_flops(self.experiment))
     with Bar("train", self.total, " steps", self.step) as bar, Profile(self.path, t.profile_steps) as profile:
       while self.step < self.total:
         block = next(blocks)
         profile.at(self.step, self.state)
-        with compiling("the train step") if compiles else contextlib.nullcontext():
-          self.state, values = train_steps(self.state, block)
-        compiles = False
+        self.state, values = train_steps(self.state, block)
         if pending is not None:
           shown = {"loss": self._received(*pending)["loss"]} | speed.shown
         pending = (self.step, values)

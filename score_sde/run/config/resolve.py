@@ -113,7 +113,7 @@ def _fill_consistency(config: ConfigDict) -> None:
 
 def _fill_data(config: ConfigDict) -> None:
   """Fills the values of config.data that follow the data, and makes lists tuples: a stored config has lists."""
-  from score_sde.run.data import description_of  # which imports this package
+  from score_sde.run.data import description_of, example_shape, is_image  # which imports this package
 
   d = config.data
   if isinstance(d.image_size, list):
@@ -136,6 +136,11 @@ def _fill_data(config: ConfigDict) -> None:
     _fill(config, "data.levels", 17 if d.dataset == "digits" else 256)
   elif d.levels is None and d.uniform_dequantization:
     raise BadInput("data.uniform_dequantization=True fills gaps between levels, and the array holds floats. Unset it.")
+  _fill(config, "data.random_flip", is_image(config))
+  if d.random_flip and len(example_shape(config)) != 3:
+    raise BadInput(
+      f"data.random_flip=True flips images, and the data have shape {example_shape(config)}. Set it to False."
+    )
 
 
 def _expand_home(config: ConfigDict) -> None:

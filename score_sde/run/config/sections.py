@@ -72,7 +72,9 @@ class Data(Options):
   levels: int | None = option(
     None, "levels of integers; follows the data: 17 for digits, 65536 for uint16, else 256", "[2, inf)", needs=_LEVELS
   )
-  random_flip: bool = option(True, "flip images left to right at random in training", needs=_LEVELS)
+  random_flip: bool | None = option(
+    None, "flip images left to right at random in training; follows the data: True for images of up to 256 gray levels"
+  )
   centered: bool | None = option(None, "scale data to [-1, 1], not [0, 1]; follows the SDE: False for VE")
   uniform_dequantization: bool = option(False, "fill the gaps between levels with noise", needs=_LEVELS)
   resize: str = option(

@@ -71,8 +71,8 @@ def scaling_of(config: ConfigDict) -> Scaling:
   """Returns the scaling, from raw examples of a resolved config to the model's inputs."""
   d = config.data
   if not has_levels(config):
-    return Scaling(levels=None, centered=bool(d.centered), mean=tuple(d.mean), std=tuple(d.std))
-  return Scaling(d.levels, d.centered, d.uniform_dequantization, d.random_flip and is_image(config))
+    return Scaling(None, bool(d.centered), random_flip=d.random_flip, mean=tuple(d.mean), std=tuple(d.std))
+  return Scaling(d.levels, d.centered, d.uniform_dequantization, d.random_flip)
 
 
 def condition_scaling_of(config: ConfigDict) -> Scaling | None:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from score_sde.errors import InvalidArgument, ScoreSDEError
+from score_sde.run.devices.programs import named
 
 AXIS = "batch"
 # Devices of another machine that a run is planned for, see `planned`; empty for the devices that JAX has.
@@ -180,6 +181,7 @@ def map_batch(
   out_axes: Any = 0,
   donate: tuple[int, ...] = (),
   everywhere: bool = False,
+  name: str = "a program",
 ) -> Callable:
   """Returns `fn`, mapped over all devices of this host. Every device gets a share of the batch.
 
@@ -190,6 +192,7 @@ def map_batch(
     donate: indices of arguments whose buffers are given up. Arguments with axis None are donated only if all are.
     everywhere: map over the devices of all hosts, also in `mean`. All hosts must call the result at the same time,
       each with its own share of the batch.
+    name: what the user reads while the result is being compiled.
   """
   shared = [i for i, axis in enumerate(in_axes) if axis is None]
   mapped = [i for i, axis in enumerate(in_axes) if axis is not None]
@@ -201,7 +204,7 @@ def map_batch(
   positions = [1 + mapped.index(i) for i in donate if i in mapped] + [0] * bool(shared and set(shared) <= set(donate))
   axes = (None, *(in_axes[i] for i in mapped))
   if everywhere and host_count() > 1:
-    return _map_over_hosts(packed, shared, mapped, out_axes, tuple(positions))
+    return named(name, _map_over_hosts(packed, shared, mapped, out_axes, tuple(positions)))
   devices = jax.local_devices() if host_count() > 1 else None
   run = jax.pmap(
     packed, axis_name=AXIS, in_axes=axes, out_axes=out_axes, donate_argnums=tuple(positions), devices=devices
@@ -211,22 +214,22 @@ def map_batch(
     # pmap miscounts the axes if an argument has no leaves, such as a score without parameters. A leading zero helps.
     return run((np.zeros(()), *(arguments[i] for i in shared)), *(arguments[i] for i in mapped))
 
-  return call
+  return named(name, call)
 
 
-def over_devices(fn: Callable, shared: int = 1) -> Callable:
+def over_devices(fn: Callable, shared: int = 1, name: str = "a program") -> Callable:
   """Returns `fn`, mapped over all devices of this host: (*shared trees, *batches (B, ...)) -> (B, ...).
 
   `fn` is a pure function of a batch. The first `shared` arguments are the same on all devices; each device gets a share
   of the others. A batch that does not divide is padded, and the results of the padding are dropped. Plain functions
-  among the shared trees, such as a score without parameters, are static.
+  among the shared trees, such as a score without parameters, are static. `name` is as of `map_batch`.
   """
   compiled: dict[int, Callable] = {}
 
   def call(*arguments: Tree) -> Tree:
     n = len(arguments)
     if n not in compiled:
-      compiled[n] = map_batch(fn, (*(None for _ in range(shared)), *(0 for _ in range(n - shared))))
+      compiled[n] = map_batch(fn, (*(None for _ in range(shared)), *(0 for _ in range(n - shared))), name=name)
     same = (jax.tree_util.Partial(a) if callable(a) and not isinstance(a, jax.tree_util.Partial) else a
             for a in arguments[:shared])  # fmt: skip
     batches = arguments[shared:]
@@ -390,7 +393,7 @@ def on_mesh(fn: Callable, mesh: Mesh, state: Tree) -> Callable[[Tree, Tree], tup
   split = NamedSharding(mesh, P(None, (DATA, FSDP)))
   run = jax.jit(fn, in_shardings=(place, split), out_shardings=(place, everywhere), donate_argnums=0)
   share = lambda x: jax.make_array_from_process_local_data(split, np.asarray(x))
-  return lambda state, batches: run(state, jax.tree.map(share, batches))
+  return named("the train step", lambda state, batches: run(state, jax.tree.map(share, batches)))
 
 
 def lower(

@@ -1,7 +1,10 @@
 """Compiled programs of a run: their cache between processes, compilations that should not be, memory and profiles."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +13,12 @@ from score_sde.run.devices.targets import GIB, chip_of
 
 log = logging.getLogger(__name__)
 
-_compiled = 0  # programs that this process has compiled, or read from the cache, since `_count` was first called
+# JAX's events: a program is lowered, and so about to be compiled; it is compiled, or read from the cache.
+LOWERED, COMPILED = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"
+_compiled = 0  # programs that this process has compiled, or read from the cache, since it first listened
+_running = "a program"  # what is called now, and compiled if it has not been called before
+_compiling: tuple[str, float] | None = None  # the program that is being compiled, and when that began
+_listens = False
 
 
 def cache_programs(folder: str) -> None:
@@ -25,21 +33,67 @@ def cache_programs(folder: str) -> None:
 
 
 def _on_event(event: str, duration_secs: float, **kwargs: Any) -> None:
-  global _compiled
-  if event == "/jax/core/compile/backend_compile_duration":
+  global _compiled, _compiling
+  if event == LOWERED:
+    _compiling = _running, time.monotonic()
+  elif event == COMPILED:
     _compiled += 1
+    _compiling = None
 
 
-_listens = False
-
-
-def _count() -> int:
-  """Returns the number of compilations since its first call."""
+def _listen() -> None:
+  """Makes `_on_event` hear of JAX's compilations, for the rest of the process."""
   global _listens
   if not _listens:
     jax.monitoring.register_event_duration_secs_listener(_on_event)
     _listens = True
+
+
+def _count() -> int:
+  """Returns the number of compilations since its first call."""
+  _listen()
   return _compiled
+
+
+def named(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `fn`, a compiled function, under a name for `announces_compilations`."""
+
+  def call(*args: Any) -> Any:
+    global _running
+    before, _running = _running, name
+    try:
+      return fn(*args)
+    finally:
+      _running = before
+
+  return call
+
+
+@contextlib.contextmanager
+def announces_compilations(say: Callable[[str], None], first: float = 5.0, every: float = 30.0) -> Iterator[None]:
+  """Calls `say` about long compilations: after `first` seconds, every `every` seconds, and when they end."""
+  _listen()
+  done = threading.Event()
+
+  def watch() -> None:
+    said: tuple[str, float] | None = None  # the compilation that was announced
+    due = 0.0
+    while not done.wait(min(0.5, first / 2)):
+      now, current = time.monotonic(), _compiling
+      if said and current != said:
+        say(f"compiled {said[0]} in {now - said[1]:.0f} s")
+        said = None
+      if current and now - current[1] > first and (said is None or now > due):
+        said, due = current, now + every
+        say(f"compiling {current[0]}: {now - current[1]:.0f} s")
+
+  thread = threading.Thread(target=watch, name="compilations", daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
 
 
 def warns_of_recompilation(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -177,7 +177,7 @@ def _losses(experiment: Experiment) -> Callable[..., jax.Array]:
     x, y = scaling.prepare(fold(keys, DATA), batch["image"]), experiment.given(batch)
     return loss(params, fold(keys, PROBE), x, batch["index"], total, train=False, y=y, **more)
 
-  return devices.over_devices(losses, shared=4)
+  return devices.over_devices(losses, shared=4, name="the loss")
 
 
 @_kept_for_one_experiment
@@ -191,7 +191,7 @@ def _right(experiment: Experiment) -> Callable[..., jax.Array]:
     logits = model.at_time(params, fold(keys, PROBE), x, jnp.full(keys.shape, t))
     return jnp.argmax(logits, axis=1) == batch["label"]
 
-  return devices.over_devices(right, shared=3)
+  return devices.over_devices(right, shared=3, name="the classifier")
 
 
 @_kept_for_one_experiment
@@ -218,7 +218,7 @@ def _likelihood(experiment: Experiment) -> tuple[Callable[..., jax.Array], Calla
 
   if config.eval.likelihood == "ode":
     exact = make(ExactLikelihood, config, "eval", max_steps=config.sampling.max_steps)
-    log_p = devices.over_devices(lambda score, batch: exact(sde, score, *batch))
+    log_p = devices.over_devices(lambda score, batch: exact(sde, score, *batch), name="the likelihood")
 
     def by_ode(score, keys, x, y):
       found = log_p(score, (keys, x, y))
@@ -232,7 +232,7 @@ def _likelihood(experiment: Experiment) -> tuple[Callable[..., jax.Array], Calla
       num_scales=config.model.num_scales, low=experiment.scaling.low, levels=config.data.levels,
       posterior_variance=config.sampling.posterior_variance,
     )  # fmt: skip
-  run = devices.over_devices(lambda score, batch: bound(sde, bind(score, batch[2]), *batch[:2]))
+  run = devices.over_devices(lambda score, batch: bound(sde, bind(score, batch[2]), *batch[:2]), name="the likelihood")
 
   def by_bound(score, keys, x, y):
     constant = lambda value: jnp.full(x.shape[:1], value, jnp.float32)

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from score_sde.batch import example_keys
+from score_sde.augmentation import Augmentation
+from score_sde.batch import example_keys, fold
 from score_sde.run import data
 from score_sde.run.config import resolve
 from score_sde.run.report import pictures
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Examples that are drawn, and those whose values and classes are counted.
 SHOWN, COUNTED = 36, 2000
+# Stream of an example's key, beside those of its flip and dequantization.
+AUGMENT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Preview:
 def show(config: ConfigDict, output: str = "data.png") -> Preview:
   """Draws training examples as the network will see them into the PNG `output`, and prints their statistics.
 
-  They are cropped, flipped and dequantized at random as in training, but not changed by training.augment.
+  They are cropped, flipped, dequantized and augmented (training.augment) at random, as in training.
 
   Raises:
     BadInput: if the data cannot be read.
@@ -77,7 +80,10 @@ def show(config: ConfigDict, output: str = "data.png") -> Preview:
   chosen = data.shuffled(config.seed, len(source), place)
   batch = source.gather(chosen, *((place,) if getattr(source, "random", False) else ()))
   keys = example_keys(jax.random.key(config.seed), jnp.asarray(place))
-  seen = np.asarray(scaling.inverse(scaling.prepare(keys, jnp.asarray(batch["image"]), train=True)))
+  inputs = scaling.prepare(keys, jnp.asarray(batch["image"]), train=True)
+  if config.training.augment:
+    inputs, _ = Augmentation(config.training.augment)(fold(keys, AUGMENT), inputs)
+  seen = np.asarray(scaling.inverse(inputs))
 
   index = np.arange(min(COUNTED, len(source)))
   counted = source.gather(data.shuffled(config.seed, len(source), index))

@@ -89,28 +89,10 @@ def _say(text: str) -> None:
       os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
 
 
-@contextlib.contextmanager
-def compiling(what: str, first: float = 5.0, every: float = 30.0) -> Iterator[None]:
-  """Says on stderr that `what` is being compiled: after `first` seconds, every `every`, and at the end."""
-  began, done = time.monotonic(), threading.Event()
-
-  def watch() -> None:
-    pause = first
-    while not done.wait(pause):
-      pause = every
-      tqdm.write(f"compiling {what}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-
-  thread = threading.Thread(target=watch, name="compiling", daemon=True)
+def tell(text: str) -> None:
+  """Writes a line to stderr, above a progress bar if there is one."""
   if not _silent:
-    thread.start()
-  try:
-    yield
-  finally:
-    done.set()
-    if thread.is_alive():
-      thread.join()
-    if not _silent and time.monotonic() - began > first:
-      tqdm.write(f"compiled {what} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    tqdm.write(text, file=sys.stderr)
 
 
 class Bar:
