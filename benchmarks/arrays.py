@@ -13,6 +13,7 @@ import pathlib
 
 import jax
 import numpy as np
+from scipy import ndimage
 
 import score_sde as ss
 from configs.array import data
@@ -75,6 +76,24 @@ def wine(model: ss.Model, n: int, report: dict) -> list[list[str]]:
   return rows
 
 
+def blobs(model: ss.Model, n: int, report: dict) -> list[list[str]]:
+  n = min(n, 500)
+  samples, real_ones = np.round(255 * drawn(model, n)), real("blobs", n)
+  rows = []
+  for name, of in {
+    "brightness, mean": lambda a: a.mean() / 255,
+    "brightness of a volume, standard deviation": lambda a: a.mean((1, 2, 3, 4)).std() / 255,
+    "balls in a volume (connected parts above half of white), mean": lambda a: np.mean([balls(x) for x in a]),
+  }.items():
+    rows.append(["volumes", name, f"{of(samples):.4f}", f"{of(real_ones):.4f}"])
+  return rows
+
+
+def balls(volume: np.ndarray) -> int:
+  """Returns the number of connected parts of a volume (D, H, W, 1) that are brighter than half of white."""
+  return ndimage.label(volume[..., 0] > 127)[1]
+
+
 def drawn(model: ss.Model, n: int, size: int = 250) -> np.ndarray:
   parts = [model.sample(jax.random.key(i), size, steps=30) for i in range(-(-n // size))]
   return np.concatenate([np.asarray(p) for p in parts])[:n]
@@ -90,7 +109,7 @@ def real(name: str, n: int | None = None, split: str = "train") -> np.ndarray:
 
 def main(args: argparse.Namespace) -> None:
   rows = []
-  for name, measure in {"ar2": ar2, "field": field, "wine": wine}.items():
+  for name, measure in {"ar2": ar2, "field": field, "wine": wine, "blobs": blobs}.items():
     folder = pathlib.Path(args.runs) / name
     if (folder / "report.json").exists():
       report = json.loads((folder / "report.json").read_text())["checkpoints"][-1]
