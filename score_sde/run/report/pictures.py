@@ -94,7 +94,7 @@ def sample_grid(
 
 
 def _grid(axes, images: np.ndarray, captions: Sequence[str] | None, inches: float = 5.5) -> None:
-  """Draws images (N, H, W, C) in [0, 1] as a grid, about square, with captions above them that fit into its `inches`."""
+  """Draws images (N, H, W, C) in [0, 1] as a grid, about square. Captions above them fit into its `inches`."""
   height, width = images.shape[1:3]
   columns = max(1, min(len(images), round((len(images) * height / width) ** 0.5)))
   above = max(3, round(0.28 * images.shape[1])) if captions else 1
