@@ -60,8 +60,9 @@ def trained(tmp_path_factory):
 # Modules of minutes start first, so that the two workers of `pytest -n 2` end together.
 LONGEST = (
   "test_papers", "test_training", "test_models", "test_notebooks", "test_sampling", "test_published",
-  "test_conditional", "test_hosts", "test_guidance", "test_evaluation", "test_likelihood", "test_sde_family",
-  "test_energy", "test_bounds", "test_matching", "test_few_step", "test_errata", "test_cli",
+  "test_conditional", "test_hosts", "test_guidance", "test_few_step", "test_matching", "test_cli", "test_shapes",
+  "test_evaluation", "test_faults", "test_core", "test_likelihood", "test_sde_family", "test_api", "test_consistency",
+  "test_energy", "test_page", "test_errata", "test_bounds",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ MIXTURE = GaussianMixture(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", VP_FAST)
 def test_the_evidence_bound_is_tight_for_the_exact_score_and_a_bound_for_others(name):
   sde, n = SDES[name], 20_000

@@ -38,7 +38,10 @@ MIXTURE = analytic.GaussianMixture(
 
 @pytest.mark.parametrize(
   "sde",
-  [SDES[0], *(pytest.param(s, marks=[pytest.mark.slow, pytest.mark.longest]) for s in SDES[1:])],
+  [
+    pytest.param(SDES[0], marks=pytest.mark.thorough),
+    *(pytest.param(s, marks=[pytest.mark.slow, pytest.mark.longest]) for s in SDES[1:]),
+  ],
   ids=lambda s: type(s).__name__,
 )
 def test_the_exact_trace_gives_the_exact_density(sde):

@@ -164,8 +164,10 @@ def uniform_bound(fan):
   [
     (NCSNpp(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)), 8),
     (models.DDPM(nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)), 8),
-    (models.NCSN(nf=16, num_scales=50, stages=((1, 1), (2, 2)), refine=(2, 1)), 4),
-    (models.NCSNv2_64(nf=32, stages=((1, 1), (2, 1)), refine=(2, 1)), 4),
+    pytest.param(
+      models.NCSN(nf=16, num_scales=50, stages=((1, 1), (2, 2)), refine=(2, 1)), 4, marks=pytest.mark.thorough
+    ),
+    pytest.param(models.NCSNv2_64(nf=32, stages=((1, 1), (2, 1)), refine=(2, 1)), 4, marks=pytest.mark.thorough),
     (WideResnet(1, 1, 10), 8),
     (models.DiT(nf=32, num_res_blocks=1, num_heads=2), 8),
   ],
@@ -275,6 +277,7 @@ def test_swish_has_its_closed_form_derivatives(x64):
   np.testing.assert_allclose(jax.vmap(jax.grad(jax.grad(layers.swish)))(x), second, atol=1e-14)
 
 
+@pytest.mark.thorough
 def test_group_norm_and_its_derivatives_are_those_of_flax(x64):
   """Value, forward and backward derivative, and the derivative of the derivative, which is written out by hand."""
   keys = jax.random.split(jax.random.key(0), 4)

@@ -114,6 +114,7 @@ def test_configs_are_found_by_short_names_and_from_other_folders(tmp_path, monke
   assert shipped.find("quickstart").endswith("configs/quickstart.py")
 
 
+@pytest.mark.thorough
 def test_commands_work_in_an_empty_folder(tmp_path):
   """The config by its short name, and a config that imports others and names a file of the package."""
   run = lambda *a: subprocess.run(

@@ -88,7 +88,12 @@ def imported(tmp_path, source, config):
     return experiment, training.restore_state(opened, experiment, str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in CHECKPOINTS.glob("*.[mp]*") if p.suffix != ".npz"))
+FILES = sorted(p.name for p in CHECKPOINTS.glob("*.[mp]*") if p.suffix != ".npz")
+# PyTorch's checkpoints take longer; test_torch_file.py has fast tests of their format.
+FILES_BY_TIME = [pytest.param(f, marks=[pytest.mark.thorough] if f.endswith(".pth") else []) for f in FILES]
+
+
+@pytest.mark.parametrize("file", FILES_BY_TIME)
 def test_checkpoints_of_the_official_code_are_imported(tmp_path, file):
   """Both sets of weights, by the outputs they gave; the run goes on with Adam's moments."""
   with np.load(CHECKPOINTS / file.replace(".pth", ".npz").replace(".msgpack", ".npz")) as case:
@@ -273,7 +278,13 @@ def write_stream(path, content):
   return path
 
 
-@pytest.mark.parametrize("name", [pytest.param("torch_ncsn_32", marks=pytest.mark.slow), "torch_ncsnv2"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param("torch_ncsn_32", marks=pytest.mark.slow),
+    pytest.param("torch_ncsnv2", marks=pytest.mark.thorough),
+  ],
+)
 def test_ncsn_checkpoints_in_the_old_format_are_imported(tmp_path, name):
   """[model, optimizer, epoch, step, average], with DataParallel's prefix, as the NCSN repositories saved them."""
   case = golden_cases.load(name)
