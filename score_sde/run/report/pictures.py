@@ -6,7 +6,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from cycler import cycler
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from score_sde.run.storage import Path, save_atomically
 
@@ -76,9 +79,11 @@ def sample_grid(
   panels = [("samples", samples)] + ([("data", np.asarray(reference))] if reference is not None else [])
   if samples.ndim == 3:
     return _lines(path, panels, title)
-  if samples.ndim > 3:
-    panels = _as_images(panels, bounded)
   figure = Figure(figsize=(6 * len(panels), 6.2))
+  colours = None
+  if samples.ndim > 3:
+    colours = None if bounded else _range(_first_channels(_slices(panels[-1][1])))
+    panels = _as_images(panels, bounded)
   for i, (name, values) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), i + 1)
     if values.ndim == 4:
@@ -89,6 +94,9 @@ def sample_grid(
       axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     if len(panels) > 1:
       axes.set_title(name, fontsize=10)
+  if colours and panels[0][1].shape[-1] == 1:
+    scale = ScalarMappable(Normalize(*colours), "gray")
+    figure.colorbar(scale, ax=figure.axes, shrink=0.6, pad=0.02, label="value")
   figure.suptitle(title, fontsize=11)
   save(figure, path)
 
@@ -157,8 +165,14 @@ def _as_images(panels: list[tuple[str, np.ndarray]], bounded: bool) -> list[tupl
 
 def _scaled(values: np.ndarray, data: np.ndarray) -> np.ndarray:
   """Returns values on a scale on which most of `data` lie in [0, 1]."""
-  low, high = np.quantile(data, (0.002, 0.998))
+  low, high = _range(data)
   return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+
+
+def _range(data: np.ndarray) -> tuple[float, float]:
+  """Returns values between which most of `data` lie."""
+  low, high = np.quantile(data, (0.002, 0.998))
+  return float(low), float(high)
 
 
 # Series that are drawn of each set, and columns of points.
@@ -173,7 +187,11 @@ def _lines(path: str | Path, panels: list[tuple[str, np.ndarray]], title: str) -
     for j, series in enumerate(values[:_SERIES]):
       axes = figure.add_subplot(_SERIES, len(panels), j * len(panels) + i + 1)
       axes.plot(series, lw=0.9)
-      axes.set(ylim=(low - 0.1 * (high - low), high + 0.1 * (high - low)), xticks=[])
+      axes.set(ylim=(low - 0.1 * (high - low), high + 0.1 * (high - low)))
+      if j < min(len(values), _SERIES) - 1:
+        axes.set_xticks([])
+      else:
+        axes.set_xlabel("position in the series")
       axes.tick_params(labelsize=6)
       if not j:
         axes.set_title(name, fontsize=10)
@@ -299,7 +317,9 @@ def density(
   figure = Figure(figsize=(3.6 * (len(panels) + 1), 4.6))
   for i, (name, points, log_p) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels) + 1, i + 1)
-    axes.pcolormesh(points[..., 0], points[..., 1], np.exp(log_p), shading="nearest", rasterized=True)
+    shown = axes.pcolormesh(points[..., 0], points[..., 1], np.exp(log_p), shading="nearest", rasterized=True)
+    bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.9, pad=0.1, label="density")
+    bar.locator = MaxNLocator(3)
     axes.set(aspect="equal")
     axes.set_title(name, fontsize=10)
   axes = figure.add_subplot(1, len(panels) + 1, len(panels) + 1)
