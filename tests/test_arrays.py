@@ -19,6 +19,7 @@ from score_sde.run import data, evaluate, training
 from score_sde.run.config import BadInput, default_config, resolve
 from score_sde.run.data.stream import batches
 from score_sde.run.experiment import build
+from score_sde.run.loading import parse_config
 
 rng = np.random.default_rng(0)
 
@@ -182,6 +183,14 @@ def test_integer_conditions_of_a_function_are_scaled_wherever_they_come_from(tmp
   prepared = data.condition_scaling_of(config).prepare(None, jnp.asarray(first["condition"]))
   np.testing.assert_allclose(prepared, np.minimum(first["image"], 200) / 127.5 - 1, atol=1e-6)
   assert config.data.image_size == (4, 4)  # files for guidance get this size
+
+
+def test_the_config_of_a_run_on_rectangles_is_read_back(tmp_path):
+  np.save(tmp_path / "x.npy", rng.normal(size=(20, 4, 6, 1)).astype(np.float32))
+  config = resolve(config_of(tmp_path / "x.npy"))
+  stored = parse_config(config.to_json_best_effort(), "config.json")
+  assert resolve(stored).data.image_size == (4, 6)
+  assert resolve(stored) == config
 
 
 def test_images_of_floats_are_mirrored_on_request_and_series_never(tmp_path):

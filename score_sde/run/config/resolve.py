@@ -111,14 +111,20 @@ def _fill_consistency(config: ConfigDict) -> None:
     _fill(config, f"training.{name}", value)
 
 
+def _replace(section: ConfigDict, name: str, value: Any) -> None:
+  """Sets a value of any type. (A ConfigDict makes a tuple a list if it holds a list, even when it ignores types.)"""
+  with section.unlocked():
+    del section[name]
+    section[name] = value
+
+
 def _fill_data(config: ConfigDict) -> None:
   """Fills the values of config.data that follow the data, and makes lists tuples: a stored config has lists."""
   from score_sde.run.data import description_of, example_shape, is_image  # which imports this package
 
   d = config.data
   if isinstance(d.image_size, list):
-    with d.ignore_type():
-      d.image_size = tuple(d.image_size)
+    _replace(d, "image_size", tuple(d.image_size))
   size = d.image_size if isinstance(d.image_size, tuple) else (d.image_size,)
   if len(size) > 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
     raise BadInput(f"data.image_size={d.image_size!r} must be a positive integer, or (height, width).")
@@ -128,8 +134,8 @@ def _fill_data(config: ConfigDict) -> None:
     if name != "levels" or d.levels is None:
       d[name] = value
   if d.dataset == "array" and len(d.shape) == 3:  # so that files for guidance get the size of the array's images
-    with d.ignore_type():  # one number or two
-      d.image_size, d.num_channels = tuple(d.shape[:2]), d.shape[2]
+    _replace(d, "image_size", tuple(d.shape[:2]))
+    d.num_channels = d.shape[2]
   if d.dataset == "array" and d.levels is not None and d.std:
     raise BadInput(f"data.levels={d.levels}, but the array holds floats, which have none. Leave it unset.")
   if d.dataset != "array":
