@@ -27,12 +27,20 @@ def autocovariance(x: np.ndarray, lags: int) -> np.ndarray:
 
 
 def band_powers(x: np.ndarray, bands: int = 8) -> np.ndarray:
-  """Returns the mean power of fields (N, 64, 32, 1) in bands of the wave number, over that of the known spectrum."""
-  power = np.mean(np.abs(np.fft.fft2(x[..., 0], norm="ortho")) ** 2, axis=0)
+  """Returns the mean power of fields (N, 64, 32, 1) in bands of the wave number, over the expected one.
+
+  The fields are tapered (Hann), so that their edges, which do not fit together, add no power to high bands.
+  """
+  taper = np.multiply.outer(*(np.hanning(n + 2)[1:-1] for n in data.FIELD))
+  power = np.mean(np.abs(np.fft.fft2(x[..., 0] * taper)) ** 2, axis=0)
+  # The expectation is the transform of the covariance of each lag, times the taper's overlap with itself at that lag.
+  torus = data.spectrum()
+  overlap = np.fft.ifft2(np.abs(np.fft.fft2(taper, torus.shape)) ** 2).real
+  expected = np.fft.fft2(np.fft.ifft2(torus).real * overlap).real[::2, ::2]  # the frequencies of a field
   rows, columns = (np.fft.fftfreq(n) for n in data.FIELD)
   radius = np.hypot(rows[:, None], columns[None])
   band = np.minimum((radius / 0.5 * bands).astype(int), bands - 1)
-  return np.array([power[band == i].sum() / data.spectrum()[band == i].sum() for i in range(bands)])
+  return np.array([power[band == i].sum() / expected[band == i].sum() for i in range(bands)])
 
 
 def largest(values: np.ndarray) -> str:
