@@ -11,7 +11,7 @@ def get_config():
 
   config.training.batch_size = 16
   config.training.n_iters = 4000
-  # The standardized data have standard deviations from 0.3 to 9 along their principal axes: the noise must cover them all.
+  # Along their principal axes, the standardized data have standard deviations from 0.3 to 9. The noise covers them all.
   config.training.p_mean = 0.4
   config.training.p_std = 1.5
 
