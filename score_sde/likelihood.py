@@ -31,7 +31,7 @@ from score_sde.batch import (
 from score_sde.errors import InvalidArgument
 from score_sde.options import Options, option
 from score_sde.sampling.ode import AdaptiveODE, solve
-from score_sde.sampling.sample import check_condition, check_score, check_times
+from score_sde.sampling.sample import check_condition, check_parts, check_score, check_times
 from score_sde.sampling.solver import all_finite
 from score_sde.sde import SDE, LinearSDE, Reverse, Score, bind
 from score_sde.trace import PROBES, basis, value_and_jvps
@@ -159,6 +159,10 @@ def log_likelihood(
     >>> ss.log_likelihood(jax.random.key(0), ss.VP(), lambda x, t: -x, jnp.zeros((4, 2)), probe="exact").shape
     (4,)
   """
+  check_parts(sde)
+  x = jnp.asarray(x)  # NumPy's float64 would be taken for another dtype than the score returns
+  if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise InvalidArgument(f"x of {x.dtype}{list(x.shape)} must be an array (B, ...) of floats.", "x")
   keys = example_keys(as_key(key), jnp.arange(x.shape[0]))
   check_condition(condition, x.shape[0])
   check_score(score, x, condition)

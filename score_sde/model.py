@@ -47,7 +47,7 @@ class Model:
   """
 
   model: ScoreModel
-  params: Any
+  params: Any = dataclasses.field(repr=False)  # a notebook would print millions of numbers
   scaling: Scaling
   shape: tuple[int, ...]
   classes: int = 0
@@ -258,7 +258,11 @@ class Model:
       if label is not None:
         raise InvalidArgument(f"label={label!r}, but the network knows no classes.", "label")
       return None
-    labels = jnp.arange(n) % self.classes if label is None else jnp.broadcast_to(jnp.asarray(label, jnp.int32), (n,))
+    try:
+      asked = jnp.arange(n) % self.classes if label is None else jnp.asarray(label, jnp.int32)
+    except (TypeError, ValueError) as error:  # a name
+      raise InvalidArgument(f"label={label!r} must be one or {n} numbers, 0 to {self.classes - 1}.", "label") from error
+    labels = jnp.broadcast_to(asked, (n,))
     if not bool(((labels >= 0) & (labels < self.classes)).all()):
       raise InvalidArgument(f"label={label!r} must lie in 0 to {self.classes - 1}.", "label")
     return labels

@@ -71,6 +71,7 @@ def test_a_table_gives_its_columns_and_classes(tmp_path):
     assert set(np.unique(train.label)) == {0, 1, 2}
     chosen = resolve(config_of(tmp_path / name, data__columns=("size",)))
     assert tuple(chosen.data.shape) == (1,)
+    assert tuple(resolve(config_of(tmp_path / name, data__columns=("count, size",))).data.shape) == (2,)
   with pytest.raises(BadInput, match=r"no column sise.*name, kind, count, size"):
     resolve(config_of(tmp_path / "t.csv", data__columns=("sise",)))
   with pytest.raises(BadInput, match="columns name hold no numbers"):

@@ -11,6 +11,7 @@ from score_sde.run import data
 from score_sde.run.config import BadInput, resolve
 from score_sde.run.data.files import as_array
 from score_sde.run.guide import make_operator
+from score_sde.run.report import pictures
 from score_sde.run.report.preview import show
 
 RGB = np.zeros((8, 8, 3), np.uint8) + np.array([200, 100, 50], np.uint8)
@@ -175,3 +176,24 @@ def test_the_preview_shows_the_augmentation(tmp_path):
     )
     drawn.append(np.asarray(Image.open(tmp_path / "a.png").convert("RGB"), np.float32))
   assert np.abs(drawn[1] - drawn[0]).mean() > 1
+
+
+def test_a_config_of_a_folder_counts_its_classes(tmp_path):
+  from configs import folder
+
+  for i, name in enumerate(("cat", "dog", "dog", "emu") * 3):
+    (tmp_path / name).mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+  config = folder.get_config(str(tmp_path))
+  assert (config.data.path, config.model.num_classes) == (str(tmp_path), 3)
+  assert folder.get_config().model.num_classes == 0
+
+
+def test_axes_fit_points_of_any_units():
+  """Metres and kilograms: each axis its own range; a toy: a square of one scale."""
+  points = np.random.default_rng(0).normal(size=(500, 2)) * [0.1, 10] + [1.7, 70]
+  low, high = pictures.limits(points)
+  assert (np.quantile(points, 0.01, axis=0) > low).all()
+  assert (high - low)[0] < 1.0
+  low, high = pictures.limits(np.random.default_rng(0).normal(size=(500, 2)))
+  assert high[0] - low[0] == pytest.approx(high[1] - low[1])

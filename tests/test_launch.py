@@ -18,7 +18,7 @@ from score_sde.run import training
 from score_sde.run.config import BadInput
 from score_sde.run.devices import programs, targets
 from score_sde.run.speed import Speed
-from score_sde.run.sweep import combinations, commands, slurm_script
+from score_sde.run.sweep import changed, combinations, commands, slurm_script, sweep
 
 
 def short(**values):
@@ -62,6 +62,25 @@ def test_a_sweep_has_a_command_and_a_workdir_for_each_combination():
 def test_wrong_settings_are_named(settings, part):
   with pytest.raises(BadInput, match=part):
     combinations(quickstart.get_config(), settings)
+
+
+@pytest.mark.parametrize(
+  ("setting", "part"),
+  [
+    ("training.sde=vezde,vpsde", "--set training.sde=vezde: training.sde='vezde'"),
+    ("optim.lr=fast", "optim.lr=fast has the wrong type"),
+    ("sampling.corrector_steps=0", "n_steps_each"),
+  ],
+)
+def test_a_sweep_tries_each_combination_before_a_queue_does(setting, part, tmp_path):
+  setting = setting.replace("sampling.corrector_steps", "sampling.n_steps_each")
+  with pytest.raises(BadInput, match=part):
+    sweep(quickstart.get_config(), "configs/quickstart.py", str(tmp_path), [setting])
+
+
+def test_a_sweep_s_settings_become_values_of_their_keys():
+  config = changed(quickstart.get_config(), {"optim.lr": "1e-4", "training.sde": "vesde", "data.random_flip": "true"})
+  assert (config.optim.lr, config.training.sde, config.data.random_flip) == (1e-4, "vesde", True)
 
 
 def test_each_task_of_a_slurm_array_runs_its_command(tmp_path):

@@ -173,3 +173,11 @@ def test_noise_of_truncated_normal_dequantization_stays_within_half_a_gap():
   assert float(jnp.max(jnp.abs(x))) <= 0.005 * (1 + 1e-5)
   # Far narrower than the noise it is uniform, with density 1 / gap.
   np.testing.assert_allclose(log_q, 50 * np.log(1 / 0.01), rtol=0.02)
+
+
+def test_points_of_numpy_have_a_density_and_integers_are_named():
+  score = lambda x, t: -x
+  density = ss.log_likelihood(jax.random.key(0), ss.VP(), score, np.zeros((4, 2)), probe="exact")
+  np.testing.assert_allclose(density, -np.log(2 * np.pi), rtol=1e-3)
+  with pytest.raises(ss.InvalidArgument, match=r"^x of int32\[4, 2\] must be an array"):
+    ss.log_likelihood(jax.random.key(0), ss.VP(), score, jnp.zeros((4, 2), jnp.int32))

@@ -10,6 +10,7 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 
+from score_sde.run.config import BadInput
 from score_sde.run.evaluate import evaluate
 from score_sde.run.evaluate.compare import compare
 from score_sde.run.report import page
@@ -105,6 +106,12 @@ def test_runs_are_compared_in_one_page(run, tmp_path):
   assert f"{other.name}: training" in text
   assert "| `optim.lr` |" in compare(str(run), str(other))
   assert "Published" not in compare(str(run), str(other))  # those are of CIFAR-10
+  (tmp_path / "logs").mkdir()
+  (tmp_path / "slurm.log").touch()
+  others = (str(tmp_path / "logs"), str(tmp_path / "slurm.log"))
+  assert compare(str(run), *others, str(other)) == compare(str(run), str(other))
+  with pytest.raises(BadInput, match="no workdir with one"):
+    compare(*others)
 
 
 def test_code_that_a_config_names_is_not_run_for_a_page_or_a_comparison(run, tmp_path):

@@ -24,7 +24,7 @@ from score_sde.errors import ScoreSDEError
 from score_sde.models import MODELS
 from score_sde.run import devices, guide, heap, plan, shipped, training
 from score_sde.run.checkpoints import exists, finds_no_room
-from score_sde.run.config import SDES, BadInput, check_key, describe, keys, resolve, why_unread
+from score_sde.run.config import SDES, BadInput, check_key, default_config, describe, get, keys, resolve, why_unread
 from score_sde.run.data import Stalled
 from score_sde.run.devices import programs
 from score_sde.run.report.progress import Interrupted, be_silent, stops_on_signal, tell
@@ -141,11 +141,11 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
       _fail(str(error))
 
 
-def _check_effects(complete: ConfigDict, argv: Sequence[str]) -> None:
-  """Raises BadInput at the first override that nothing reads. (A config file may set keys of other SDEs.)"""
-  for key in _overridden(argv):
+def _check_effects(complete: ConfigDict, overridden: Sequence[str]) -> None:
+  """Raises BadInput at the first of `overridden` keys that nothing reads. (A file may set keys of other SDEs.)"""
+  for key in overridden:
     reader = why_unread(complete, key)
-    if reader:
+    if reader and get(complete, key) != get(default_config(), key):  # a flag may undo what the file sets
       raise BadInput(f"--config.{key} has no effect here: only {reader} reads it. Leave it out, or set that, too.")
 
 
@@ -157,7 +157,9 @@ def _values_of(argv: Sequence[str], flag: str) -> list[str]:
 
 def _config_file(argv: Sequence[str]) -> str:
   """Returns the value of the last flag --config. Ends the program if there is none."""
-  files = _values_of(argv, "config")
+  files, workdirs = _values_of(argv, "config"), _values_of(argv, "workdir")
+  if not files and workdirs:
+    _fail(f"--workdir={workdirs[-1]} has no config.json, so it is no run. Give the workdir of a run, or a --config.")
   if not files:
     _fail(
       "--config is missing. Give a config file, e.g. --config=configs/quickstart.py, or the --workdir of a run, which "
@@ -212,6 +214,18 @@ _OFFICIAL_FLAGS = {
 }
 
 
+def _flags_of(argv: Sequence[str]) -> list[str]:
+  """Reads the flags, and returns the other arguments. Ends the program with an error message if they are wrong."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    known = f"config.{error.flagname}" in [f"config.{key}" for key in keys()]
+    hint = f" Did you mean --config.{error.flagname}?" if known else " --help lists the flags."
+    _fail(f"--{error.flagname} is no flag of this command.{hint}")
+  except (flags.Error, ValueError, TypeError) as error:
+    _fail(str(error))
+
+
 def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: bool = True) -> list[str]:
   """Reads and checks the flags. `positional` names the arguments that are no flags."""
   assert isinstance(argv, list)
@@ -221,10 +235,7 @@ def _parse(argv: Sequence[str], positional: Sequence[str] = (), needs_workdir: b
     if _values_of(argv, flag):
       _fail(f"--{flag} is a flag of the official code: use {now}.")
   _check_overrides(_read_config(_config_file(argv)), argv)
-  try:
-    rest = flags.FLAGS(argv)
-  except (flags.Error, ValueError, TypeError) as error:
-    _fail(str(error))
+  rest = _flags_of(argv)
   if len(rest) > 1 + len(positional):
     _fail(f"Unexpected argument {rest[-1]!r}: every setting is a flag of the form --name=value.")
   if len(rest) < 1 + len(positional):
@@ -242,6 +253,7 @@ def _call(action: Callable[[], Any]) -> None:
   """Runs `action`. Known errors end the program with one line on stderr and the exit code of the module docstring."""
   # orbax logs every save to this logger, and every error that it raises anyway. absl's verbosity does not stop this.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the errors that it raises
   logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("score_sde").setLevel(logging.INFO)
   heap.limit()
@@ -281,7 +293,7 @@ def _shows_version(arguments: Sequence[str]) -> bool:
 def run() -> None:
   """Runs run.py and the commands train, sample and eval."""
   if set(sys.argv[1:]) & _HELP_FLAGS:
-    print(f"{_help()}\n\n{_keys()}")
+    print(f"{_help()}\n\n{_flags()}\n\n{_keys()}")
     return
   if _shows_version(sys.argv[1:]):
     return
@@ -289,7 +301,7 @@ def run() -> None:
   def action() -> None:
     workdir = os.path.expanduser(_WORKDIR.value or "")
     config = resolve(recalled(_CONFIG.value, workdir))
-    _check_effects(config, sys.argv)
+    _check_effects(config, _overridden(sys.argv))
     if _MODE.value == "plan":
       file, _, argument = _config_file(sys.argv).partition(":")
       name = pathlib.Path(argument).parent.name if file == _STORED else pathlib.Path(file).stem
@@ -382,7 +394,7 @@ def _fid() -> None:
     a, b, network, weights = map(os.path.expanduser, [*arguments[1:], flags.FLAGS.features, flags.FLAGS.inception_path])
     _call(lambda: fid(a, b, network, weights, flags.FLAGS.image_size))
 
-  app.run(action)
+  app.run(action, flags_parser=_flags_of)
 
 
 def _ema() -> None:
@@ -409,7 +421,7 @@ def _sweep() -> None:
     _call(
       lambda: sweep(
         _CONFIG.value, _config_file(sys.argv), os.path.expanduser(str(_WORKDIR.value)), given.set, passed,
-        run=given.run, slurm=os.path.expanduser(str(given.slurm)),
+        run=given.run, slurm=os.path.expanduser(str(given.slurm)), check=_check_effects,
       )
     )  # fmt: skip
 
@@ -435,7 +447,7 @@ def _compare() -> None:
 
     _call(show)
 
-  app.run(action)
+  app.run(action, flags_parser=_flags_of)
 
 
 def _mode(name: str) -> Callable[[], None]:
@@ -505,7 +517,10 @@ def main() -> None:
     return
   if set(sys.argv[1:]) & _HELP_FLAGS:
     usage, meaning, _ = COMMANDS[name]
-    print(f"usage: python -m score_sde {name} {usage} [--config.SECTION.KEY=VALUE ...]\n\n{meaning}\n\n{_keys()}")
+    takes_config = "--config" in usage
+    more = f"\n\n{_flags()}\n\n{_keys()}" if takes_config else ""
+    end = " [--config.SECTION.KEY=VALUE ...]" if takes_config else ""
+    print(f"usage: python -m score_sde {name} {usage}{end}\n\n{meaning}{more}")
     return
   sys.argv[0] = f"python -m score_sde {name}"
   COMMANDS[name][2]()
@@ -534,6 +549,12 @@ def _configs() -> list[tuple[str, str]]:
     if "def get_config" in text:
       found.append((f"{file.relative_to(shipped.root())} ", ast.get_docstring(ast.parse(text)) or ""))
   return [(name, doc.split("\n")[0]) for name, doc in found]
+
+
+def _flags() -> str:
+  """Returns the descriptions of the flags that are no config keys, one per line."""
+  holders = (_CONFIG, _WORKDIR, _MODE, _TARGET, _DISTRIBUTED, _COORDINATOR, _NUM_HOSTS, _HOST_INDEX, _HOST_TIMEOUT)
+  return "flags\n" + "\n".join(f"  --{h.name:<16}{flags.FLAGS[h.name].help}" for h in holders)
 
 
 def _keys() -> str:

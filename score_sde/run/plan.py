@@ -35,8 +35,9 @@ from score_sde.run.devices.targets import (
   measured_peak,
 )
 from score_sde.run.experiment import Experiment, build
+from score_sde.run.report.progress import Interrupted, stop_asked
 from score_sde.run.storage import Path, path_of
-from score_sde.run.workdir import write_json
+from score_sde.run.workdir import set_aside, write_json
 from score_sde.sde import bind
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ def plan(
     work = _programs(experiment, programs)
     compiled = {}
     for name, (lower, alone) in work.items():
+      if stop_asked():
+        raise Interrupted("Stopped by a signal. Nothing was written.")
       log.info("Compiling the %s for %s ...", name.replace("_", " "), target)
       compiled[name] = _compile(lower, alone, machine)
     known = outline(experiment)
@@ -137,6 +140,13 @@ def write_outline(experiment: Experiment, workdir: Path) -> None:
     whole = "programs" in json.loads(file.read_text())
   if not whole:
     write_json(file, outline(experiment))
+
+
+def _target_of(file: Path) -> str:
+  """Returns the target of the whole plan in `file`; "" if there is none."""
+  with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    return json.loads(file.read_text())["target"]["name"]
+  return ""
 
 
 def _found(target: str) -> Target:
@@ -424,6 +434,8 @@ def main(config: ConfigDict, target: str, workdir: str | None, name: str) -> Non
     log.info("It does not fit. Trying overrides ...")
     found["overrides_that_fit"] = overrides_that_fit(resolve(config), target)
   file = path_of(workdir) / "plan.json" if workdir else path_of(f"plan_{name}_{target.replace(':', '_')}.json")
+  if workdir and _target_of(file) not in ("", target):
+    set_aside(path_of(workdir), ["plan.json"])
   write_json(file, json.loads(json.dumps(found, default=float)))
   print(report(found))
   print(f"\n{file}")

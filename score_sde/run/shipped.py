@@ -36,9 +36,10 @@ def find_plugin(name: str) -> str:
 
 
 def make_importable() -> None:
-  """Lets config files import each other, as in `from configs import small`, outside of a clone, too."""
-  if str(root()) not in sys.path:
-    sys.path.append(str(root()))
+  """Lets config files import each other, as in `from configs import small`, and files of the current folder."""
+  for folder in (str(root()), str(pathlib.Path.cwd())):
+    if folder not in sys.path:
+      sys.path.append(folder)
 
 
 def configs() -> list[pathlib.Path]:

@@ -1,5 +1,6 @@
 """Sweep: one run for each combination of settings, as commands, one after the other, or as a SLURM array."""
 
+import ast
 import itertools
 import logging
 import os
@@ -8,12 +9,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from score_sde.errors import ScoreSDEError
-from score_sde.run.config import BadInput, check_key
+from score_sde.run.config import BadInput, check_key, resolve
 from score_sde.run.report.progress import Interrupted, stop_asked
 from score_sde.run.storage import in_bucket, path_of, save_atomically
 
@@ -51,6 +52,26 @@ def combinations(config: ConfigDict, settings: Sequence[str]) -> list[dict[str, 
   return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
+def changed(config: ConfigDict, settings: Mapping[str, str]) -> ConfigDict:
+  """Returns a copy of `config` with the values of `settings`, {dotted key: text}.
+
+  Raises:
+    BadInput: for a value of another type than that of its key.
+  """
+  config = ConfigDict(config).copy_and_resolve_references()
+  for key, text in settings.items():
+    section, _, name = key.rpartition(".")
+    try:
+      value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      value = {"true": True, "false": False}.get(text, text)
+    try:
+      (config[section] if section else config)[name] = value
+    except TypeError as error:
+      raise BadInput(f"{key}={text} has the wrong type: {error}") from error
+  return config
+
+
 def commands(
   config_file: str, workdir: str, chosen: list[dict[str, str]], flags: Sequence[str] = ()
 ) -> list[list[str]]:
@@ -69,7 +90,7 @@ def commands(
 
 def slurm_script(runs: list[list[str]], workdir: str) -> str:
   """Returns a SLURM script: a job array with one task per run. Submitted again, it resumes all runs."""
-  logs = "" if in_bucket(workdir) else f"{workdir}/"
+  logs = "" if in_bucket(workdir) else f"{workdir}/logs/"
   lines = "\n".join(f"  {shlex.quote(shlex.join(run))}" for run in runs)
   return (
     "#!/bin/bash\n"
@@ -84,20 +105,27 @@ def slurm_script(runs: list[list[str]], workdir: str) -> str:
 
 def sweep(
   config: ConfigDict, config_file: str, workdir: str, settings: Sequence[str], flags: Sequence[str] = (), *,
-  run: bool = False, slurm: str = "",
+  run: bool = False, slurm: str = "", check: Callable[[ConfigDict, Sequence[str]], None] = lambda config, keys: None,
 ) -> None:  # fmt: skip
   """Prints the commands of a sweep, runs them one after the other with `run`, or writes a script for `slurm`.
 
-  A run that has ended is not trained again, and one that was stopped resumes.
+  A run that has ended is not trained again, and one that was stopped resumes. Each combination is resolved first, and
+  `check(resolved config, keys that it sets)` may refuse it: a mistake is found here, and not in a cluster's queue.
 
   Raises:
     BadInput: for wrong settings.
     RunsFailed: if runs failed. The others were run.
   """
-  runs = commands(config_file, workdir, combinations(config, settings), flags)
+  chosen = combinations(config, settings)
+  for its in chosen:
+    try:
+      check(resolve(changed(config, its)), list(its))
+    except BadInput as error:
+      raise BadInput(f"--set {' '.join(f'{k}={v}' for k, v in its.items())}: {error}") from error
+  runs = commands(config_file, workdir, chosen, flags)
   if slurm:
     if not in_bucket(workdir):
-      path_of(workdir).mkdir(parents=True, exist_ok=True)  # SLURM writes its logs there, and does not create it
+      (path_of(workdir) / "logs").mkdir(parents=True, exist_ok=True)  # SLURM writes there, and does not create it
     save_atomically(slurm, lambda file: file.write(slurm_script(runs, workdir).encode()))
     print(f"sbatch {slurm}  # {len(runs)} runs")
     return

@@ -81,6 +81,7 @@ def sample(
   """
   key, dtype = as_key(key), _as_dtype(dtype)
   check_shape(shape)
+  check_parts(sde, solver)
   if solver is None:
     solver = papers_solver(sde)
   eps, start = sde.eps if eps is None else eps, sde.T if t_start is None else t_start
@@ -161,6 +162,14 @@ def check_shape(shape: Any) -> None:
   )
   if not integers or not shape:
     raise InvalidArgument(f"shape={shape!r} must be a tuple of positive integers (B, ...), such as (16, 2).", "shape")
+
+
+def check_parts(sde: Any, solver: Any = None) -> None:
+  """Raises InvalidArgument unless `sde` is an SDE, and `solver` a solver or None. Classes and names are neither."""
+  if not isinstance(sde, SDE):
+    raise InvalidArgument(f"sde={sde!r} must be an SDE, such as ss.VP().", "sde")
+  if solver is not None and (isinstance(solver, type) or not (hasattr(solver, "step") or hasattr(solver, "solve"))):
+    raise InvalidArgument(f"solver={solver!r} must be a solver, such as ss.UniPC().", "solver")
 
 
 def check_times(sde: SDE, eps: float, start: float) -> None:

@@ -137,10 +137,11 @@ def _check_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
   model = config.model
   sizes, any_rank = shape[:-1], model.name in ("ncsnpp", "ddpm", "dit")
   if len(shape) == 1 or (len(shape) != 3 and not any_rank):
-    others = "mlp" if len(shape) == 1 else "ncsnpp, ddpm, dit or mlp"
-    raise BadInput(
-      f"model.name={model.name!r} needs images, and the data has shape {shape}. Use --config.model.name={others}."
-    )
+    if len(shape) == 1:
+      advice = "a config whose network is mlp, such as configs/array/wine.py"
+    else:
+      advice = "--config.model.name=ncsnpp, ddpm, dit or mlp"
+    raise BadInput(f"model.name={model.name!r} needs images, and the data have shape {shape}. Use {advice}.")
   size = sizes[0] if len(set(sizes)) == 1 else sizes
   if model.name == "wideresnet":
     if any(n % 4 for n in sizes):

@@ -61,7 +61,9 @@ class Data(Options):
   )  # fmt: skip
   category: str = option("", "category of LSUN: bedroom, church_outdoor, ...", needs={"dataset": ("LSUN",)})
   test_path: str = option("", "file of the test split; unset: a tenth of data.path", needs=_ARRAYS)
-  columns: tuple[str, ...] = option((), "columns of a table that are the data; (): all of numbers", needs=_ARRAYS)
+  columns: tuple[str, ...] = option(
+    (), "columns of a table that are the data, such as height,width; unset: all of numbers", needs=_ARRAYS
+  )
   label_column: str = option("", "column of a table that has the classes", needs=_ARRAYS)
   standardize: bool = option(True, "scale the channels of floats to mean 0 and standard deviation 1", needs=_ARRAYS)
   condition: str = option(

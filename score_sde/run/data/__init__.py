@@ -6,6 +6,7 @@ the next `batch_size` entries of an endless, seeded sequence of permutations, on
 part of it. So a run resumes from the step alone. Flips, dequantization and scaling happen on the device.
 """
 
+import logging
 import pathlib
 from typing import Any
 
@@ -33,6 +34,8 @@ from score_sde.run.data.scaling import (
 from score_sde.run.data.sources import Arrays, Lazy, Source, identity
 from score_sde.run.data.stream import Stalled, batches, in_order, shuffled, within
 from score_sde.run.toys import DENSITIES, TOYS
+
+log = logging.getLogger(__name__)
 
 __all__ = [
   "DENSITIES",
@@ -111,10 +114,15 @@ def load(config: ConfigDict, split: str) -> Source:
       f"data.dataset={config.data.dataset!r} has {source.classes} classes, but model.num_classes="
       f"{config.model.num_classes}. Try --config.model.num_classes={source.classes}, or 0 to ignore them."
     )
+  if split == "train" and 1 < source.classes < config.model.num_classes:
+    log.warning(
+      "The data have %d classes, and model.num_classes=%d: the others are never trained, but sampled.",
+      source.classes, config.model.num_classes,
+    )  # fmt: skip
   if config.model.num_classes and source.classes == 1:
     raise BadInput(
-      f"model.num_classes={config.model.num_classes}, but data.dataset={config.data.dataset!r} has no labels (for a "
-      "folder, its subfolders are the labels). Use --config.model.num_classes=0."
+      f"model.num_classes={config.model.num_classes}, but data.dataset={config.data.dataset!r} has no labels (of a "
+      "folder they are its subfolders, of a table data.label_column). Use --config.model.num_classes=0."
     )
   return source
 

@@ -127,7 +127,7 @@ def _read(path: pathlib.Path, changed: float, key: str, columns: tuple[str, ...]
 def _files(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str) -> dict[str, _File]:
   suffix = path.suffix.lower()
   if suffix in TABLES:
-    with foreign(given, "Write the table again, with a header line."):
+    with foreign(given, "Write the table again: a header line, commas between columns, decimal points."):
       return {"": _table(path, given, columns, label)}
   if columns or label:
     raise BadInput(f"data.columns and data.label_column are for tables ({', '.join(TABLES)}), and {given} is none.")
@@ -159,6 +159,8 @@ def _table(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str)
   import pyarrow.parquet
 
   table = (pyarrow.csv.read_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.read_table)(path)
+  if len(columns) == 1 and columns[0] not in table.column_names:  # --config.data.columns=height,width
+    columns = tuple(name.strip() for name in columns[0].split(","))
   unknown = [name for name in (*columns, *([label] if label else [])) if name not in table.column_names]
   if unknown:
     raise BadInput(f"{given} has no column {', '.join(unknown)}. Its columns are {', '.join(table.column_names)}.")
@@ -173,6 +175,8 @@ def _table(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str)
     raise BadInput(f"{given}: the columns {', '.join(text)} hold no numbers. Choose others as data.columns.")
   if not columns:
     log.info("Columns of %s: %s.", path, ", ".join(chosen))
+  if all(_is_number(name) for name in table.column_names):
+    log.warning("The first line of %s is taken as the columns' names, and it holds only numbers.", path)
   x = np.stack([_floats(table[name]) for name in chosen], axis=1)
   if not label:
     return _File(x, columns=tuple(chosen))
@@ -182,6 +186,14 @@ def _table(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str)
   names = tuple(sorted(set(values), key=lambda v: (str(type(v)), v)))
   number = {name: i for i, name in enumerate(names)}
   return _File(x, np.array([number[v] for v in values], np.int32), names=tuple(map(str, names)), columns=tuple(chosen))
+
+
+def _is_number(text: str) -> bool:
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
 
 
 def _floats(column: Any) -> np.ndarray:

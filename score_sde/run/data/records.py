@@ -45,7 +45,7 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
     make: Any = tensorflow_datasets.builder  # its type hints lack ArrayRecord and data sources
     builder = make(name, data_dir=data_dir, file_format="array_record")
   except tensorflow_datasets.core.DatasetNotFoundError as error:
-    known = ", ".join(["digits", *TOYS, "idx", "folder", "tfrecords"])
+    known = ", ".join(["digits", *TOYS, "idx", "folder", "array", "tfrecords"])
     raise BadInput(
       f"data.dataset={config.data.dataset!r} is none of {known}, and no tensorflow-datasets name."
     ) from error

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import logging
 import math
 from typing import Any
 
@@ -9,7 +10,9 @@ from score_sde.run.config import BadInput, sde_name
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.reports import table
 from score_sde.run.report import page
-from score_sde.run.storage import files_in, path_of
+from score_sde.run.storage import Path, files_in, path_of
+
+log = logging.getLogger(__name__)
 
 # CIFAR-10: {config: (FID (best snapshot of a training), inception score, FID of the probability-flow ODE, bits/dim)}.
 # Song et al. 2021, Tables 2 and 3, as listed by config in the README of yang-song/score_sde_pytorch.
@@ -29,6 +32,14 @@ PUBLISHED = {
 }
 
 
+def _files_of(run: str) -> list[Path]:
+  """Returns the reports of a run, or the report itself."""
+  path = path_of(run)
+  if path.is_file():
+    return [path] if path.suffix == ".json" else []
+  return sorted(p for p in files_in(path) if fnmatch.fnmatch(p.name, "report*.json"))
+
+
 def read(run: str) -> list[dict[str, Any]]:
   """Reads the reports of a run as rows, one per checkpoint. A row includes the settings of its report.
 
@@ -37,8 +48,7 @@ def read(run: str) -> list[dict[str, Any]]:
   Raises:
     BadInput: if there is no report, or a report cannot be read.
   """
-  path = path_of(run)
-  files = [path] if path.is_file() else sorted(p for p in files_in(path) if fnmatch.fnmatch(p.name, "report*.json"))
+  path, files = path_of(run), _files_of(run)
   if not files:
     raise BadInput(
       f"{run!r} is no report and no workdir with one. Write it: python run.py --mode=eval --workdir={run}."
@@ -79,9 +89,16 @@ def compare(*runs: str) -> str:
   """Returns Markdown: a table of all reports of `runs`, one of the settings that differ, and, if a run is on CIFAR-10,
   the published numbers.
 
+  Of several runs, those without a report are left out.
+
   Raises:
-    BadInput: if a run has no report.
+    BadInput: if no run has a report.
   """
+  if len(runs) > 1:
+    finished = tuple(run for run in runs if _files_of(run))
+    if finished and finished != runs:
+      log.warning("Without a report, and left out: %s.", ", ".join(run for run in runs if run not in finished))
+      runs = finished
   rows = [row for run in runs for row in read(run)]
   filled = [_cells(row) for row in rows]
   used = [title for title in filled[0] if any(cells[title] for cells in filled)]

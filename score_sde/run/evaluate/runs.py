@@ -108,9 +108,10 @@ def chosen_step(name: str, workdir: str) -> int | None:
 def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
   """Draws sampling.num_samples samples of the checkpoint eval.checkpoint.
 
-  Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points) and denoising.png (one sample from
-  noise to data); for energy-based models of points also density.png, and with sampling.show_paths paths.png. Earlier
-  ones that were made with other settings, such as another class or sampler, stay under names with their time.
+  Writes samples.png (a grid), samples.npz ("samples": uint8 images, or points; "labels": their classes) and
+  denoising.png (one sample from noise to data); for energy-based models of points also density.png, and with
+  sampling.show_paths paths.png. Earlier ones that were made with other settings, such as another class or sampler,
+  stay under names with their time.
   `experiment` replaces `build(config)`.
 
   Raises:
@@ -144,7 +145,9 @@ def _write_samples(
   title = samples.title(experiment, step, nfe)
   stored = samples.quantized(drawn, config)
   pictured = ("samples.png", "denoising.png", "conditions.png", "density.png", "paths.png")
-  keep_arrays(path, "samples.npz", config, step, {"samples": stored}, pictured)
+  labels = experiment.labels(0, len(drawn))
+  arrays = {"samples": stored} | ({} if labels is None else {"labels": np.asarray(labels)})
+  keep_arrays(path, "samples.npz", config, step, arrays, pictured)
   if config.sampling.show_paths:
     samples.draw_paths(path / "paths.png", experiment, params, trajectory, title)
     trajectory = [trajectory[i] for i in np.linspace(0, len(trajectory) - 1, 10).round().astype(int)]

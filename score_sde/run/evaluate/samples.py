@@ -220,8 +220,8 @@ def draw_paths(path: Path, experiment: Experiment, params: Params, trajectory: l
   panels = []
   last = len(times) - 1
   for i in (last // 2, round(0.85 * last), last):
-    limit = pictures.limits(x[i])
-    grid = np.stack(np.meshgrid(*[np.linspace(-limit, limit, 20)] * 2), -1).reshape(-1, 2).astype(np.float32)
+    ends = np.linspace(*pictures.limits(x[i]), 20)  # (20, 2)
+    grid = np.stack(np.meshgrid(*ends.T), -1).reshape(-1, 2).astype(np.float32)
     t = jnp.full(len(grid), max(times[i], experiment.config.sampling.eps), jnp.float32)
     arrows = np.asarray(score(params, experiment.scaling.prepare(None, jnp.asarray(grid)), t))
     panels.append((times[i], grid, arrows, x[i]))

@@ -53,8 +53,19 @@ def _show(axes, image: np.ndarray) -> None:
   axes.set_axis_off()
 
 
-def limits(points: np.ndarray) -> float:
-  return float(1.1 * np.quantile(np.abs(points), 0.999) + 1e-6)
+def limits(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the (low, high) ends (2,) of axes that show points (N, 2): a square where both ranges are similar."""
+  low, high = np.quantile(points, (0.001, 0.999), axis=0)
+  half = 0.55 * (high - low) + 1e-6
+  if half.max() < 3 * half.min():
+    half = np.full(2, half.max())
+  return (low + high) / 2 - half, (low + high) / 2 + half
+
+
+def _frame(axes, low: np.ndarray, high: np.ndarray, **more: Any) -> None:
+  """Gives axes their `limits`."""
+  equal = {"aspect": "equal"} if np.isclose(*(high - low)) else {}
+  axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), **equal, **more)
 
 
 def sample_grid(
@@ -89,9 +100,8 @@ def sample_grid(
     if values.ndim == 4:
       _grid(axes, values, captions)
     else:
-      limit = limits(panels[-1][1])
       axes.plot(*values.T, ".", markersize=2, alpha=0.5)
-      axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+      _frame(axes, *limits(panels[-1][1]))
     if len(panels) > 1:
       axes.set_title(name, fontsize=10)
   if colours and panels[0][1].shape[-1] == 1:
@@ -246,9 +256,8 @@ def denoising(
       axes.set(xticks=[], yticks=[])
       continue
     if points:
-      limit = limits(x[:, :2])
       axes.plot(*x[:, :2].T, ".", markersize=1, alpha=0.5)
-      axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+      _frame(axes, *limits(x[:, :2]), xticks=[], yticks=[])
       continue
     low, high = x.min(), x.max()
     _show(axes, (_first_channels(x) - low) / max(high - low, 1e-6))
@@ -288,19 +297,18 @@ def paths(
   for i, (t, grid, score, samples) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels) + 1, i + 1)
     size = np.linalg.norm(score, axis=1) + 1e-12
-    limit = np.abs(grid).max()
     axes.plot(*samples.T, ".", markersize=3, color="0.75")
     arrows = axes.quiver(*grid.T, *(score / size[:, None]).T, np.log10(size), cmap="viridis", scale=28, width=0.004)
     bar = figure.colorbar(arrows, ax=axes, shrink=0.7, pad=0.02)
     bar.set_label("log10 of the size of the score")
-    axes.set(title=f"score and samples at t = {t:.2g}", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    _frame(axes, grid.min(0), grid.max(0), title=f"score and samples at t = {t:.2g}")
   axes = figure.add_subplot(1, len(panels) + 1, len(panels) + 1)
   for line in np.swapaxes(x, 0, 1)[:40]:
     axes.plot(*line.T, lw=0.6, alpha=0.7)
   axes.plot(*x[0, :40].T, ".", color="0.6", markersize=4, label="noise")
   axes.plot(*x[-1, :40].T, ".", color="black", markersize=4, label="samples")
-  limit = limits(x[0])
-  axes.set(title="paths of samples", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+  low, high = limits(x[0])
+  _frame(axes, low, high, title="paths of samples")
   axes.legend(loc="upper right")
   figure.suptitle(title, fontsize=11)
   figure.tight_layout()
@@ -324,8 +332,7 @@ def density(
     axes.set_title(name, fontsize=10)
   axes = figure.add_subplot(1, len(panels) + 1, len(panels) + 1)
   axes.plot(*data.T, ".", markersize=1.5, alpha=0.5)
-  limit = limits(data)
-  axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+  _frame(axes, *limits(data))
   axes.set_title("data", fontsize=10)
   figure.suptitle(title, fontsize=11)
   save(figure, path)
