@@ -181,7 +181,7 @@ def map_batch(
   out_axes: Any = 0,
   donate: tuple[int, ...] = (),
   everywhere: bool = False,
-  name: str = "a program",
+  name: str = "",
 ) -> Callable:
   """Returns `fn`, mapped over all devices of this host. Every device gets a share of the batch.
 
@@ -217,7 +217,7 @@ def map_batch(
   return named(name, call)
 
 
-def over_devices(fn: Callable, shared: int = 1, name: str = "a program") -> Callable:
+def over_devices(fn: Callable, shared: int = 1, name: str = "") -> Callable:
   """Returns `fn`, mapped over all devices of this host: (*shared trees, *batches (B, ...)) -> (B, ...).
 
   `fn` is a pure function of a batch. The first `shared` arguments are the same on all devices; each device gets a share

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # JAX's events: a program is lowered, and so about to be compiled; it is compiled, or read from the cache.
 LOWERED, COMPILED = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"
 _compiled = 0  # programs that this process has compiled, or read from the cache, since it first listened
-_running = "a program"  # what is called now, and compiled if it has not been called before
+_running = ""  # what is called now, and compiled if it has not been called before
 _compiling: tuple[str, float] | None = None  # the program that is being compiled, and when that began
 _listens = False
 
@@ -35,7 +35,8 @@ def cache_programs(folder: str) -> None:
 def _on_event(event: str, duration_secs: float, **kwargs: Any) -> None:
   global _compiled, _compiling
   if event == LOWERED:
-    _compiling = _running, time.monotonic()
+    own = str(kwargs.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
+    _compiling = _running or f"the function {own}", time.monotonic()
   elif event == COMPILED:
     _compiled += 1
     _compiling = None
