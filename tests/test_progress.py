@@ -90,15 +90,16 @@ def test_a_long_compilation_is_announced_by_the_name_of_its_program():
   slow = devices.over_devices(
     lambda score, x: loop(functools.reduce(lambda a, _: jnp.sin(a @ a.mT), range(60), x)), name="the sampler"
   )
+  given = jnp.zeros(()), jnp.ones((2, 8, 8))
   with programs.announces_compilations(said.append, first=0.02, every=0.05):
-    slow(jnp.zeros(()), jnp.ones((2, 8, 8)))
+    slow(*given)
     time.sleep(0.1)
   assert len(said) >= 2
   assert all(line.startswith("compiling the sampler: ") for line in said[:-1])
   assert said[-1].startswith("compiled the sampler in ")
   said.clear()
   with programs.announces_compilations(said.append, first=20.0):
-    jax.block_until_ready(slow(jnp.zeros(()), jnp.ones((2, 8, 8))))
+    jax.block_until_ready(slow(*given))
     jax.jit(lambda x: x + 1)(0.0)
   assert said == []
 
