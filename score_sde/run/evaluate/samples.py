@@ -78,7 +78,7 @@ def sampler_name(experiment: Experiment) -> str:
     method = s.method.rpartition(":")[2]  # a user's own is named by its function
     how = f"{_WORDS.get(method, method)}, {_WORDS.get(s.grid, s.grid)} grid"
   guided = g.task in GIVEN_TASKS or g.method == AUTOGUIDANCE
-  return how + (f", {g.method.removesuffix('guidance')} guidance {g.scale:g}" if guided else "")
+  return how + (f", {g.method.removesuffix('guidance').replace('_', '-')} guidance {g.scale:g}" if guided else "")
 
 
 def _sample(experiment: Experiment, params: Params, first: int, size: int, **options: Any) -> tuple[Array, dict]:

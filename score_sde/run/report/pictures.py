@@ -111,7 +111,7 @@ def sample_grid(
   save(figure, path)
 
 
-def _grid(axes, images: np.ndarray, captions: Sequence[str] | None, inches: float = 5.5) -> None:
+def _grid(axes, images: np.ndarray, captions: Sequence[str] | None, inches: float = 4.6) -> None:
   """Draws images (N, H, W, C) in [0, 1] as a grid, about square. Captions above them fit into its `inches`."""
   height, width = images.shape[1:3]
   columns = max(1, min(len(images), round((len(images) * height / width) ** 0.5)))
@@ -119,6 +119,7 @@ def _grid(axes, images: np.ndarray, captions: Sequence[str] | None, inches: floa
   sheet, corners = _tile(np.clip(images, 0, 1), columns, above=above)
   _show(axes, sheet)
   if captions:
+    inches *= min(1.0, sheet.shape[1] / sheet.shape[0])  # a tall sheet is as high as wide ones are wide
     width = inches * 72 / columns  # of an image, in points
     size = min(9.0, width / max(0.62 * max(map(len, captions)), 2.0), 0.16 * width)
     for (left, top), text in zip(corners, captions, strict=False):
