@@ -4,11 +4,14 @@ A small NCSN++ under VP: an hour on one CPU core, minutes on a GPU, which also h
 (`--config.model.nf=128 --config.training.batch_size=128 --config.training.n_iters=100000`).
 """
 
+import os
+
 from configs import small
 from score_sde.run.data.folders import layout, open_folder
 
 
 def get_config(path=""):
+  path = os.path.expanduser(path)
   config = small.get_config()
   config.data.dataset = "folder"
   config.data.path = path

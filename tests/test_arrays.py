@@ -194,6 +194,14 @@ def test_the_config_of_a_run_on_rectangles_is_read_back(tmp_path):
   assert resolve(stored) == config
 
 
+def test_a_flip_that_version_0_1_stored_for_points_is_forgotten(tmp_path):
+  np.save(tmp_path / "x.npy", rng.normal(size=(20, 3)).astype(np.float32))
+  config = resolve(config_of(tmp_path / "x.npy"))
+  stored = json.loads(config.to_json_best_effort())
+  stored["data"]["random_flip"] = True
+  assert resolve(parse_config(json.dumps(stored), "config.json")).data.random_flip is False
+
+
 def test_images_of_floats_are_mirrored_on_request_and_series_never(tmp_path):
   images = rng.normal(size=(40, 4, 6, 2)).astype(np.float32)
   np.save(tmp_path / "x.npy", images)

@@ -78,9 +78,19 @@ def test_a_sweep_tries_each_combination_before_a_queue_does(setting, part, tmp_p
     sweep(quickstart.get_config(), "configs/quickstart.py", str(tmp_path), [setting])
 
 
-def test_a_sweep_s_settings_become_values_of_their_keys():
-  config = changed(quickstart.get_config(), {"optim.lr": "1e-4", "training.sde": "vesde", "data.random_flip": "true"})
-  assert (config.optim.lr, config.training.sde, config.data.random_flip) == (1e-4, "vesde", True)
+@pytest.mark.parametrize(
+  ("key", "text", "value"),
+  [
+    ("optim.lr", "1e-4", 1e-4), ("training.sde", "vesde", "vesde"), ("data.random_flip", "TRUE", True),
+    ("data.random_flip", "0", False), ("model.attn_resolutions", "4", (4,)), ("model.ch_mult", "(1,2)", (1, 2)),
+    ("data.columns", "height", ("height",)), ("data.image_size", "(8,16)", (8, 16)), ("eval.report", "2024", "2024"),
+    ("eval.checkpoint", "1", "1"), ("sampling.num_steps", "20", 20), ("model.sigma_max", "50", 50.0),
+  ],
+)  # fmt: skip
+def test_a_sweep_s_settings_become_the_values_that_flags_would_give(key, text, value):
+  config = changed(quickstart.get_config(), {key: text})
+  section, name = key.split(".")
+  assert config[section][name] == value
 
 
 def test_each_task_of_a_slurm_array_runs_its_command(tmp_path):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate import evaluate
-from score_sde.run.evaluate.compare import compare
+from score_sde.run.evaluate.compare import compare, with_reports
 from score_sde.run.report import page
 from score_sde.run.storage import path_of
 
@@ -110,8 +110,11 @@ def test_runs_are_compared_in_one_page(run, tmp_path):
   (tmp_path / "slurm.log").touch()
   others = (str(tmp_path / "logs"), str(tmp_path / "slurm.log"))
   assert compare(str(run), *others, str(other)) == compare(str(run), str(other))
+  assert with_reports(str(run), *others) == (str(run),)
   with pytest.raises(BadInput, match="no workdir with one"):
     compare(*others)
+  with pytest.raises(BadInput, match="'nowhere' does not exist"):
+    compare(str(run), "nowhere")
 
 
 def test_code_that_a_config_names_is_not_run_for_a_page_or_a_comparison(run, tmp_path):

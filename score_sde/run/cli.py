@@ -219,8 +219,10 @@ def _flags_of(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
-    known = f"config.{error.flagname}" in [f"config.{key}" for key in keys()]
-    hint = f" Did you mean --config.{error.flagname}?" if known else " --help lists the flags."
+    short = [key for key in keys() if error.flagname in (key, key.rpartition(".")[2])]
+    near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+    known = [f"--config.{key}" for key in short] or [f"--{name}" for name in near]
+    hint = f" Did you mean {' or '.join(known)}?" if known else " --help lists the flags."
     _fail(f"--{error.flagname} is no flag of this command.{hint}")
   except (flags.Error, ValueError, TypeError) as error:
     _fail(str(error))
@@ -429,7 +431,7 @@ def _sweep() -> None:
 
 
 def _compare() -> None:
-  from score_sde.run.evaluate.compare import compare
+  from score_sde.run.evaluate.compare import compare, with_reports
   from score_sde.run.report.page import write_comparison
 
   flags.DEFINE_string("html", "", "Write a page with curves, pictures and settings of the runs to this file.")
@@ -440,9 +442,10 @@ def _compare() -> None:
     runs, page = list(map(os.path.expanduser, arguments[1:])), os.path.expanduser(str(flags.FLAGS.html))
 
     def show() -> None:
-      print(compare(*runs))
+      kept = with_reports(*runs)
+      print(compare(*kept))
       if page:
-        write_comparison(runs, path_of(make_file(page)))
+        write_comparison(list(kept), path_of(make_file(page)))
         print(f"\nWrote {page}.")
 
     _call(show)

@@ -22,6 +22,7 @@ from score_sde.run.config.networks import create
 from score_sde.run.config.plugins import is_plugin
 from score_sde.run.experiment import abstract_params, make_model
 from score_sde.run.storage import Path, path_of
+from score_sde.run.toys import TOYS
 
 
 def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
@@ -44,6 +45,9 @@ def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()
           its[name] = float(value)
     with config.unlocked():
       config.update(ConfigDict(values))
+    its = config.data
+    if its.random_flip and (its.dataset in TOYS or is_plugin(its.dataset) or len(its.shape or (0, 0, 0)) != 3):
+      its.random_flip = None  # version 0.1 stored True for points, and ignored it
   except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
     raise BadInput(f"{origin} is no config of a run ({type(error).__name__}: {error}).") from error
   refused = [name for name in names_code(config) if allowed is not None and name not in allowed]

@@ -1,6 +1,7 @@
 """Sweep: one run for each combination of settings, as commands, one after the other, or as a SLURM array."""
 
 import ast
+import contextlib
 import itertools
 import logging
 import os
@@ -10,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -60,16 +62,32 @@ def changed(config: ConfigDict, settings: Mapping[str, str]) -> ConfigDict:
   """
   config = ConfigDict(config).copy_and_resolve_references()
   for key, text in settings.items():
-    section, _, name = key.rpartition(".")
+    path, _, name = key.rpartition(".")
+    section = config[path] if path else config
+    now = section[name]
+    value = _value(text, now)
+    # Other keys may be None, or of several types, such as data.image_size.
+    strict = isinstance(now, bool | int | float) and not isinstance(value, tuple)
     try:
-      value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      value = {"true": True, "false": False}.get(text, text)
-    try:
-      (config[section] if section else config)[name] = value
+      with contextlib.nullcontext() if strict else section.ignore_type():
+        section[name] = value
     except TypeError as error:
       raise BadInput(f"{key}={text} has the wrong type: {error}") from error
   return config
+
+
+def _value(text: str, now: Any) -> Any:
+  """Returns the value that a flag would give to a key whose value is `now`."""
+  if isinstance(now, str):
+    return text
+  truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+  if isinstance(now, bool):
+    return truth.get(text.lower(), text)
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = {"true": True, "false": False}.get(text.lower(), text)
+  return (value,) if isinstance(now, tuple | list) and not isinstance(value, tuple | list) else value
 
 
 def commands(
@@ -119,7 +137,10 @@ def sweep(
   chosen = combinations(config, settings)
   for its in chosen:
     try:
-      check(resolve(changed(config, its)), list(its))
+      tried = changed(config, its)
+      if tried.training.n_jitted_steps is None:  # its default asks for the devices, which the runs need
+        tried.training.n_jitted_steps = 1
+      check(resolve(tried), list(its))
     except BadInput as error:
       raise BadInput(f"--set {' '.join(f'{k}={v}' for k, v in its.items())}: {error}") from error
   runs = commands(config_file, workdir, chosen, flags)

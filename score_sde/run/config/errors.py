@@ -68,7 +68,7 @@ def unknown_key(config: ConfigDict, key: str) -> str:
     return f"config has no key {key!r}: it is now {RENAMED[key]}."
   elsewhere = [s for s in config if not section and isinstance(config[s], ConfigDict) and name in config[s]]
   if elsewhere:  # config.lr, without its section
-    return f"config has no key {key!r}. Did you mean {elsewhere[0]}.{name}?"
+    return f"config has no key {key!r}. Did you mean {' or '.join(f'{s}.{name}' for s in elsewhere)}?"
   near = difflib.get_close_matches(name, known, n=1)
   hint = f" Did you mean {section + '.' if section else ''}{near[0]}?" if near else ""
   return f"config has no key {key!r}.{hint} Keys of {section or 'config'}: {', '.join(known)}."

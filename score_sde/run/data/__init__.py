@@ -116,7 +116,7 @@ def load(config: ConfigDict, split: str) -> Source:
     )
   if split == "train" and 1 < source.classes < config.model.num_classes:
     log.warning(
-      "The data have %d classes, and model.num_classes=%d: the others are never trained, but sampled.",
+      "The data have %d classes, and model.num_classes=%d: samples of the further classes mean nothing.",
       source.classes, config.model.num_classes,
     )  # fmt: skip
   if config.model.num_classes and source.classes == 1:

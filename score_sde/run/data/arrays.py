@@ -159,6 +159,7 @@ def _table(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str)
   import pyarrow.parquet
 
   table = (pyarrow.csv.read_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.read_table)(path)
+  columns = tuple(map(str, columns))  # names such as 1 and 2
   if len(columns) == 1 and columns[0] not in table.column_names:  # --config.data.columns=height,width
     columns = tuple(name.strip() for name in columns[0].split(","))
   unknown = [name for name in (*columns, *([label] if label else [])) if name not in table.column_names]

@@ -13,8 +13,8 @@ from score_sde.run.devices.targets import GIB, chip_of
 
 log = logging.getLogger(__name__)
 
-# JAX's events: a program is lowered, and so about to be compiled; it is compiled, or read from the cache.
-LOWERED, COMPILED = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"
+# JAX's event of a compilation, or of reading the cache: a scalar when it begins, and a duration when it ends.
+COMPILED = "/jax/core/compile/backend_compile_duration"
 _compiled = 0  # programs that this process has compiled, or read from the cache, since it first listened
 _running = ""  # what is called now, and compiled if it has not been called before
 _compiling: tuple[str, float] | None = None  # the program that is being compiled, and when that began
@@ -34,19 +34,24 @@ def cache_programs(folder: str) -> None:
 
 def _on_event(event: str, duration_secs: float, **kwargs: Any) -> None:
   global _compiled, _compiling
-  if event == LOWERED:
-    own = str(kwargs.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
-    _compiling = _running or f"the function {own}", time.monotonic()
-  elif event == COMPILED:
+  if event == COMPILED:
     _compiled += 1
     _compiling = None
 
 
+def _on_begin(event: str, value: float | int, **kwargs: Any) -> None:
+  global _compiling
+  if event == COMPILED:
+    own = str(kwargs.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
+    _compiling = _running or f"the function {own}", time.monotonic()
+
+
 def _listen() -> None:
-  """Makes `_on_event` hear of JAX's compilations, for the rest of the process."""
+  """Makes the functions above hear of JAX's compilations, for the rest of the process."""
   global _listens
   if not _listens:
     jax.monitoring.register_event_duration_secs_listener(_on_event)
+    jax.monitoring.register_scalar_listener(_on_begin)
     _listens = True
 
 

@@ -40,6 +40,22 @@ def _files_of(run: str) -> list[Path]:
   return sorted(p for p in files_in(path) if fnmatch.fnmatch(p.name, "report*.json"))
 
 
+def with_reports(*runs: str) -> tuple[str, ...]:
+  """Returns those of several runs that have a report, if there are any, and names the others in a warning.
+
+  Raises:
+    BadInput: if one of them does not exist.
+  """
+  missing = [run for run in runs if not path_of(run).exists()]
+  if missing and len(runs) > 1:
+    raise BadInput(f"{', '.join(map(repr, missing))} does not exist.")
+  kept = tuple(run for run in runs if _files_of(run))
+  if not kept or kept == runs:
+    return runs
+  log.warning("Without a report, and left out: %s.", ", ".join(run for run in runs if run not in kept))
+  return kept
+
+
 def read(run: str) -> list[dict[str, Any]]:
   """Reads the reports of a run as rows, one per checkpoint. A row includes the settings of its report.
 
@@ -89,16 +105,12 @@ def compare(*runs: str) -> str:
   """Returns Markdown: a table of all reports of `runs`, one of the settings that differ, and, if a run is on CIFAR-10,
   the published numbers.
 
-  Of several runs, those without a report are left out.
+  Of several runs, those without a report are left out, see `with_reports`.
 
   Raises:
     BadInput: if no run has a report.
   """
-  if len(runs) > 1:
-    finished = tuple(run for run in runs if _files_of(run))
-    if finished and finished != runs:
-      log.warning("Without a report, and left out: %s.", ", ".join(run for run in runs if run not in finished))
-      runs = finished
+  runs = with_reports(*runs)
   rows = [row for run in runs for row in read(run)]
   filled = [_cells(row) for row in rows]
   used = [title for title in filled[0] if any(cells[title] for cells in filled)]

@@ -93,7 +93,8 @@ def sample_grid(
   figure = Figure(figsize=(6 * len(panels), 6.2))
   colours = None
   if samples.ndim > 3:
-    colours = None if bounded else _range(_first_channels(_slices(panels[-1][1])))
+    scaled_by = panels[-1][1] if len(panels) == 1 else panels[-1][1][:64]  # as in _as_images
+    colours = None if bounded else _range(_first_channels(_slices(scaled_by)))
     panels = _as_images(panels, bounded)
   for i, (name, values) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), i + 1)
