@@ -336,7 +336,7 @@ def density(
   axes.plot(*data.T, ".", markersize=1.5, alpha=0.5)
   _frame(axes, *limits(data))
   axes.set_title("data", fontsize=10)
-  figure.suptitle(title, fontsize=11)
+  figure.suptitle(title, fontsize=11, y=0.98, va="bottom")  # of any number of lines
   save(figure, path)
 
 
