@@ -1,4 +1,4 @@
-"""Volumes of soft balls, 16 x 16 x 16, with a DiT in three dimensions; a quarter of an hour on one core.
+"""Volumes of soft balls, 16 x 16 x 16, with a DiT in three dimensions; five minutes on two cores.
 
 Convolutions in three dimensions (`--config.model.name=ncsnpp`) want a GPU: XLA computes them slowly on a CPU.
 """
