@@ -14,6 +14,7 @@ import runs
 
 import score_sde as ss
 from configs import quickstart
+from configs.consistency import digits
 from configs.ve import cifar10_ncsnpp_continuous
 from score_sde.batch import example_keys
 from score_sde.errors import InvalidArgument
@@ -241,3 +242,16 @@ def test_samplers_compile_for_accelerators(machine):
     compiled = devices.lower(draw, params, batch).compile(compiler_options=targets.QUICK[target.chip.platform])
   assert "f64[" not in compiled.as_text()
   assert targets.collectives(compiled.as_text()) == {}
+
+
+@pytest.mark.parametrize("objective", ["cd", "progressive", "ect"])
+def test_a_distillation_is_planned_before_there_is_a_teacher(objective, tmp_path):
+  """The teacher's evaluations count: two of Heun's step for cd."""
+  config = digits.get_config()
+  config.model.nf, config.model.num_res_blocks = 16, 1
+  config.training.teacher = str(tmp_path / "not_yet")
+  config.training.objective = objective
+  if objective == "progressive":
+    config.sampling.method, config.sampling.noise_removal = "ddim", False
+  found = plan.plan(config, programs=("train_step", "score"))["programs"]
+  assert found["train_step"]["flops"] > {"cd": 4.5, "progressive": 4.5, "ect": 3.5}[objective] * found["score"]["flops"]

@@ -34,9 +34,10 @@ from score_sde.run.devices.targets import (
   find_target,
   measured_peak,
 )
-from score_sde.run.experiment import Experiment, build
+from score_sde.run.experiment import Experiment, build, make_consistency_loss, make_model
 from score_sde.run.report.progress import Interrupted, stop_asked
 from score_sde.run.storage import Path, path_of
+from score_sde.run.teacher import Teacher
 from score_sde.run.workdir import set_aside, write_json
 from score_sde.sde import bind
 
@@ -95,7 +96,7 @@ def plan(
   """
   config, machine = resolve(config), _found(target)
   with devices.planned(machine.devices):
-    experiment = build(config)
+    experiment = _with_a_teacher(build(config))
     work = _programs(experiment, programs)
     compiled = {}
     for name, (lower, alone) in work.items():
@@ -116,6 +117,21 @@ def plan(
   }  # fmt: skip
   result["time"] = _times(result, compiled, peak, bandwidth)
   return result
+
+
+def _with_a_teacher(experiment: Experiment) -> Experiment:
+  """Returns the experiment, with a teacher like its own network if it needs one that is not there (yet)."""
+  if experiment.loss is not None or not experiment.config.training.teacher:
+    return experiment
+  config = ConfigDict(experiment.config)
+  with config.unlocked():
+    config.training.task = "score"
+  model = make_model(config, experiment.sde, experiment.network)
+  path = str(config.training.teacher)
+  log.info("training.teacher=%r does not exist. The plan is that of a teacher like the model itself.", path)
+  teacher = Teacher(path, model, experiment.abstract_params(), None)
+  loss = make_consistency_loss(experiment.config, experiment.score_model, teacher)
+  return dataclasses.replace(experiment, teacher=teacher, loss=loss)
 
 
 def outline(experiment: Experiment) -> dict[str, Any]:
