@@ -4,7 +4,7 @@ from configs.array import base
 
 
 def get_config():
-  config = base.get_config()
+  config = base.ncsnpp()
   config.data.path = "configs/array/data.py:ar2"
 
   config.model.nf = 32

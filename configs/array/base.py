@@ -7,6 +7,17 @@ def get_config():
   config = small.get_config()
   config.data.dataset = "array"
 
+  config.training.snapshot_freq = 1000
+  config.training.snapshot_freq_for_preemption = 500
+
+  config.sampling.method = "unipc"
+  config.sampling.num_steps = 30
+  return config
+
+
+def ncsnpp():
+  """Returns the base with a small NCSN++, for series and fields."""
+  config = get_config()
   config.model.nf = 16
   config.model.ch_mult = (1, 2)
   config.model.num_res_blocks = 1
@@ -15,9 +26,4 @@ def get_config():
   config.model.progressive_input = "none"
 
   config.training.n_jitted_steps = 1
-  config.training.snapshot_freq = 1000
-  config.training.snapshot_freq_for_preemption = 500
-
-  config.sampling.method = "unipc"
-  config.sampling.num_steps = 30
   return config

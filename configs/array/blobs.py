@@ -3,12 +3,11 @@
 Convolutions in three dimensions (`--config.model.name=ncsnpp`) want a GPU: XLA computes them slowly on a CPU.
 """
 
-from configs import small
+from configs.array import base
 
 
 def get_config():
-  config = small.get_config()
-  config.data.dataset = "array"
+  config = base.get_config()
   config.data.path = "configs/array/data.py:blobs"
   config.data.uniform_dequantization = True  # for bits/dim
 
@@ -24,11 +23,7 @@ def get_config():
   config.training.p_mean = 0.8
   config.training.p_std = 1.4
   config.training.n_jitted_steps = 10
-  config.training.snapshot_freq = 1000
-  config.training.snapshot_freq_for_preemption = 500
 
-  config.sampling.method = "unipc"
-  config.sampling.num_steps = 30
   config.sampling.num_samples = 16
 
   config.eval.batch_size = 50

@@ -1,11 +1,10 @@
 """A table, scikit-learn's 178 wines with 13 measurements, by cultivar, with an MLP; a minute on one core."""
 
-from configs import small
+from configs.array import base
 
 
 def get_config():
-  config = small.get_config()
-  config.data.dataset = "array"
+  config = base.get_config()
   config.data.path = "configs/array/data.py:wine"
 
   config.model.name = "mlp"
@@ -19,10 +18,6 @@ def get_config():
   config.training.n_jitted_steps = 20
   config.training.log_freq = 100
   config.training.eval_freq = 200
-  config.training.snapshot_freq = 1000
-  config.training.snapshot_freq_for_preemption = 500
 
-  config.sampling.method = "unipc"
-  config.sampling.num_steps = 30
   config.sampling.num_samples = 999
   return config

@@ -1,6 +1,7 @@
 """Sampler of the runner: runs a solver in chunks with progress, on all devices, in batches that fit into memory."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -134,12 +135,13 @@ class Sampler:
     def finish_adaptive(score: Score, condition: Any, state: Any) -> Any:
       return solver.finish(sde, score, state, self.eps, condition)
 
-    self._draw_prior = devices.map_batch(draw_prior, (0, 0), name="the sampler")
-    self._init = devices.map_batch(init, (0, 0, 0, 0), name="the sampler")
-    self._chunk = devices.map_batch(chunk, (None, 0, 0, 0, 0, None, None, None), donate=(4,), name="the sampler")
-    self._finish = devices.map_batch(finish, (None, 0, 0, 0, None), name="the sampler")
-    self._advance = devices.map_batch(advance, (None, 0, 0, 0, None), donate=(3,), name="the sampler")
-    self._finish_adaptive = devices.map_batch(finish_adaptive, (None, 0, 0), name="the sampler")
+    mapped = functools.partial(devices.map_batch, name="the sampler")
+    self._draw_prior = mapped(draw_prior, (0, 0))
+    self._init = mapped(init, (0, 0, 0, 0))
+    self._chunk = mapped(chunk, (None, 0, 0, 0, 0, None, None, None), donate=(4,))
+    self._finish = mapped(finish, (None, 0, 0, 0, None))
+    self._advance = mapped(advance, (None, 0, 0, 0, None), donate=(3,))
+    self._finish_adaptive = mapped(finish_adaptive, (None, 0, 0))
     self._solve: dict[int, Callable] = {}
 
   def _batch(

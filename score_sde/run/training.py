@@ -169,9 +169,8 @@ class TrainStep:
     def objective(params: Any, batch: dict, key: Array, more: dict) -> Array:
       keys = example_keys(key, batch["index"])
       x = self.scaling.prepare(fold(keys, DATA), batch["image"], train=True)
-      if (
-        self.scaling.random_flip and jnp.ndim(batch.get("condition", 0)) == 4
-      ):  # an image, which belongs to the example
+      # A condition that is an image belongs to its example: both are mirrored, or neither.
+      if self.scaling.random_flip and jnp.ndim(batch.get("condition", 0)) == 4:
         batch = batch | {"condition": self.scaling.mirror(fold(keys, DATA), batch["condition"])}
       y = self.given(batch)
       if self.augmentation is not None:
