@@ -1,7 +1,6 @@
 """Sweep: one run for each combination of settings, as commands, one after the other, or as a SLURM array."""
 
-import ast
-import contextlib
+import copy
 import itertools
 import logging
 import os
@@ -11,9 +10,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from score_sde.errors import ScoreSDEError
 from score_sde.run.config import BadInput, check_key, resolve
@@ -60,34 +59,15 @@ def changed(config: ConfigDict, settings: Mapping[str, str]) -> ConfigDict:
   Raises:
     BadInput: for a value of another type than that of its key.
   """
-  config = ConfigDict(config).copy_and_resolve_references()
+  config = copy.deepcopy(config)
   for key, text in settings.items():
-    path, _, name = key.rpartition(".")
-    section = config[path] if path else config
-    now = section[name]
-    value = _value(text, now)
-    # Other keys may be None, or of several types, such as data.image_size.
-    strict = isinstance(now, bool | int | float) and not isinstance(value, tuple)
+    flag, parser = f"--config.{key}={text}", flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=["sweep", flag])
     try:
-      with contextlib.nullcontext() if strict else section.ignore_type():
-        section[name] = value
-    except TypeError as error:
+      parser(["sweep", flag])
+    except (flags.Error, TypeError, ValueError) as error:
       raise BadInput(f"{key}={text} has the wrong type: {error}") from error
   return config
-
-
-def _value(text: str, now: Any) -> Any:
-  """Returns the value that a flag would give to a key whose value is `now`."""
-  if isinstance(now, str):
-    return text
-  truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-  if isinstance(now, bool):
-    return truth.get(text.lower(), text)
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = {"true": True, "false": False}.get(text.lower(), text)
-  return (value,) if isinstance(now, tuple | list) and not isinstance(value, tuple | list) else value
 
 
 def commands(
