@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 from runs import changed, tiny
 from test_papers import ROOT, load
 
-from score_sde.run import cli, stored
+from score_sde.run import stored
+from score_sde.run.cli import arguments
 from score_sde.run.config import BadInput, as_dict, resolve
 from score_sde.run.workdir import write_config, write_json
 
@@ -47,18 +48,18 @@ def test_defaults_of_a_stored_config_follow_overrides_and_what_was_set_stays(tmp
 def test_a_workdir_or_its_json_stands_for_the_config(tmp_path):
   write_config(resolve(tiny()), tmp_path)
   file = tmp_path / "config.json"
-  expected = f"--config={cli._STORED}:{file}"
+  expected = f"--config={arguments.STORED}:{file}"
   for given in ([f"--workdir={tmp_path}"], ["--workdir", str(tmp_path)], [f"--config={file}", f"--workdir={tmp_path}"],
                 ["--config", str(file), "--workdir=elsewhere"]):  # fmt: skip
     argv = ["run.py", *given, "--config.sampling.num_steps=3"]
-    cli._take_stored_config(argv)
+    arguments.take_stored_config(argv)
     assert argv[1] == expected
-    assert cli._config_file(argv) == expected.removeprefix("--config=")
+    assert arguments.config_file(argv) == expected.removeprefix("--config=")
     assert argv[-1] == "--config.sampling.num_steps=3"
-    assert isinstance(cli._read_config(cli._config_file(argv)), ConfigDict)
+    assert isinstance(arguments.read_config(arguments.config_file(argv)), ConfigDict)
   for given in (["--config=configs/quickstart.py", f"--workdir={tmp_path}"], [f"--workdir={tmp_path / 'new'}"]):
     argv = ["run.py", *given]
-    cli._take_stored_config(argv)
+    arguments.take_stored_config(argv)
     assert argv == ["run.py", *given]
 
 

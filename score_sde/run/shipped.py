@@ -3,6 +3,7 @@
 A path such as configs/quickstart.py is looked up in the current folder first. `quickstart` is short for it.
 """
 
+import ast
 import pathlib
 import sys
 
@@ -45,3 +46,13 @@ def make_importable() -> None:
 def configs() -> list[pathlib.Path]:
   """Returns all config files below the folder `configs`."""
   return sorted((root() / "configs").rglob("*.py"))
+
+
+def described() -> list[tuple[str, str]]:
+  """Returns (path, first line of the docstring) of each config file below the folder `configs`."""
+  found = []
+  for file in configs():
+    text = file.read_text()
+    if "def get_config" in text:
+      found.append((f"{file.relative_to(root())} ", ast.get_docstring(ast.parse(text)) or ""))
+  return [(name, doc.split("\n")[0]) for name, doc in found]
