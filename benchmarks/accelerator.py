@@ -65,7 +65,7 @@ def by_jax(config: Any, seconds: float) -> dict[str, Any]:
 
   from score_sde.batch import example_keys
   from score_sde.likelihood import ExactLikelihood
-  from score_sde.run import devices, training
+  from score_sde.run import devices, train_step
   from score_sde.run.config import make, resolve
   from score_sde.run.experiment import build
   from score_sde.run.plan import plan
@@ -85,7 +85,7 @@ def by_jax(config: Any, seconds: float) -> dict[str, Any]:
     flops = planned["programs"][program]["flops"] * evaluations * len(jax.devices())
     found[name] = times | {"images_per_second": b / times["seconds"], "share": flops / times["seconds"] / peak}
 
-  state, steps = training.start_state(experiment), training.make_train_steps(experiment)
+  state, steps = train_step.start_state(experiment), train_step.make_train_steps(experiment)
 
   def step() -> Any:
     nonlocal state

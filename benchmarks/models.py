@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.run import devices, training
+from score_sde.run import devices, train_step
 from score_sde.run.config import default_config
 from score_sde.run.experiment import build
 
@@ -91,12 +91,12 @@ def floor(fn: Callable, args: tuple) -> tuple[Callable, tuple]:
 def programs(config) -> dict[str, tuple[Callable, tuple]]:
   """The forward pass and the train step of a config, with arguments."""
   experiment = build(config)
-  state = jax.jit(lambda: training.init_state(experiment))()
+  state = jax.jit(lambda: train_step.init_state(experiment))()
   rng, n = np.random.default_rng(0), config.training.batch_size
   image = rng.integers(0, 256, (n, *experiment.shape)).astype(np.uint8)
   batch = {"image": image, "label": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
   x, labels = jnp.asarray(image, jnp.float32) / 255, jnp.asarray(np.geomspace(0.01, 50, n), jnp.float32)
-  step = jax.pmap(training.make_train_step(experiment), axis_name=devices.AXIS, in_axes=(None, 0), out_axes=None)
+  step = jax.pmap(train_step.make_train_step(experiment), axis_name=devices.AXIS, in_axes=(None, 0), out_axes=None)
   forward = jax.jit(lambda params, x, labels: experiment.network.apply({"params": params}, x, labels))
   return {
     "forward": (forward, (state.params, x, labels)),

@@ -31,7 +31,7 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
   """Compiles one train step on all devices of this process; returns what a row of the table says."""
   import jax
 
-  from score_sde.run import devices, training
+  from score_sde.run import devices, train_step
   from score_sde.run.devices.targets import collectives
   from score_sde.run.experiment import build
 
@@ -42,12 +42,12 @@ def measure(path: str, overrides: dict[str, str], parallelism: str) -> dict:
     section, name = key.split(".")
     config[section][name] = type(config[section][name])(json.loads(value))
   experiment = build(config)
-  state = training.abstract_state(experiment)
+  state = train_step.abstract_state(experiment)
   mesh = devices.fsdp_mesh(config.training.fsdp_devices if parallelism == "fsdp" else 1)
   # With one device to a copy of the parameters, the mesh is what pmap does.
-  step = training.make_train_step(experiment, mesh)
+  step = train_step.make_train_step(experiment, mesh)
   start = time.monotonic()
-  lowered = devices.lower(step, state, training.abstract_batch(experiment, n), mesh, out_shared=True, donate=True)
+  lowered = devices.lower(step, state, train_step.abstract_batch(experiment, n), mesh, out_shared=True, donate=True)
   compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
   memory = compiled.memory_analysis()
   return {

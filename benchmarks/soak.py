@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from score_sde.run import checkpoints, training
+from score_sde.run import checkpoints, train_step
 from score_sde.run.config import signature
 from score_sde.run.experiment import build
 
@@ -51,8 +51,8 @@ def state_at(workdir: pathlib.Path, step: int, steps: int) -> list[np.ndarray]:
   config = quickstart.get_config()
   config.training.n_iters = steps
   experiment = build(config)
-  abstract = training.abstract_state(experiment)
-  targets = {"state": jax.eval_shape(training.saved_form, abstract), "ema_params": abstract.ema_params}
+  abstract = train_step.abstract_state(experiment)
+  targets = {"state": jax.eval_shape(train_step.saved_form, abstract), "ema_params": abstract.ema_params}
   with checkpoints.manager(str(workdir)) as opened:
     _, items = checkpoints.restore(opened, targets, signature(experiment.config), str(workdir), step)
   return jax.tree.leaves(items)

@@ -15,7 +15,7 @@ import pytest
 import score_sde as ss
 from configs import small
 from score_sde.batch import example_keys
-from score_sde.run import data, evaluate, training
+from score_sde.run import data, evaluate, train_step, training
 from score_sde.run.config import BadInput, default_config, resolve
 from score_sde.run.data.stream import batches
 from score_sde.run.experiment import build
@@ -228,7 +228,7 @@ def test_a_condition_that_is_an_image_is_mirrored_with_its_example(tmp_path):
   np.save(tmp_path / "x.npy", images)
   changes = {"model__name": "ncsnpp", "model__ch_mult": (1, 2), "data__condition": f"{file}:same"}
   config = resolve(config_of(tmp_path / "x.npy", data__random_flip=True, **changes))
-  step = training.make_train_step(build(config))
+  step = train_step.make_train_step(build(config))
   compared = []
 
   def loss(params, keys, x, index, batch_size, y):

@@ -9,7 +9,7 @@ from runs import tiny
 
 import score_sde as ss
 from score_sde import averaging
-from score_sde.run import averages, checkpoints, training
+from score_sde.run import averages, checkpoints, train_step, training
 from score_sde.run.config import BadInput
 from score_sde.run.experiment import build
 
@@ -85,7 +85,7 @@ def test_a_run_keeps_its_averages_and_another_width_is_loaded_like_any_model(run
   averages.reconstruct(config, run, ["0.05", "0.08"])
   experiment = build(config)
   with checkpoints.manager(run) as manager:
-    state = training.restore_state(manager, experiment, run)
+    state = train_step.restore_state(manager, experiment, run)
   found = ss.load(f"{run}/ema/std_0.050.safetensors")
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
   jax.tree.map(close, found.params, state.averages[0])

@@ -12,7 +12,7 @@ from score_sde.run import evaluate
 CODE = """
 import sys; sys.path[:0] = ['tests', '.']
 import jax, runs
-from score_sde.run import training, evaluate
+from score_sde.run import train_step, training, evaluate
 from score_sde.run.config import resolve
 
 compiled, calls = [], []
@@ -34,7 +34,7 @@ workdir, parallelism, *host = sys.argv[1:]
 if host:
   from score_sde.run import devices
   devices.connect(host[0], 2, int(host[1]), 60)
-training.make_train_steps = counted(training.make_train_steps)
+training.make_train_steps = counted(train_step.make_train_steps)
 config = lambda total: runs.tiny(
   model__nf=8, training__batch_size=8, training__n_iters=total, training__n_jitted_steps=2, training__log_freq=2,
   training__eval_freq=4, training__snapshot_freq=4, training__snapshot_freq_for_preemption=4, eval__batch_size=8,

@@ -13,7 +13,7 @@ from runs import changed, tiny
 import score_sde as ss
 from configs import quickstart
 from configs.consistency import cifar10_cd, cifar10_ct, cifar10_ect, digits, fashion_mnist
-from score_sde.run import checkpoints, evaluate, guide, plan, training
+from score_sde.run import checkpoints, evaluate, guide, plan, train_step, training
 from score_sde.run.checkpoints import transfer
 from score_sde.run.config import BadInput, resolve, signature
 from score_sde.run.experiment import build
@@ -52,7 +52,7 @@ OBJECTIVES = {
 def arrays_of(folder, config):
   experiment = build(config)
   with checkpoints.manager(folder) as opened:
-    return training.restore_state(opened, experiment, folder)
+    return train_step.restore_state(opened, experiment, folder)
 
 
 SLOW, LONGEST = pytest.mark.slow, (pytest.mark.slow, pytest.mark.longest)
@@ -104,22 +104,22 @@ def test_training_starts_from_the_teachers_parameters_unless_told_otherwise(teac
   config = student(teacher)
   experiment = build(config)
   trained = experiment.teacher.params
-  state = training.start_state(experiment)
+  state = train_step.start_state(experiment)
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), state.params, trained)))
-  anew = training.start_state(build(student(teacher, training__finetune=False)))
+  anew = train_step.start_state(build(student(teacher, training__finetune=False)))
   assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), anew.params, trained)))
-  kept = training.start_state(build(student(teacher, training__objective="cd")))
+  kept = train_step.start_state(build(student(teacher, training__objective="cd")))
   assert kept.teacher is not None
-  assert "teacher" not in training.saved_form(kept)
+  assert "teacher" not in train_step.saved_form(kept)
 
 
 def test_the_teachers_gradient_is_not_needed_and_its_parameters_stay(tmp_path, teacher):
   config = student(teacher, training__objective="cd")
   experiment = build(config)
-  state = training.start_state(experiment)
+  state = train_step.start_state(experiment)
   before = jax.tree.map(np.asarray, state.teacher)
   batch = {"image": np.zeros((2, 16, 8, 8, 1), np.uint8), "label": np.zeros((2, 16), np.int32)}
-  state, _ = training.make_train_steps(experiment)(
+  state, _ = train_step.make_train_steps(experiment)(
     state, batch | {"index": np.tile(np.arange(16, dtype=np.int32), (2, 1))}
   )
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), before, state.teacher)))

@@ -14,7 +14,7 @@ import pytest
 import runs
 
 from benchmarks import scaling
-from score_sde.run import checkpoints, data, training
+from score_sde.run import checkpoints, data, train_step, training
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate import samples
 from score_sde.run.experiment import build
@@ -63,7 +63,7 @@ def state_of(workdir):
   """What the newest checkpoint holds, on this process's device."""
   experiment = build(runs.tiny(model__nf=128))
   with checkpoints.manager(str(workdir)) as opened:
-    return training.saved_form(training.restore_state(opened, experiment, str(workdir)))
+    return train_step.saved_form(train_step.restore_state(opened, experiment, str(workdir)))
 
 
 FSDP = "--config.training.parallelism=fsdp"

@@ -15,7 +15,7 @@ from golden_cases import FOLDER
 from test_config import ROOT, load
 
 from score_sde import models
-from score_sde.run import devices, training
+from score_sde.run import devices, train_step
 from score_sde.run.config import as_dict, default_config, get, keys, why_unread
 from score_sde.run.experiment import build
 
@@ -187,8 +187,8 @@ def run_reduced(name):
   draw = np.random.default_rng(0)
   leaf = lambda s: jnp.asarray(0.1 * draw.standard_normal(s.shape), s.dtype)
   params = jax.tree.map(leaf, built.abstract_params())
-  opt_state = training.make_optimizer(built.config).init(params)
-  state = training.TrainState(
+  opt_state = train_step.make_optimizer(built.config).init(params)
+  state = train_step.TrainState(
     jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), opt_state, jax.random.key(0)
   )
   levels = built.config.data.levels
@@ -197,7 +197,7 @@ def run_reduced(name):
     "label": np.zeros((1, 2), np.int32),
     "index": np.arange(2, dtype=np.int32)[None],
   }
-  step = devices.map_batch(training.make_train_step(built), (None, 0), out_axes=None)
+  step = devices.map_batch(train_step.make_train_step(built), (None, 0), out_axes=None)
   state, metrics = step(state, batch)
   assert np.isfinite(metrics["loss"]), name
   y = built.asked(0, 2)

@@ -18,7 +18,7 @@ from configs.consistency import digits
 from configs.ve import cifar10_ncsnpp_continuous
 from score_sde.batch import example_keys
 from score_sde.errors import InvalidArgument
-from score_sde.run import devices, plan, training
+from score_sde.run import devices, plan, train_step
 from score_sde.run.config import BadInput, resolve
 from score_sde.run.devices import targets
 from score_sde.run.experiment import build
@@ -57,8 +57,8 @@ def test_a_step_does_not_depend_on_packing():
   """Parameters, moments and average are those of an update array by array."""
   experiment = build(runs.tiny(training__batch_size=8, model__nf=16))
   with devices.planned(jax.devices()[:1]):
-    step = dataclasses.replace(training.make_train_step(experiment), unrolled=False)
-  state = training.init_state(experiment)
+    step = dataclasses.replace(train_step.make_train_step(experiment), unrolled=False)
+  state = train_step.init_state(experiment)
   index = jnp.arange(8, dtype=jnp.int32)
   batch = {"image": jnp.ones((8, *experiment.shape), jnp.uint8) * index[:, None, None, None].astype(jnp.uint8)}
   batch |= {"label": index, "index": index}
@@ -67,7 +67,7 @@ def test_a_step_does_not_depend_on_packing():
     for s in (step, dataclasses.replace(step, unrolled=True))
   ]
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
-  jax.tree.map(close, *(training.saved_form(end)["params"] for end in ends))
+  jax.tree.map(close, *(train_step.saved_form(end)["params"] for end in ends))
   jax.tree.map(close, *(end.ema_params for end in ends))
 
 
@@ -198,9 +198,9 @@ def machine(request):
 
 def lowered_step(config):
   experiment = build(config)
-  state = training.abstract_state(experiment)
-  batch = training.abstract_batch(experiment, config.training.batch_size)
-  return devices.lower(training.make_train_step(experiment), state, batch, out_shared=True, donate=True), state
+  state = train_step.abstract_state(experiment)
+  batch = train_step.abstract_batch(experiment, config.training.batch_size)
+  return devices.lower(train_step.make_train_step(experiment), state, batch, out_shared=True, donate=True), state
 
 
 @pytest.mark.slow
@@ -214,7 +214,9 @@ def test_train_steps_compile_for_accelerators(machine, dtype):
     lowered, state = lowered_step(config)
     compiled = lowered.compile(compiler_options=targets.QUICK[target.chip.platform])
   text, memory = compiled.as_text(), compiled.memory_analysis()
-  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(training.saved_form, state)))
+  size = sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(train_step.saved_form, state))
+  )
   size += sum(x.size * 4 for x in jax.tree.leaves(state.ema_params))
   assert memory.alias_size_in_bytes >= size
   assert "f64[" not in text
@@ -231,7 +233,7 @@ def test_samplers_compile_for_accelerators(machine):
   target = targets.find_target(machine)
   with devices.planned(target.devices):
     experiment = build(resolve(quickstart.get_config()))
-    params = jax.eval_shape(lambda: training.init_state(experiment).params)
+    params = jax.eval_shape(lambda: train_step.init_state(experiment).params)
 
     def draw(params, batch):
       score = experiment.score(params)

@@ -23,7 +23,7 @@ from runs import tiny
 from configs.fashion_mnist import ddpmpp
 from score_sde.models import DDPM, NCSNpp
 from score_sde.parameterization import PREDICTIONS
-from score_sde.run import checkpoints, devices, pipeline, training
+from score_sde.run import checkpoints, devices, pipeline, train_step
 from score_sde.run.checkpoints import diffusers, published, torch_file
 from score_sde.run.checkpoints import transfer as tool
 from score_sde.run.config import BadInput, default_config, resolve, signature
@@ -85,7 +85,7 @@ def imported(tmp_path, source, config):
   tool.import_weights(config, str(tmp_path / "run"), str(source))
   experiment = build(config)
   with checkpoints.manager(str(tmp_path / "run")) as opened:
-    return experiment, training.restore_state(opened, experiment, str(tmp_path / "run"))
+    return experiment, train_step.restore_state(opened, experiment, str(tmp_path / "run"))
 
 
 FILES = sorted(p.name for p in CHECKPOINTS.glob("*.[mp]*") if p.suffix != ".npz")
@@ -120,7 +120,7 @@ def test_the_command_imports_exports_and_imports_again(tmp_path):
   experiment, states = build(config), []
   for name in ("a", "b"):
     with checkpoints.manager(str(tmp_path / name)) as opened:
-      states.append(training.restore_state(opened, experiment, str(tmp_path / name)))
+      states.append(train_step.restore_state(opened, experiment, str(tmp_path / name)))
   one, two = ((s.params, s.ema_params) for s in states)
   assert all(np.array_equal(a, b) for a, b in zip(*map(_leaves, (one, two)), strict=True))
   with pytest.raises(BadInput, match="already holds checkpoints"):
@@ -134,7 +134,7 @@ def test_the_shipped_garments_are_of_their_config(tmp_path):
   config = ddpmpp.get_config()
   tool.import_weights(config, str(tmp_path / "garments"), str(source))
   with checkpoints.manager(str(tmp_path / "garments")) as opened:
-    state = training.restore_state(opened, build(config), str(tmp_path / "garments"))
+    state = train_step.restore_state(opened, build(config), str(tmp_path / "garments"))
   assert int(state.step) == 2400
   assert all(np.array_equal(a, b) for a, b in zip(_leaves(state.params), _leaves(state.ema_params), strict=True))
   tool.export_weights(config, str(tmp_path / "garments"), str(tmp_path / "again.safetensors"), ema_only=True)

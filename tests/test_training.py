@@ -14,7 +14,7 @@ import pytest
 import runs
 from runs import ROOT, tiny
 
-from score_sde.run import checkpoints, devices, training
+from score_sde.run import checkpoints, devices, train_step, training
 from score_sde.run.config import BadInput, signature
 from score_sde.run.experiment import build
 from score_sde.run.report import curves
@@ -23,7 +23,7 @@ from score_sde.run.report import curves
 def test_the_optimizer_is_adam_with_warm_up_clipping_and_decay():
   """Against the update rule written out: the first step has rate 0, the second lr / warmup."""
   config = tiny(optim__lr=0.1, optim__warmup=10, optim__decay="none", optim__grad_clip=1.0)
-  optimizer = training.make_optimizer(build(config).config)
+  optimizer = train_step.make_optimizer(build(config).config)
   params = np.array([3.0, 4.0], np.float32)
   state = optimizer.init(params)
   gradient = np.array([30.0, 40.0], np.float32)  # clipped to norm 1: [0.6, 0.8]
@@ -127,8 +127,8 @@ def losses_of_twenty_steps(network):
   config.eval.batch_size = 8
   experiment = build(config)
   source = training.data.load(experiment.config, "train")
-  steps = training.make_train_steps(experiment)
-  state = devices.run_once(lambda: training.init_state(experiment))
+  steps = train_step.make_train_steps(experiment)
+  state = devices.run_once(lambda: train_step.init_state(experiment))
   blocks = training._blocks(experiment.config, training.data.batches(experiment.config, source, 0), 0)
   values = []
   while len(values) < 20:

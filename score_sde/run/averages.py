@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from score_sde import averaging
-from score_sde.run import checkpoints, devices, training
+from score_sde.run import checkpoints, devices, train_step
 from score_sde.run.checkpoints import published
 from score_sde.run.config import BadInput, as_bad_input, sde_name, signature
 from score_sde.run.evaluate.judge import make_judge
@@ -107,7 +107,7 @@ def _weights(stored: Sequence[tuple[int, float]], step: int, width: float) -> np
 
 def _averages(experiment: Experiment, manager, workdir: str, step: int) -> Sequence[Params]:
   """Returns the averages in the checkpoint of `step`, one per width."""
-  targets = {"state": jax.eval_shape(training.saved_form, training.abstract_state(experiment))}
+  targets = {"state": jax.eval_shape(train_step.saved_form, train_step.abstract_state(experiment))}
   found = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
   assert found is not None
   return jax.tree.map(np.asarray, devices.local(found[1]["state"]["averages"]))

@@ -21,7 +21,7 @@ from score_sde.batch import example_keys
 from score_sde.errors import ScoreSDEError
 from score_sde.likelihood import ExactLikelihood
 from score_sde.parameterization import ConsistencyModel
-from score_sde.run import devices, training
+from score_sde.run import devices, train_step
 from score_sde.run.config import BadInput, as_bad_input, make, resolve, sde_name
 from score_sde.run.devices.targets import (
   GIB,
@@ -180,13 +180,15 @@ def _programs(experiment: Experiment, names: tuple[str, ...]) -> dict[str, tuple
   """Returns {name: (lower for all devices, lower one device's share for a count of its operations)}."""
   config, size = experiment.config, experiment.config.training.batch_size
   share = size // devices.device_count()
-  mesh = training.make_mesh(config)
-  state = training.abstract_state(experiment)
-  step = training.make_train_step(experiment, mesh)
+  mesh = train_step.make_mesh(config)
+  state = train_step.abstract_state(experiment)
+  step = train_step.make_train_step(experiment, mesh)
   work: dict[str, tuple[Callable, Callable]] = {
     "train_step": (
-      lambda: devices.lower(step, state, training.abstract_batch(experiment, size), mesh, out_shared=True, donate=True),
-      lambda: training.lower_share(experiment),
+      lambda: devices.lower(
+        step, state, train_step.abstract_batch(experiment, size), mesh, out_shared=True, donate=True
+      ),
+      lambda: train_step.lower_share(experiment),
     )
   }
   if config.training.task == "classifier":
@@ -262,8 +264,8 @@ def _compile(lower: Callable, alone: Callable, target: Target) -> Program:
 
 def _state_bytes(experiment: Experiment) -> dict[str, float]:
   """Returns the bytes of parameters, EMA, optimizer and gradients on each device."""
-  state = training.abstract_state(experiment)
-  mesh = training.make_mesh(experiment.config)
+  state = train_step.abstract_state(experiment)
+  mesh = train_step.make_mesh(experiment.config)
 
   def size(tree: Any) -> float:
     leaves = jax.tree.leaves(devices.placed(tree, mesh))

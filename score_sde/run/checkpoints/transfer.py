@@ -16,7 +16,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from score_sde.run import checkpoints, shipped, training
+from score_sde.run import checkpoints, shipped, train_step
 from score_sde.run.checkpoints import diffusers, published, schedulers
 from score_sde.run.config import BadInput, get, signature
 from score_sde.run.experiment import build
@@ -53,16 +53,16 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
     published.check(found, expected, source)
   tree = lambda flat: unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in flat.items()})
   params, ema_params = tree(weights.params), tree(weights.ema)
-  opt_state, moments = training.make_optimizer(config).init(params), "none, it starts anew"
+  opt_state, moments = train_step.make_optimizer(config).init(params), "none, it starts anew"
   if weights.moments is not None:
     first, second = weights.moments
     count = jnp.asarray(weights.step, jnp.int32)
     opt_state, moments = optax.tree.set(opt_state, mu=tree(first), nu=tree(second), count=count), "Adam's moments"
-  key = jax.random.fold_in(jax.random.key(config.seed), training.TRAIN)
+  key = jax.random.fold_in(jax.random.key(config.seed), train_step.TRAIN)
   # The run must resume at the beginning of a block of jitted steps.
   step = weights.step // config.training.n_jitted_steps * config.training.n_jitted_steps
-  whole = training.abstract_state(experiment)  # the file's parameters stand for targets and averages, too
-  state = training.TrainState(
+  whole = train_step.abstract_state(experiment)  # the file's parameters stand for targets and averages, too
+  state = train_step.TrainState(
     jnp.asarray(step, jnp.int32), params, ema_params, opt_state, key, None if whole.target is None else params, None,
     whole.averages and tuple(params for _ in whole.averages),
   )  # fmt: skip
@@ -71,7 +71,7 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
   write_config(config, folder)
   save_atomically(folder / IMPORTED, lambda file: file.write(f"{source}\n".encode()))
   with checkpoints.manager(workdir, keep_every=config.training.snapshot_freq) as manager:
-    checkpoints.save(manager, step, training.saved_form(state), ema_params, signature(config))
+    checkpoints.save(manager, step, train_step.saved_form(state), ema_params, signature(config))
   size = sum(v.size for v in weights.params.values())
   log.info("Imported %s: %s parameters, step %d, optimizer state: %s.", weights.origin, f"{size:,}", step, moments)
 
@@ -105,7 +105,7 @@ def export_weights(config: ConfigDict, workdir: str, output: str, ema_only: bool
   if not checkpoints.exists(workdir):
     raise BadInput(f"workdir {workdir!r} holds no checkpoints.")
   with checkpoints.manager(workdir) as manager:
-    state = training.restore_state(manager, experiment, workdir)
+    state = train_step.restore_state(manager, experiment, workdir)
   flat = lambda tree: {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
   if state is None:
     raise BadInput(f"workdir {workdir!r} holds no checkpoints.")

@@ -27,6 +27,7 @@ from score_sde.run.report import pictures
 from score_sde.run.report.curves import add_evaluation, best_step
 from score_sde.run.report.progress import wait
 from score_sde.run.storage import Path, arrays_of, files_in, path_of, save_atomically
+from score_sde.run.train_step import abstract_state, saved_form
 from score_sde.run.workdir import IMPORTED, check_data, make_workdir, recalled, set_aside, write_json
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,6 @@ def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None
   """Returns (step, parameters by eval.weights) of the newest undamaged checkpoint, or of that of `step`."""
   raw = experiment.config.eval.weights == "raw"
   if raw:
-    from score_sde.run.training import abstract_state, saved_form  # which imports this module
-
     targets: dict[str, Any] = {"state": jax.eval_shape(saved_form, abstract_state(experiment))}
   else:
     targets = {"ema_params": experiment.abstract_params()}
