@@ -13,7 +13,7 @@ from score_sde.errors import InvalidArgument, unknown
 from score_sde.guidance import Measurement, condition_on, put_in
 from score_sde.likelihood import ExactLikelihood, bits_per_dim, decode, encode
 from score_sde.parameterization import ConsistencyModel, ScoreModel
-from score_sde.sampling import AnySolver, Consistency, DPMSolverSDE, UniPC, sample
+from score_sde.sampling import AnySolver, Consistency, DPMSolverSDE, UniPC, make_grid, sample
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE
 
@@ -36,6 +36,7 @@ class Model:
     eps: the time at which sampling ends.
     condition_shape: shape of the condition of an example, for a network with conditions, else ().
     condition_scaling: the scaling of conditions for the network.
+    start_sigma: for a consistency model, the noise level sigma / alpha at which sampling starts; None for that of T.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -54,6 +55,7 @@ class Model:
   eps: float | None = None
   condition_shape: tuple[int, ...] = ()
   condition_scaling: Scaling = Scaling(levels=None)
+  start_sigma: float | None = None
 
   @property
   def sde(self) -> SDE:
@@ -105,11 +107,11 @@ class Model:
       )
     if measurement is not None:
       if consistency:
-        solver, method = solver or Consistency(), "replacement" if method == "pigdm" else method
+        solver, method = solver or self._consistency, "replacement" if method == "pigdm" else method
       return self._restored(key, n, measurement, method, solver, steps, label, options)
     y = self._given(label, condition, n)
     if solver is None:
-      solver = Consistency() if consistency else UniPC()
+      solver = self._consistency if consistency else UniPC()
     return self._drawn(key, n, self.score, y, solver, 20 if steps is None and solver == UniPC() else steps, options)
 
   def _drawn(self, key, n, score, condition, solver, steps, options) -> Array:
@@ -196,13 +198,18 @@ class Model:
   def decode(self, latent: Array, *, label: Any = None, condition: Any = None) -> Array:
     """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`. They are NaN if the solve failed.
 
-    A consistency model takes one evaluation of its network.
+    A consistency model takes one evaluation of its network, at `start_sigma`.
     """
     latent = jnp.asarray(latent)
     y = self._given(label, condition, len(latent))
     if isinstance(self.model, ConsistencyModel):
-      times = jnp.full(len(latent), self.sde.T, latent.dtype)
-      return self._out(_denoise(self.model, self.params, latent, times, y), clip=False)
+      solver = self._consistency
+      grid = solver.schedule(
+        self.sde, make_grid("log_snr", self.sde, 1, self.sde.eps if self.eps is None else self.eps)
+      )
+      times = jnp.full(len(latent), grid.begin, latent.dtype)
+      x = solver.init(self.sde, latent, times).x
+      return self._out(_denoise(self.model, self.params, x, times, y), clip=False)
     return self._out(_decode(self.sde, self.score, latent, y), clip=False)
 
   def denoise(self, x: Array, t: float | Array, *, label: Any = None, condition: Any = None) -> Array:
@@ -210,6 +217,10 @@ class Model:
     x = jnp.asarray(x)
     times = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
     return self._out(_denoise(self.model, self.params, x, times, self._given(label, condition, len(x))), clip=False)
+
+  @property
+  def _consistency(self) -> Consistency:
+    return Consistency(start_sigma=self.start_sigma)
 
   def _need_score(self, what: str) -> None:
     if isinstance(self.model, ConsistencyModel):

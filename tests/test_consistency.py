@@ -398,5 +398,21 @@ def test_a_model_samples_by_its_consistency_function_and_refuses_what_needs_a_sc
     model.sample(jax.random.key(0), 4, solver=ss.UniPC())
 
 
+def test_samples_and_latents_of_a_model_start_at_its_noise_level():
+  """A consistency function that is right only below that level, as of a network that was not trained above it."""
+  exact, _ = models(SDES["vp"], EPS)
+  network = lambda params, x, s, keys: jnp.where(s[:, None] > 45, 0.0, exact.network(params, x, s, keys))
+  partial = dataclasses.replace(exact, network=network)
+  x = {}
+  for start in (None, 40.0):
+    model = ss.Model(partial, 0.0, ss.Scaling(levels=None), (3,), eps=EPS, start_sigma=start)
+    latent = jax.random.normal(jax.random.key(1), (20_000, 3))
+    x[start] = [model.sample(jax.random.key(0), 20_000), model.decode(latent)]
+  for drawn in x[40.0]:
+    np.testing.assert_allclose(drawn.mean(0), MEAN, atol=0.08)
+    np.testing.assert_allclose(drawn.var(0), VARIANCE, rtol=0.05)
+  assert all(np.abs(drawn.mean(0) - MEAN).max() > 0.2 for drawn in x[None])
+
+
 def test_objectives_are_named():
   assert set(CONSISTENCY) == {"cd", "ct", "ict", "ect", "scm", "progressive"}

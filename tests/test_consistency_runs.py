@@ -41,7 +41,7 @@ def student(teacher, **values):
 
 
 OBJECTIVES = {
-  "cd": {"training__target_rate": 0.5}, "ct": {}, "ict": {}, "ect": {}, "scm": {},
+  "cd": {"training__target_rate": 0.5}, "ct": {}, "ict": {}, "ect": {"sampling__start_sigma": 40.0}, "scm": {},
   "progressive": {
     "training__first_scales": 2, "training__last_scales": 8, "sampling__method": "ddim", "sampling__grid": "karras",
     "sampling__noise_removal": False,
@@ -74,8 +74,9 @@ def test_every_objective_trains_samples_and_is_measured(tmp_path, teacher, objec
   assert np.isfinite(row["loss"]) if objective != "progressive" else "loss" not in row
   rows = np.genfromtxt(tmp_path / "run" / "metrics.csv", delimiter=",", names=True)
   assert np.isfinite(rows["eval_loss"]).any()
-  x = ss.load(folder).sample(jax.random.key(0), 4)
-  assert np.isfinite(x).all()
+  model = ss.load(folder)
+  assert model.start_sigma == config.sampling.start_sigma
+  assert np.isfinite(model.sample(jax.random.key(0), 4)).all()
 
 
 @pytest.mark.parametrize("objective", [

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from score_sde.model import Model
+from score_sde.parameterization import ConsistencyModel
 from score_sde.run import checkpoints, data, devices
 from score_sde.run.checkpoints import published
 from score_sde.run.config import BadInput, default_config, make_sde, resolve, signature
@@ -82,6 +83,8 @@ def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> 
   model = make_model(config, make_sde(config), create(config, shape))
   conditions = data.condition_scaling_of(config)
   more = {"condition_shape": tuple(config.data.condition_shape), "condition_scaling": conditions} if conditions else {}
+  if isinstance(model, ConsistencyModel):
+    more["start_sigma"] = config.sampling.start_sigma
   return Model(
     model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps, **more
   )
