@@ -16,7 +16,7 @@ from PIL import Image
 from score_sde.run import evaluate, features, storage
 from score_sde.run.config import BadInput
 from score_sde.run.evaluate import compare, likelihoods, samples
-from score_sde.run.evaluate.runs import POLL_SECONDS
+from score_sde.run.evaluate.chosen import POLL_SECONDS
 
 
 def rows_of(folder, name="report"):
@@ -113,7 +113,7 @@ def waiting(trained, tmp_path, minutes):
 
 def test_snapshots_that_a_training_still_writes_are_waited_for(trained, tmp_path, monkeypatch):
   copy, config = waiting(trained, tmp_path, 1)
-  monkeypatch.setattr("score_sde.run.evaluate.runs.POLL_SECONDS", 0.05)
+  monkeypatch.setattr("score_sde.run.evaluate.chosen.POLL_SECONDS", 0.05)
 
   def appear():
     while not (copy / "report.json").exists():  # written once the first snapshot is done

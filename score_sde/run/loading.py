@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _ema_of_workdir(config: ConfigDict, workdir: str, checkpoint: str) -> Any:
-  from score_sde.run.evaluate.runs import chosen_step
+  from score_sde.run.evaluate.chosen import chosen_step
 
   step = chosen_step(checkpoint, workdir)
   with _quiet(), checkpoints.manager(workdir) as manager:

@@ -1,16 +1,9 @@
 """Evaluation of trained models: losses, bits/dim, samples and their quality; pictures and reports."""
 
+from score_sde.run.evaluate.chosen import chosen_step, open_workdir, restore, warn_of_short_run
+from score_sde.run.evaluate.earlier import keep_arrays
 from score_sde.run.evaluate.quality import compared_with, measure
-from score_sde.run.evaluate.runs import (
-  SolvesFailed,
-  chosen_step,
-  evaluate,
-  keep_arrays,
-  open_workdir,
-  restore,
-  sample,
-  warn_of_short_run,
-)
+from score_sde.run.evaluate.runs import SolvesFailed, evaluate, sample
 from score_sde.run.evaluate.samples import draw, draw_samples, sampler_name, to_uint8
 
 __all__ = [

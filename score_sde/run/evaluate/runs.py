@@ -5,9 +5,8 @@ import dataclasses
 import json
 import logging
 import math
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,92 +15,32 @@ from ml_collections import ConfigDict
 
 from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices
-from score_sde.run.config import GIVEN_TASKS, BadInput, as_dict, distills_progressively, signature
+from score_sde.run.config import GIVEN_TASKS, BadInput, as_dict, distills_progressively
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.evaluate import quality, reports, samples
+from score_sde.run.evaluate.chosen import chosen_step, open_workdir, restore, wait_for, wanted_steps
+from score_sde.run.evaluate.earlier import (
+  keep_arrays,
+  keep_earlier_likelihoods,
+  keep_earlier_report,
+  keep_earlier_samples,
+)
 from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
-from score_sde.run.report.curves import add_evaluation, best_step
-from score_sde.run.report.progress import wait
-from score_sde.run.storage import Path, arrays_of, files_in, path_of, save_atomically
-from score_sde.run.train_step import abstract_state, saved_form
-from score_sde.run.workdir import IMPORTED, check_data, make_workdir, recalled, set_aside, write_json
+from score_sde.run.report.curves import add_evaluation
+from score_sde.run.storage import Path
+from score_sde.run.workdir import check_data, make_workdir, recalled, write_json
 
 log = logging.getLogger(__name__)
-
-# Interval at which the workdir is checked for an awaited checkpoint.
-POLL_SECONDS = 5.0
 
 # States of each sample that are kept for sampling.show_paths, evenly spaced.
 PATH_FRAMES = 60
 
 # Keys of config.eval that do not change the numbers of a checkpoint.
 _BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples")
-
-
-def open_workdir(workdir: str) -> Path:
-  """Returns the folder of a run. Raises BadInput if it has no checkpoints."""
-  if not checkpoints.exists(workdir):
-    official = files_in(path_of(workdir) / "checkpoints")
-    if any(re.fullmatch(r"checkpoint_\d+(\.pth)?", p.name) for p in official):
-      raise BadInput(
-        f"workdir {workdir!r} is one of the official code. Import a checkpoint: python -m score_sde import "
-        f"{official[-1]} --config=CONFIG --workdir=OTHER."
-      )
-    raise BadInput(f"workdir {workdir!r} holds no checkpoints. Train first: --mode=train with this config and workdir.")
-  return make_workdir(workdir)
-
-
-def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None = None) -> tuple[int, Params]:
-  """Returns (step, parameters by eval.weights) of the newest undamaged checkpoint, or of that of `step`."""
-  raw = experiment.config.eval.weights == "raw"
-  if raw:
-    targets: dict[str, Any] = {"state": jax.eval_shape(saved_form, abstract_state(experiment))}
-  else:
-    targets = {"ema_params": experiment.abstract_params()}
-  found = checkpoints.restore(manager, targets, signature(experiment.config), workdir, step)
-  assert found is not None
-  at, items = found
-  if not raw:
-    warn_of_short_run(experiment.config, at)
-  return at, devices.local(items["state"]["params"] if raw else items["ema_params"])
-
-
-def warn_of_short_run(config: ConfigDict, steps: int) -> None:
-  """Logs a warning if the parameters' moving average spans more than the `steps` of the run."""
-  rate = config.model.ema_rate
-  if config.model.ema_warmup or not 0 < steps < 1 / (1 - rate):
-    return
-  log.warning(
-    "The moving average of the parameters (model.ema_rate=%g) spans %s steps, and there are %s: the initial parameters "
-    "still have a weight of %.0f%% in it. Evaluate with --config.eval.weights=raw, or train with "
-    "--config.model.ema_warmup=True.",
-    rate, f"{1 / (1 - rate):,.0f}", f"{steps:,}", 100 * rate**steps,
-  )  # fmt: skip
-
-
-def chosen_step(name: str, workdir: str) -> int | None:
-  """Returns the step for a value of eval.checkpoint; None for the latest.
-
-  Raises:
-    BadInput: if `name` is not accepted, or is "best" but the run measured no FID.
-  """
-  if name == "latest":
-    return None
-  if name == "best":
-    found = best_step(workdir)
-    if found is None:
-      raise BadInput(
-        f"eval.checkpoint='best' of workdir {workdir!r}: its training measured no FID. Train with "
-        "--config.training.fid_samples=1000 and eval.features, or name a step."
-      )
-    return found
-  if not str(name).isdigit():
-    raise BadInput(f"eval.checkpoint={name!r} is neither 'latest', nor 'best', nor a step.")
-  return int(name)
 
 
 def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
@@ -172,23 +111,6 @@ def _write_samples(
   log.info("Wrote samples.png, samples.npz and denoising.png to %s.", path)
 
 
-def keep_arrays(
-  path: Path, name: str, config: ConfigDict, step: int, arrays: dict[str, Any], beside: Sequence[str]
-) -> None:
-  """Writes samples as the NPZ file `name` into the workdir `path`, with a hash of the "settings" that made them.
-
-  If there is one of other settings, it and the results `beside` it are kept under other names.
-  """
-  made = reports.hash_of([step, config.seed, config.eval.weights, as_dict(config.sampling), as_dict(config.guidance)])
-  earlier = ""
-  with contextlib.suppress(Exception), arrays_of(path / name) as kept:  # there is none, or a damaged one
-    earlier = str(kept["settings"])
-  if earlier != made:
-    set_aside(path, (name, *beside))
-  arrays = arrays | {"settings": np.array(made)}
-  save_atomically(path / name, lambda file: np.savez_compressed(file, **arrays))
-
-
 def _need_some(finite: int, total: int, step: int) -> None:
   """Raises SolvesFailed if none of the `total` samples is finite."""
   if total and not finite:
@@ -196,67 +118,6 @@ def _need_some(finite: int, total: int, step: int) -> None:
       f"None of the {total} samples of step {step} is finite, or they all exceeded sampling.max_steps. Use more steps, "
       "another sampler, or another checkpoint."
     )
-
-
-# --- which checkpoints ----------------------------------------------------------------------------------------------
-
-
-def _wanted(config: ConfigDict, workdir: str, manager: Any) -> list[int | None]:
-  """Returns the steps of snapshots begin_ckpt to end_ckpt (snapshot k is step k * snapshot_freq), or [eval.checkpoint].
-
-  Raises:
-    BadInput: if a checkpoint is missing and eval.wait_minutes is 0.
-  """
-  begin, end, waits = config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.wait_minutes > 0
-  if (begin is None and end is None) or config.eval.checkpoint != "latest":
-    return [chosen_step(config.eval.checkpoint, workdir)]
-  steps, frequency = list(manager.all_steps()), config.training.snapshot_freq
-  begin = 1 if begin is None else begin
-  if end is None:
-    end = (config.training.n_iters if waits else max(steps, default=0)) // frequency
-  wanted = [k * frequency for k in range(begin, end + 1)]
-  missing = [s for s in wanted if s not in steps]
-  if len(steps) == 1 and missing == wanted and (path_of(workdir) / IMPORTED).is_file():
-    log.warning("The workdir has none of the snapshots %s to %s, only step %d: it is evaluated.", begin, end, steps[0])
-    return steps
-  if not wanted or (missing and not waits):
-    raise BadInput(
-      f"eval.begin_ckpt={begin} to eval.end_ckpt={end} ask for steps {wanted}, and the workdir has {sorted(steps)} "
-      f"(snapshot k is step k * {frequency}). If a training run still writes them, wait for it with "
-      "--config.eval.wait_minutes."
-    )
-  return wanted
-
-
-def _wait_for(config: ConfigDict, workdir: str, manager: Any, step: int | None) -> None:
-  """Waits until the checkpoint of `step` exists.
-
-  Raises:
-    BadInput: if it does not come within eval.wait_minutes, or the training run is past `step` and has not kept it.
-    Interrupted: after a signal to stop.
-  """
-  minutes = config.eval.wait_minutes
-  if step is None or not minutes or step in manager.all_steps():
-    return
-  log.info("Waiting up to %g minutes for the checkpoint of step %d in %s.", minutes, step, workdir)
-  deadline = time.monotonic() + 60 * minutes
-  while step not in manager.all_steps():
-    newer = [s for s in manager.all_steps() if s > step]
-    if newer:
-      raise BadInput(
-        f"The checkpoint of step {step} was waited for, and vanished from workdir {workdir!r} or was never written: "
-        f"there is one of step {newer[0]}. The training keeps multiples of training.snapshot_freq; use its value here."
-      )
-    if time.monotonic() > deadline:
-      raise BadInput(
-        f"No checkpoint of step {step} came into workdir {workdir!r} within eval.wait_minutes={minutes:g}; it has "
-        f"{sorted(manager.all_steps()) or 'none'}. Is its training still running?"
-      )
-    wait(min(POLL_SECONDS, max(deadline - time.monotonic(), 0.01)))
-    manager.reload()
-
-
-# --- their evaluation -----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +202,7 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, 
     if devices.is_first_host():
       file = plan.path / "eval" / f"likelihood{e.report.removeprefix('report')}.npz"
       unit = "bits_per_dim" if data.has_levels(config) else "nats"
-      _keep_earlier_likelihoods(file, plan.fingerprint)
+      keep_earlier_likelihoods(file, plan.fingerprint)
       keep_likelihoods(file, plan.fingerprint, step, values, unit, getattr(plan.source, "examples", ()))
   if e.enable_sampling:
     row |= _sampled(plan, step, params, unfinished / "samples")
@@ -349,13 +210,6 @@ def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, 
   if devices.is_first_host():
     write_json(kept, row)
   return row
-
-
-def _keep_earlier_likelihoods(file: Path, fingerprint: str) -> None:
-  """Renames the likelihoods of an evaluation with other settings."""
-  with contextlib.suppress(Exception), arrays_of(file) as arrays:  # there is none, or a damaged one
-    if str(arrays["fingerprint"]) != fingerprint:
-      set_aside(file.parent, (file.name,))
 
 
 def _kept_row(file: Path, step: int) -> dict[str, Any] | None:
@@ -389,7 +243,7 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: Path) -> dict[str, 
     row["samples_failed"] += int((~batch["finite"]).sum())
   row |= {"sampling_nfe": float(np.concatenate(nfe).mean()), "seconds_per_image": float(np.median(seconds))}
   name = f"samples_{step:08d}{e.report.removeprefix('report')}"
-  _keep_earlier_samples(plan, name)
+  keep_earlier_samples(plan.path, name, plan.fingerprint)
   if e.save_samples != "none":
     stored = (samples.read_batch(file)["samples"] for file in files)
     row["samples_file"] = str(samples.save_samples(stored, e.num_samples, plan.path / "eval" / name, e.save_samples))
@@ -410,16 +264,6 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: Path) -> dict[str, 
     drawn = np.concatenate([samples.read_batch(file)["samples"] for file in files])
     row["metrics"] = quality.own_metrics(plan.own_metrics, drawn, plan.experiment, plan.source)
   return row
-
-
-def _keep_earlier_samples(plan: _Plan, name: str) -> None:
-  """Renames the samples eval/NAME.* of an evaluation with other settings; a file beside them has its fingerprint."""
-  folder = plan.path / "eval"
-  mark = folder / f"{name}.evaluation"
-  made = mark.read_text() if mark.is_file() else ""
-  if made != plan.fingerprint:
-    set_aside(folder, (f"{name}.npz", f"{name}.png", f"{name}.array_record", name, mark.name))
-    save_atomically(mark, lambda file: file.write(plan.fingerprint.encode()))
 
 
 class SolvesFailed(ScoreSDEError):
@@ -451,7 +295,7 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
       rows.append(row)
       if devices.is_first_host():
         if len(rows) == 1:
-          _keep_earlier_report(path, config.eval.report, plan.fingerprint, row["step"])
+          keep_earlier_report(path, config.eval.report, plan.fingerprint, row["step"])
         reports.write(path, config.eval.report, report := _report(experiment, rows, plan.fingerprint))
         print(reports.line(row, report), flush=True)
         numbers = {m.key: float(row[m.key]) for m in MEASURES if m.short and isinstance(row.get(m.key), float)}
@@ -477,22 +321,9 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
 def _each(plan: _Plan, manager: Any, workdir: str) -> Iterator[tuple[int, Params]]:
   """Yields (step, parameters) of the wanted checkpoints, each as soon as it exists."""
   config = plan.experiment.config
-  for step in _wanted(config, workdir, manager):
-    _wait_for(config, workdir, manager, step)
+  for step in wanted_steps(config, workdir, manager):
+    wait_for(config, workdir, manager, step)
     yield restore(manager, plan.experiment, workdir, step)
-
-
-def _keep_earlier_report(path: Path, name: str, fingerprint: str, step: int) -> None:
-  """Renames the report `name` if it is one of other settings, or begins with another step than `step`."""
-  file = path / f"{name}.json"
-  if not file.is_file():
-    return
-  kept: dict[str, Any] = {}
-  with contextlib.suppress(OSError, ValueError):
-    kept = json.loads(file.read_text())
-  steps = [row.get("step") for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
-  if kept.get("evaluation") != fingerprint or steps[:1] != [step]:
-    set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
 
 
 def _report(experiment: Experiment, rows: list[dict[str, Any]], fingerprint: str) -> dict[str, Any]:

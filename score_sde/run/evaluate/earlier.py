@@ -1,0 +1,64 @@
+"""Earlier results of other settings: they stay under other names when new ones are written.
+
+Each result has a mark of the settings that made it: a hash in the file, or in a file beside it.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde.run.config import as_dict
+from score_sde.run.evaluate import reports
+from score_sde.run.storage import Path, arrays_of, save_atomically
+from score_sde.run.workdir import set_aside
+
+
+def keep_arrays(
+  path: Path, name: str, config: ConfigDict, step: int, arrays: dict[str, Any], beside: Sequence[str]
+) -> None:
+  """Writes samples as the NPZ file `name` into the workdir `path`, with a hash of the "settings" that made them.
+
+  If there is one of other settings, it and the results `beside` it are kept under other names.
+  """
+  made = reports.hash_of([step, config.seed, config.eval.weights, as_dict(config.sampling), as_dict(config.guidance)])
+  earlier = ""
+  with contextlib.suppress(Exception), arrays_of(path / name) as kept:  # there is none, or a damaged one
+    earlier = str(kept["settings"])
+  if earlier != made:
+    set_aside(path, (name, *beside))
+  arrays = arrays | {"settings": np.array(made)}
+  save_atomically(path / name, lambda file: np.savez_compressed(file, **arrays))
+
+
+def keep_earlier_likelihoods(file: Path, fingerprint: str) -> None:
+  """Renames the likelihoods of an evaluation with other settings."""
+  with contextlib.suppress(Exception), arrays_of(file) as arrays:  # there is none, or a damaged one
+    if str(arrays["fingerprint"]) != fingerprint:
+      set_aside(file.parent, (file.name,))
+
+
+def keep_earlier_samples(path: Path, name: str, fingerprint: str) -> None:
+  """Renames the samples eval/NAME.* of an evaluation with other settings; a file beside them has its fingerprint."""
+  folder = path / "eval"
+  mark = folder / f"{name}.evaluation"
+  made = mark.read_text() if mark.is_file() else ""
+  if made != fingerprint:
+    set_aside(folder, (f"{name}.npz", f"{name}.png", f"{name}.array_record", name, mark.name))
+    save_atomically(mark, lambda file: file.write(fingerprint.encode()))
+
+
+def keep_earlier_report(path: Path, name: str, fingerprint: str, step: int) -> None:
+  """Renames the report `name` if it is one of other settings, or begins with another step than `step`."""
+  file = path / f"{name}.json"
+  if not file.is_file():
+    return
+  kept: dict[str, Any] = {}
+  with contextlib.suppress(OSError, ValueError):
+    kept = json.loads(file.read_text())
+  steps = [row.get("step") for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
+  if kept.get("evaluation") != fingerprint or steps[:1] != [step]:
+    set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
