@@ -132,12 +132,14 @@ __all__ = [
 ]
 
 
-def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> Model:
-  """Returns the trained model in `path`, with the average (EMA) of its parameters. It never trains, writes or prints.
+def load(path: str, checkpoint: str = "latest", *, weights: str | None = None, allow_code: bool = False) -> Model:
+  """Returns the trained model in `path`. It never trains, writes or prints.
 
   Args:
     path: the workdir of a run, or a `.safetensors` file that `python -m score_sde export` wrote with its config.
     checkpoint: of a workdir: "latest", "best" (by the FID while training) or a step.
+    weights: "ema" for the average of the parameters, "raw" for the parameters themselves; by default the eval.weights
+      of its config, which are "ema" unless the run says otherwise.
     allow_code: whether files that the config names (FILE.py:FUNCTION) may be run.
 
   Raises:
@@ -150,4 +152,4 @@ def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> 
   """
   from score_sde.run import loading  # the runner, which a caller of the core alone need not import
 
-  return loading.load(path, checkpoint, allow_code=allow_code)
+  return loading.load(path, checkpoint, weights=weights, allow_code=allow_code)

@@ -4,16 +4,19 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from score_sde import guidance
 from score_sde.batch import Array, as_key, example_keys, expand, fold
 from score_sde.errors import InvalidArgument, unknown
-from score_sde.guidance import Measurement, condition_on, put_in
+from score_sde.guidance import DDRM, LinearOperator, Measurement, Projection, condition_on, put_in
+from score_sde.guidance.posterior import Posterior
 from score_sde.likelihood import ExactLikelihood, bits_per_dim, decode, encode
 from score_sde.parameterization import ConsistencyModel, ScoreModel
 from score_sde.sampling import AnySolver, Consistency, DPMSolverSDE, UniPC, make_grid, sample
+from score_sde.sampling.sample import check_parts
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE
 
@@ -36,7 +39,11 @@ class Model:
     eps: the time at which sampling ends.
     condition_shape: shape of the condition of an example, for a network with conditions, else ().
     condition_scaling: the scaling of conditions for the network.
-    start_sigma: for a consistency model, the noise level sigma / alpha at which sampling starts; None for that of T.
+    optional: those of "label" and "condition" that the network was trained without for some examples, so that it
+      needs none.
+    solver, steps, grid: the sampler of a model that was trained for certain noise levels only; None for the defaults
+      of `sample`.
+    likelihood: the likelihood, with the default options of `log_likelihood` and `bits_per_dim`.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -55,7 +62,11 @@ class Model:
   eps: float | None = None
   condition_shape: tuple[int, ...] = ()
   condition_scaling: Scaling = Scaling(levels=None)
-  start_sigma: float | None = None
+  optional: tuple[str, ...] = ()
+  solver: AnySolver | None = None
+  steps: int | None = None
+  grid: str | None = None
+  likelihood: ExactLikelihood = ExactLikelihood()
 
   @property
   def sde(self) -> SDE:
@@ -77,7 +88,7 @@ class Model:
     label: int | Array | None = None,
     condition: Any = None,
     measurement: Measurement | None = None,
-    method: str = "pigdm",
+    method: str | Posterior | Projection | DDRM | None = None,
     solver: AnySolver | None = None,
     steps: int | None = None,
     **options: Any,
@@ -88,71 +99,111 @@ class Model:
       key: one random key.
       n: number of samples.
       label: one class for all samples, or one per sample, (n,). By default sample i has class i modulo `classes`.
-      condition: one condition for all samples, or one per sample, (n, ...), as in the data; None for samples without.
+      condition: one condition for all samples, or one per sample, (n, ...), in the units of the data's conditions (0 to
+        255 for uint8); None for samples without, if the network may go without.
       measurement: a measurement of the samples, on the scale of the data, such as `guidance.inpaint(mask, y)`: one for
         all samples, or `n` of them.
-      method: the method that uses the measurement: "pigdm", "tmpd", "dps", "replacement", "projection" or "ddrm".
-      solver: by default UniPC, or DPMSolverSDE with a measurement; always Consistency for a consistency model.
-      steps: steps of the solver; by default 20, or 100 with a measurement; 1 for a consistency model.
+      method: the method that uses the measurement: "pigdm" (the default), "tmpd", "dps", "replacement" (the default of
+        a consistency model), "projection" or "ddrm"; or one with options, such as `guidance.Projection(strength=0.5)`.
+      solver: by default that of the model, if it has one, or UniPC, or DPMSolverSDE with a measurement; always
+        Consistency for a consistency model.
+      steps: steps of the solver; by default those of the model or of the solver, and 100 with a measurement.
       **options: options of `score_sde.sample`: grid, eps, t_start, x_T, first.
 
     Raises:
-      InvalidArgument: for an unknown method, a label that does not exist, a class-conditional network with a
-        measurement, or a solver that cannot run with the other arguments.
+      InvalidArgument: for an unknown method, a label that does not exist, a network that needs a class or condition and
+        gets none or a measurement, or a solver that cannot run with the other arguments.
     """
-    consistency = isinstance(self.model, ConsistencyModel)
-    if consistency and not isinstance(solver, Consistency | None):
+    check_parts(self.sde, solver)
+    if measurement is not None:
+      return self._restored(key, n, measurement, method, solver, steps, label, condition, options)
+    solver, steps, options = self._chosen(solver, steps, options, UniPC())
+    y = self._given(label, condition, n, in_turn=True)
+    return self._out(self._drawn(key, n, self.score, y, solver, steps, options))
+
+  def _chosen(self, solver, steps, options, default, default_steps=None):
+    """Returns (solver, steps, options): those of a call, else those of the model, else the default."""
+    if self._is_consistency:
+      return *self._chosen_consistency(solver, steps, default_steps), options
+    if solver is None and self.solver is None:
+      return default, default_steps if steps is None else steps, options
+    if solver is None or solver == self.solver:
+      solver, steps = self.solver, self.steps if steps is None else steps
+      options = ({} if self.grid is None else {"grid": self.grid}) | options
+    return solver, steps, options
+
+  def _chosen_consistency(self, solver, steps, default_steps):
+    if not isinstance(solver, Consistency | None):
       raise InvalidArgument(
         f"solver={type(solver).__name__} needs a score, and this is a consistency model: use Consistency.", "solver"
       )
-    if measurement is not None:
-      if consistency:
-        solver, method = solver or self._consistency, "replacement" if method == "pigdm" else method
-      return self._restored(key, n, measurement, method, solver, steps, label, options)
-    y = self._given(label, condition, n)
+    own = self._consistency
     if solver is None:
-      solver = self._consistency if consistency else UniPC()
-    return self._drawn(key, n, self.score, y, solver, 20 if steps is None and solver == UniPC() else steps, options)
+      given = (steps, default_steps, self.steps, len(own.sigmas) + 1)
+      steps = next(number for number in given if number is not None)
+      solver = own if steps == len(own.sigmas) + 1 else dataclasses.replace(own, sigmas=())
+    elif solver.start_sigma is None:
+      solver = dataclasses.replace(solver, start_sigma=own.start_sigma)
+    return solver, len(solver.sigmas) + 1 if steps is None else steps
 
-  def _drawn(self, key, n, score, condition, solver, steps, options) -> Array:
+  def _drawn(self, key, n, score, condition, solver, steps, options, constraint=None) -> Array:
     options = {"eps": self.eps} | options
     x_T = options.pop("x_T", None)
-    static = tuple(sorted(options.items()))
-    x = _sample(as_key(key), self.sde, score, (n, *self.shape), condition, x_T, solver, steps, static)
-    return self._out(x)
+    static = solver, steps, tuple(sorted(options.items()))
+    arguments = as_key(key), self.sde, score, (n, *self.shape), condition, x_T
+    return _sample(*arguments, *static) if constraint is None else _constrained(*arguments, constraint, *static)
 
-  def _restored(self, key, n, measurement, method, solver, steps, label, options) -> Array:
-    methods = (*guidance.METHODS, "replacement", "projection", "ddrm")
-    if method not in methods:
-      raise unknown("method", method, methods)
-    if self.classes or label is not None or self.condition_shape:
+  def _restored(self, key, n, measurement, method, solver, steps, label, condition, options) -> Array:
+    method = self._method(method)
+    if label is not None or condition is not None or not self._goes_without:
       raise InvalidArgument(
-        "measurement: a conditional network takes no measurement; use an unconditional network.", "measurement"
-      )
-    given = self._measured(measurement, n)
-    steps = 100 if steps is None else steps
-    if method in guidance.METHODS:
-      prior = 1.0 if self.scaling.centered or not self.scaling.has_levels else 0.25
-      fields = {f.name for f in dataclasses.fields(guidance.METHODS[method])}
-      how = guidance.METHODS[method](sde=self.sde, **({"prior_variance": prior} if "prior_variance" in fields else {}))
-      x = self._drawn(key, n, condition_on(self.score, how), given, solver or DPMSolverSDE(), steps, options)
+        "measurement: it takes no label and no condition beside it, and needs a network without both, or one that was "
+        "trained with model.label_dropout and model.condition_dropout.", "measurement",
+      )  # fmt: skip
+    on_data, given = self._measured(measurement, n)
+    if isinstance(method, DDRM):
+      if solver is not None:
+        raise InvalidArgument("method='ddrm' is a solver itself: leave solver unset.", "method", "solver")
+      steps = 100 if steps is None else steps
     else:
-      x = self._constrained(key, n, given, method, solver, steps, options)
-    known = put_in(given, self.scaling.forward(x)) if hasattr(given.operator, "put_in") else self.scaling.forward(x)
-    return self._out(known)
+      solver, steps, options = self._chosen(solver, steps, options, DPMSolverSDE(), 100)
+    if isinstance(method, Projection | DDRM):
+      x = self._drawn(key, n, self.score, given, solver, steps, options, constraint=method)
+    else:
+      x = self._drawn(key, n, condition_on(self.score, method), given, solver, steps, options)
+    x = self.scaling.inverse(x)
+    return self._clipped(put_in(on_data, x) if hasattr(on_data.operator, "put_in") else x)
 
-  def _constrained(self, key, n, given, method, solver, steps, options) -> Array:
-    options = {"eps": self.eps} | options
-    static = tuple(sorted(options.items()))
-    x = _constrained(as_key(key), self.sde, self.score, (n, *self.shape), given, method, solver, steps, static)
-    return self._out(x)
+  def _method(self, method: Any) -> Any:
+    """Returns the method of measurements that is called `method`."""
+    method = method or ("replacement" if self._is_consistency else "pigdm")
+    if isinstance(method, str):
+      constraints = {"replacement": Projection(), "projection": Projection(), "ddrm": DDRM()}
+      names = (*guidance.METHODS, *constraints)
+      if method not in names:
+        raise unknown("method", method, names)
+      if method in constraints:
+        method = constraints[method]
+      else:
+        make = guidance.METHODS[method]
+        prior = 1.0 if self.scaling.centered or not self.scaling.has_levels else 0.25
+        takes = "prior_variance" in {f.name for f in dataclasses.fields(make)}
+        method = make(sde=self.sde, **({"prior_variance": prior} if takes else {}))
+    if not isinstance(method, Posterior | Projection | DDRM):
+      raise InvalidArgument(f"method={method!r} is no method of measurements.", "method")
+    if self._is_consistency and not isinstance(method, Projection):
+      raise InvalidArgument(
+        f"method={type(method).__name__} needs a score, and this is a consistency model: use 'replacement'.", "method"
+      )
+    return method
 
   # --- likelihoods and latents ----------------------------------------------------------------------------------------
 
   def log_likelihood(self, key: Array, x: Array, *, label: Any = None, condition: Any = None, **options: Any) -> Array:
     """Returns log p(x) in nats, (n,), of data x (n, ...). The value is NaN if the solve failed.
 
-    `options` are those of `ExactLikelihood`. The density is on the scale of x: [0, 1] for images.
+    `options` are those of `ExactLikelihood`, by default those of the config. The density is on the scale of x: [0, 1]
+    for images.
 
     Raises:
       InvalidArgument: for data of another shape, or options out of range.
@@ -161,7 +212,8 @@ class Model:
     x = self._in(x)
     keys = example_keys(as_key(key), jnp.arange(len(x)))
     y = self._given(label, condition, len(x))
-    found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, keys, x, y)
+    likelihood = dataclasses.replace(self.likelihood, **options)
+    found = _log_likelihood(likelihood, self.sde, self.score, keys, x, y)
     log_p = found.log_p - self.scaling.log_slope(self.shape)
     return jnp.where(found.t >= jnp.asarray(self.sde.T, found.t.dtype), log_p, jnp.nan)
 
@@ -170,7 +222,7 @@ class Model:
   ) -> Array:
     """Returns bits/dim, (n,), of images (n, H, W, C) in [0, 1], after uniform dequantization of their gray levels.
 
-    The value is NaN if the solve failed. `options` are those of `ExactLikelihood`.
+    The value is NaN if the solve failed. `options` are those of `ExactLikelihood`, by default those of the config.
 
     Raises:
       InvalidArgument: for a model of points.
@@ -182,7 +234,8 @@ class Model:
     raw = jnp.round(self._checked(images) * (levels - 1))
     x = dataclasses.replace(self.scaling, uniform_dequantization=True).prepare(fold(keys, DEQUANTIZE), raw)
     y = self._given(label, condition, len(x))
-    found = _log_likelihood(ExactLikelihood(**options), self.sde, self.score, fold(keys, PROBE), x, y)
+    likelihood = dataclasses.replace(self.likelihood, **options)
+    found = _log_likelihood(likelihood, self.sde, self.score, fold(keys, PROBE), x, y)
     log_p = jnp.where(found.t >= jnp.asarray(self.sde.T, found.t.dtype), found.log_p, jnp.nan)
     return bits_per_dim(log_p, x[0].size, levels, self.scaling.slope)
 
@@ -198,12 +251,12 @@ class Model:
   def decode(self, latent: Array, *, label: Any = None, condition: Any = None) -> Array:
     """Returns the data (n, ...) of latents (n, ...): the inverse of `encode`. They are NaN if the solve failed.
 
-    A consistency model takes one evaluation of its network, at `start_sigma`.
+    A consistency model takes one evaluation of its network, at the noise level where its sampling starts.
     """
     latent = jnp.asarray(latent)
     y = self._given(label, condition, len(latent))
-    if isinstance(self.model, ConsistencyModel):
-      solver = self._consistency
+    if self._is_consistency:
+      solver = dataclasses.replace(self._consistency, sigmas=())
       grid = solver.schedule(
         self.sde, make_grid("log_snr", self.sde, 1, self.sde.eps if self.eps is None else self.eps)
       )
@@ -213,17 +266,30 @@ class Model:
     return self._out(_decode(self.sde, self.score, latent, y), clip=False)
 
   def denoise(self, x: Array, t: float | Array, *, label: Any = None, condition: Any = None) -> Array:
-    """Returns E[x_0 | x_t = x] on the scale of the data. The noisy x (n, ...) at time `t` is on the network's scale."""
+    """Returns E[x_0 | x_t = x] on the scale of the data. The noisy x (n, ...) at time `t` is on the network's scale.
+
+    A consistency model gives f(x, t), the end of the path of the probability-flow ODE.
+    """
     x = jnp.asarray(x)
     times = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
     return self._out(_denoise(self.model, self.params, x, times, self._given(label, condition, len(x))), clip=False)
 
   @property
+  def _is_consistency(self) -> bool:
+    return isinstance(self.model, ConsistencyModel)
+
+  @property
   def _consistency(self) -> Consistency:
-    return Consistency(start_sigma=self.start_sigma)
+    return self.solver if isinstance(self.solver, Consistency) else Consistency()
+
+  @property
+  def _goes_without(self) -> bool:
+    """Tells whether the network needs neither a class nor a condition."""
+    needs = {"label": self.classes > 0, "condition": bool(self.condition_shape)}
+    return all(name in self.optional for name, needed in needs.items() if needed)
 
   def _need_score(self, what: str) -> None:
-    if isinstance(self.model, ConsistencyModel):
+    if self._is_consistency:
       raise InvalidArgument(f"{what} needs a score, and this is a consistency model: use its teacher.")
 
   # --- conversion between the scale of the data and that of the network -----------------------------------------------
@@ -243,11 +309,14 @@ class Model:
 
   def _out(self, x: Array, clip: bool = True) -> Array:
     x = self.scaling.inverse(x)
-    return jnp.clip(x, 0, 1) if clip and self.scaling.has_levels else x
+    return self._clipped(x) if clip else x
 
-  def _given(self, label: Any, condition: Any, n: int) -> Any:
-    """Returns the y of `n` examples, see `conditions`."""
-    labels = self._labels(label, n)
+  def _clipped(self, x: Array) -> Array:
+    return jnp.clip(x, 0, 1) if self.scaling.has_levels else x
+
+  def _given(self, label: Any, condition: Any, n: int, in_turn: bool = False) -> Any:
+    """Returns the y of `n` examples, see `conditions`. Without a label they have the classes `in_turn`, or none."""
+    labels = self._labels(label, n, in_turn)
     if not self.condition_shape:
       if condition is not None:
         raise InvalidArgument("condition was given, but the network takes none.", "condition")
@@ -262,13 +331,25 @@ class Model:
         )
       condition = jnp.broadcast_to(condition, (n, *self.condition_shape))
       given["condition"] = self.condition_scaling.prepare(None, condition)
+    elif "condition" not in self.optional:
+      raise InvalidArgument(
+        f"condition=None, but the network was never trained without: give one of {list(self.condition_shape)}, or "
+        f"{n}. (model.condition_dropout trains a network that needs none.)", "condition",
+      )  # fmt: skip
     return given or None
 
-  def _labels(self, label: Any, n: int) -> Array | None:
+  def _labels(self, label: Any, n: int, in_turn: bool) -> Array | None:
     if not self.classes:
       if label is not None:
         raise InvalidArgument(f"label={label!r}, but the network knows no classes.", "label")
       return None
+    if label is None and not in_turn:
+      if "label" in self.optional:
+        return None
+      raise InvalidArgument(
+        f"label=None, but the network was never trained without a class: give one for all, or {n}, 0 to "
+        f"{self.classes - 1}. (model.label_dropout trains a network that needs none.)", "label",
+      )  # fmt: skip
     try:
       asked = jnp.arange(n) % self.classes if label is None else jnp.asarray(label, jnp.int32)
     except (TypeError, ValueError) as error:  # a name
@@ -278,8 +359,11 @@ class Model:
       raise InvalidArgument(f"label={label!r} must lie in 0 to {self.classes - 1}.", "label")
     return labels
 
-  def _measured(self, measurement: Measurement, n: int) -> Measurement:
-    """Returns the measurement of `n` samples on the network's scale: y = A x becomes A (x / slope + low)."""
+  def _measured(self, measurement: Measurement, n: int) -> tuple[Measurement, Measurement]:
+    """Returns the measurement of `n` samples on the scale of the data, and on that of the network.
+
+    There y / slope is a measurement of x / slope + low by A, or for A that is not linear by x -> A(data of x) / slope.
+    """
     if len(measurement.y) not in (1, n):
       raise InvalidArgument(
         f"measurement has {len(measurement.y)} entries: give one for all samples, or one for each of n={n}.", "n"
@@ -292,10 +376,24 @@ class Model:
         "measurement: the channels of these data have several scales, and a measurement mixes them; train with one "
         "scale (data.standardize=False).", "measurement",
       )  # fmt: skip
-    slope = slopes.pop()
+    slope, operator = slopes.pop(), measurement.operator
+    y, noise = measurement.y / slope, measurement.noise / slope
+    if not isinstance(operator, LinearOperator):
+      return measurement, Measurement(_OfData(operator, self.scaling, slope), y, noise)
     low = jnp.broadcast_to(jnp.asarray(self.scaling.forward(jnp.zeros(self.shape))), (n, *self.shape))
-    offset = measurement.operator.apply(low)
-    return dataclasses.replace(measurement, y=measurement.y / slope + offset, noise=measurement.noise / slope)
+    return measurement, Measurement(operator, y + operator.apply(low), noise)
+
+
+@flax.struct.dataclass
+class _OfData:
+  """Operator x -> A(data of x) / slope, for the model's x and an A of the data that is not linear."""
+
+  operator: Any
+  scaling: Scaling = flax.struct.field(pytree_node=False)
+  slope: float = flax.struct.field(pytree_node=False)
+
+  def apply(self, x: Array) -> Array:
+    return self.operator.apply(self.scaling.inverse(x)) / self.slope
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3, 6, 7, 8))
@@ -303,15 +401,10 @@ def _sample(key, sde, score, shape, condition, x_T, solver, steps, options):
   return sample(key, sde, score, shape, condition=condition, x_T=x_T, solver=solver, steps=steps, **dict(options))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3, 5, 6, 7, 8))
-def _constrained(key, sde, score, shape, given, method, solver, steps, options):
-  if method == "ddrm":  # DDRM is a solver itself
-    if solver is not None:
-      raise InvalidArgument("method='ddrm' is a solver itself: leave solver unset.", "method", "solver")
-    solver = guidance.DDRM().given(given)
-  else:
-    solver = guidance.Projection()(given)(solver or DPMSolverSDE())
-  return sample(key, sde, score, shape, solver=solver, steps=steps, **dict(options))
+@functools.partial(jax.jit, static_argnums=(1, 3, 6, 7, 8, 9))
+def _constrained(key, sde, score, shape, given, x_T, constraint, solver, steps, options):
+  solver = constraint.given(given) if isinstance(constraint, DDRM) else constraint(given)(solver)
+  return sample(key, sde, score, shape, x_T=x_T, solver=solver, steps=steps, **dict(options))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -339,11 +339,13 @@ def test_levels_of_the_steps_can_be_given():
   exact, _ = models(sde, EPS)
   seen = []
   score = lambda x, t: (jax.debug.callback(lambda t: seen.append(float(t)), t[0]), exact.score(0.0, x, t))[1]
-  ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.821, 0.1)), steps=1, eps=EPS)
+  ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.821, 0.1)), steps=3, eps=EPS)
   jax.effects_barrier()
   np.testing.assert_allclose(sorted({level(sde, t) for t in seen}), [0.1, 0.821, 80], rtol=1e-3)
+  with pytest.raises(ss.InvalidArgument, match="noise levels of 3 steps"):
+    ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.8, 0.1)))
   with pytest.raises(ss.InvalidArgument, match="must decrease"):
-    ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.1, 0.8)), steps=1)
+    ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.1, 0.8)), steps=3)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -358,7 +360,7 @@ def test_sampling_can_start_at_a_lower_noise_level(steps):
   assert info["nfe"] == steps
   np.testing.assert_allclose(x.mean(0), MEAN, atol=0.08)
   np.testing.assert_allclose(x.var(0), VARIANCE, rtol=0.05)
-  grid = ss.Consistency(start_sigma=40.0, sigmas=(0.8,)).schedule(sde, ss.make_grid("log_snr", sde, 1, EPS))
+  grid = ss.Consistency(start_sigma=40.0, sigmas=(0.8,)).schedule(sde, ss.make_grid("log_snr", sde, 2, EPS))
   np.testing.assert_allclose([level(sde, t) for t in grid.t], [40.0, 0.8], rtol=1e-3)
   with pytest.raises(ss.InvalidArgument, match="start_sigma=1000"):
     ss.Consistency(start_sigma=1000.0).schedule(sde, ss.make_grid("log_snr", sde, 1, EPS))
@@ -396,6 +398,11 @@ def test_a_model_samples_by_its_consistency_function_and_refuses_what_needs_a_sc
       call()
   with pytest.raises(ss.InvalidArgument, match="use Consistency"):
     model.sample(jax.random.key(0), 4, solver=ss.UniPC())
+  known = ss.guidance.inpaint(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.0, 0.0]))
+  np.testing.assert_array_equal(model.sample(jax.random.key(0), 4, measurement=known, steps=3)[:, 0], 0.5)
+  for method in ("pigdm", "tmpd", "dps", "ddrm"):
+    with pytest.raises(ss.InvalidArgument, match="needs a score"):
+      model.sample(jax.random.key(0), 4, measurement=known, method=method)
 
 
 def test_samples_and_latents_of_a_model_start_at_its_noise_level():
@@ -405,9 +412,14 @@ def test_samples_and_latents_of_a_model_start_at_its_noise_level():
   partial = dataclasses.replace(exact, network=network)
   x = {}
   for start in (None, 40.0):
-    model = ss.Model(partial, 0.0, ss.Scaling(levels=None), (3,), eps=EPS, start_sigma=start)
+    model = ss.Model(partial, 0.0, ss.Scaling(levels=None), (3,), eps=EPS, solver=ss.Consistency(start_sigma=start))
     latent = jax.random.normal(jax.random.key(1), (20_000, 3))
-    x[start] = [model.sample(jax.random.key(0), 20_000), model.decode(latent)]
+    own = ss.Consistency(sigmas=(0.05,))  # one's own levels begin there, too
+    x[start] = [
+      model.sample(jax.random.key(0), 20_000),
+      model.decode(latent),
+      model.sample(jax.random.key(2), 20_000, solver=own),
+    ]
   for drawn in x[40.0]:
     np.testing.assert_allclose(drawn.mean(0), MEAN, atol=0.08)
     np.testing.assert_allclose(drawn.var(0), VARIANCE, rtol=0.05)

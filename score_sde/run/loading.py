@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -14,16 +15,19 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from score_sde.errors import unknown
+from score_sde.likelihood import ExactLikelihood
 from score_sde.model import Model
-from score_sde.parameterization import ConsistencyModel
+from score_sde.parameterization import ConsistencyModel, ScoreModel
 from score_sde.run import checkpoints, data, devices
 from score_sde.run.checkpoints import published
-from score_sde.run.config import BadInput, default_config, make_sde, resolve, signature
+from score_sde.run.config import BadInput, default_config, distills_progressively, make, make_sde, resolve, signature
 from score_sde.run.config.networks import create
 from score_sde.run.config.plugins import is_plugin
-from score_sde.run.experiment import abstract_params, make_model
+from score_sde.run.experiment import abstract_params, build, make_model, make_solver
 from score_sde.run.storage import Path, path_of
 from score_sde.run.toys import TOYS
+from score_sde.sampling import DDIM, DDPM, NCSN, Consistency
 
 
 def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:
@@ -74,35 +78,66 @@ def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> Config
   return parse_config(file.read_text(), str(file), allowed=allowed)
 
 
-def load(path: str, checkpoint: str = "latest", *, allow_code: bool = False) -> Model:
+# Models of fewer noise levels than this get the sampler of their config: other samplers go between the levels.
+FEW_LEVELS = 200
+
+
+def load(path: str, checkpoint: str = "latest", *, weights: str | None = None, allow_code: bool = False) -> Model:
   """Returns the trained model in `path`; see `score_sde.load`."""
-  config, read_params = find(path, checkpoint, allowed=None if allow_code else ())
+  if weights not in (None, "ema", "raw"):
+    raise unknown("weights", weights, ("ema", "raw"))
+  config, read_params = find(path, checkpoint, weights=weights, allowed=None if allow_code else ())
   if config.training.task == "classifier":
     raise BadInput("This is a classifier, not a model of scores: guidance.ByClassifier takes its logits.")
   shape = data.example_shape(config)
   model = make_model(config, make_sde(config), create(config, shape))
   conditions = data.condition_scaling_of(config)
   more = {"condition_shape": tuple(config.data.condition_shape), "condition_scaling": conditions} if conditions else {}
-  if isinstance(model, ConsistencyModel):
-    more["start_sigma"] = config.sampling.start_sigma
+  rates = {"label": config.model.label_dropout, "condition": config.model.condition_dropout}
   return Model(
-    model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps, **more
-  )
+    model, read_params(), data.scaling_of(config), shape, config.model.num_classes, config.sampling.eps,
+    optional=tuple(name for name, rate in rates.items() if rate > 0),
+    likelihood=make(ExactLikelihood, config, "eval", max_steps=config.sampling.max_steps),
+    **more, **_own_sampler(config, model),
+  )  # fmt: skip
+
+
+def _own_sampler(config: ConfigDict, model: ScoreModel) -> dict[str, Any]:
+  """Returns solver, steps and grid of a model that was trained for certain noise levels only; {} for other models."""
+  s, t = config.sampling, config.training
+  if isinstance(model, ConsistencyModel):
+    return {"solver": make(Consistency, config, "sampling")}
+  if distills_progressively(t) and s.method != "ddim":
+    return {"solver": DDIM(noise_removal=False), "steps": t.first_scales, "grid": "karras"}
+  if distills_progressively(t) or (model.num_scales or FEW_LEVELS) < FEW_LEVELS:
+    solver = make_solver(config)
+    own = isinstance(solver, NCSN | DDPM)  # these have their number of steps, and their grid
+    return {"solver": solver} | ({} if own else {"steps": s.num_steps, "grid": s.grid})
+  return {}
 
 
 def find(
-  path: str, checkpoint: str = "latest", *, allowed: Collection[str] | None = ()
+  path: str, checkpoint: str = "latest", *, weights: str | None = "ema", allowed: Collection[str] | None = ()
 ) -> tuple[ConfigDict, Callable[[], Any]]:
-  """Returns the config of the trained model in `path`, and a function that reads its EMA parameters.
+  """Returns the config of the trained model in `path`, and a function that reads its parameters.
 
-  Takes a workdir or a .safetensors file; see `parse_config` for `allowed`. Raises BadInput if there is no model.
+  Args:
+    path: a workdir or a .safetensors file.
+    checkpoint: see `score_sde.load`.
+    weights: "ema" for the average of the parameters, "raw" for the parameters; None for those that eval.weights says.
+    allowed: see `parse_config`.
+
+  Raises:
+    BadInput: if there is no model.
   """
   file = path_of(path)
   if file.suffix != ".safetensors":
     config = resolve(read_config(str(file), allowed=allowed))
-    return config, lambda: _ema_of_workdir(config, str(file), checkpoint)
+    return config, lambda: _params_of_workdir(config, str(file), checkpoint, weights or config.eval.weights)
   if not file.is_file():
     raise BadInput(f"{path!r} does not exist.")
+  if checkpoint != "latest":
+    raise BadInput(f"checkpoint={checkpoint!r}: {path!r} holds the parameters of one step only. Leave it out.")
   beside = file.with_suffix(".json")
   text = _metadata(file).get("config") or (beside.read_text() if beside.is_file() else None)
   if text is None:
@@ -111,7 +146,7 @@ def find(
       f"config.json of the run beside the file, as {beside.name}."
     )
   config = resolve(parse_config(text, str(file), allowed=allowed))
-  return config, lambda: _ema_of_file(config, pathlib.Path(file))
+  return config, lambda: _params_of_file(config, pathlib.Path(file), weights or config.eval.weights)
 
 
 @contextlib.contextmanager
@@ -126,15 +161,23 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def _ema_of_workdir(config: ConfigDict, workdir: str, checkpoint: str) -> Any:
-  from score_sde.run.evaluate.chosen import chosen_step
+def _params_of_workdir(config: ConfigDict, workdir: str, checkpoint: str, weights: str) -> Any:
+  from score_sde.run.evaluate import chosen
+  from score_sde.run.train_step import abstract_state, saved_form
 
-  step = chosen_step(checkpoint, workdir)
+  if weights == "raw":
+    targets: dict[str, Any] = {"state": jax.eval_shape(saved_form, abstract_state(build(config)))}
+  else:
+    shape = data.example_shape(config)
+    targets = {"ema_params": abstract_params(create(config, shape), shape)}
   with _quiet(), checkpoints.manager(workdir) as manager:
-    targets = {"ema_params": abstract_params(create(config, data.example_shape(config)), data.example_shape(config))}
-    found = checkpoints.restore(manager, targets, signature(config), workdir, step)
+    found = checkpoints.restore(manager, targets, signature(config), workdir, chosen.chosen_step(checkpoint, workdir))
   assert found is not None
-  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), devices.local(found[1]["ema_params"]))  # of one device
+  step, items = found
+  if weights == "ema" and (warning := chosen.short_run(config, step)):
+    warnings.warn(f"{warning} Load them by ss.load(..., weights='raw').", stacklevel=4)
+  params = items["state"]["params"] if weights == "raw" else items["ema_params"]
+  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), devices.local(params))  # of one device
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -145,10 +188,11 @@ def _metadata(file: Path) -> dict[str, str]:
     raise BadInput(f"{str(file)!r} is no safetensors file, or damaged ({error}).") from error
 
 
-def _ema_of_file(config: ConfigDict, file: pathlib.Path) -> Any:
+def _params_of_file(config: ConfigDict, file: pathlib.Path, kind: str) -> Any:
   shape = data.example_shape(config)
   flat: dict[str, Any] = flatten_dict(abstract_params(create(config, shape), shape), sep="/")
   expected = {k: v.shape for k, v in flat.items()}
   weights = published.read(file, expected)
-  published.check(weights.ema, expected, str(file))
-  return unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in weights.ema.items()})
+  chosen = weights.ema if kind == "ema" else weights.params
+  published.check(chosen, expected, str(file))
+  return unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in chosen.items()})

@@ -14,10 +14,13 @@ from score_sde.run.storage import path_of
 
 Params = Any
 
+# Settings of a student that its teacher does not have.
+_OF_STUDENTS = ("training.task", "training.objective", "training.eps")
+
 # Settings in which two models of the same data agree.
 _SHARED = (
   "the SDE", "data.centered", "data.image_size", "data.num_channels", "data.shape", "data.mean", "data.std",
-  "data.condition_shape", "model.num_classes",
+  "data.condition_shape", "data.condition_mean", "data.condition_std", "model.num_classes",
 )  # fmt: skip
 
 
@@ -81,7 +84,7 @@ def find_model(
   if its.training.task == "classifier" or trains_paths(its.training):
     raise BadInput(f"{key}={path!r} is no score model: its training.task is {its.training.task!r}.")
   theirs, ours = signature(its), signature(config)
-  keys = [k for k in theirs | ours if k != "training.task"] if same_network else _SHARED
+  keys = [k for k in theirs | ours if k not in _OF_STUDENTS] if same_network else list(_SHARED)
   if its.training.augment and not config.training.augment:  # the same network without an input, see `init_state`
     keys = [k for k in keys if k != "training.augment"]
   of = lambda values, key: values.get(key, "unset")

@@ -29,7 +29,7 @@ class Consistency(FewStep):
       networks are then badly trained there.
 
   Raises:
-    InvalidArgument: for `sigmas` that do not decrease within the noise levels of sampling.
+    InvalidArgument: for `sigmas` that do not decrease within the noise levels of sampling, or another number of steps.
 
   Example:
     >>> import jax, score_sde as ss
@@ -60,6 +60,11 @@ class Consistency(FewStep):
         raise InvalidArgument(
           f"start_sigma={self.start_sigma} must lie in ({last:.3g}, {first:.3g}], the noise levels at the end and the "
           "beginning of sampling.", "start_sigma",
+        )  # fmt: skip
+      if self.sigmas and len(grid) != len(self.sigmas) + 1:
+        raise InvalidArgument(
+          f"sigmas={self.sigmas} are the noise levels of {len(self.sigmas) + 1} steps, the first from noise, but there "
+          f"are steps={len(grid)}. Give as many, or sigmas=().", "sigmas", "steps",
         )  # fmt: skip
       start = first if self.start_sigma is None else min(self.start_sigma, first)
       if self.sigmas:

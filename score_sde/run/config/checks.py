@@ -17,6 +17,7 @@ from score_sde.run.config.sections import (
   EDITING_TASKS,
   LINEAR_TASKS,
   SCORE_METHODS,
+  distills_progressively,
   trains_paths,
 )
 from score_sde.run.toys import TOYS
@@ -68,6 +69,16 @@ def _check_consistency(config: ConfigDict) -> None:
       f"training.objective={t.objective!r} starts from a trained score model: give its workdir as "
       "--config.training.teacher. Objectives without one are ct, ict and scm."
     )
+  if distills_progressively(t) and t.rho != 7:
+    raise BadInput(
+      f"training.rho={t.rho} must be 7 for training.objective='progressive': the grid 'karras', by which its students "
+      "are sampled, has this exponent."
+    )
+  if distills_progressively(t) and method == "ddim" and config.sampling.noise_removal:
+    raise BadInput(
+      "training.objective='progressive' trains steps that end at the noise of sampling.eps, and "
+      "sampling.noise_removal=True makes other ones: use --config.sampling.noise_removal=False."
+    )
   if ends and config.eval.enable_bpd:
     raise BadInput("A consistency model has no likelihood: set --config.eval.enable_bpd=False.")
   if ends and (
@@ -82,6 +93,15 @@ def _check_consistency(config: ConfigDict) -> None:
     raise BadInput(
       f"guidance.method={config.guidance.method!r} needs a score, which a consistency model does not have: use "
       "'replacement' or 'projection'."
+    )
+
+
+def _check_extrapolation(config: ConfigDict, dropout: str) -> None:
+  """Raises BadInput if guidance compares with a score that the network was not trained for."""
+  if config.guidance.scale != 1 and not config.model[dropout]:
+    raise BadInput(
+      f"guidance.scale={config.guidance.scale} compares with the network's score without a class or condition, and "
+      f"model.{dropout}=0 never trained it. Train with model.{dropout}=0.1, or leave guidance.scale at 1."
     )
 
 
@@ -150,6 +170,7 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
         "guidance.task='condition' needs a network that was trained with conditions (data.condition). For classes use "
         "'class'."
       )
+    _check_extrapolation(config, "condition_dropout")
     return
   if g.task == "class":
     choose("guidance.method", g.method, CLASS_METHODS)
@@ -158,6 +179,8 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
         "guidance.method='classifier_free' needs a class-conditional network (model.num_classes). Use 'classifier', "
         "with guidance.classifier the workdir of one that --config=configs/classifier/*.py trained."
       )
+    if g.method == "classifier_free":
+      _check_extrapolation(config, "label_dropout")
     if g.method == "classifier" and config.data.condition_shape:
       raise BadInput(
         "guidance.method='classifier' is for networks without conditions: use --config.data.condition=none."

@@ -233,16 +233,17 @@ def signature(config: ConfigDict) -> dict[str, Any]:
   keys += ["training.sde", "training.continuous", "data.centered", "data.image_size", "data.num_channels"]
   values = {key: get(config, key) for key in keys}
   values["the SDE"] = str(make_sde(config))
-  for name in (
-    "shape",
-    "mean",
-    "std",
-    "condition_shape",
-  ):  # of arrays and conditional networks; others have no such entry
+  # Of arrays and conditional networks; others have no such entry.
+  for name in ("shape", "mean", "std", "condition_shape", "condition_mean", "condition_std"):
     if config.data[name]:
       values[f"data.{name}"] = config.data[name]
   if config.training.augment:
     values["training.augment"] = "set"  # the network has an input for it
   if config.training.task == "consistency":  # other models have no such entry
     values["training.task"] = "consistency"
+    t = config.training
+    groups = {"progressive": "progressive"} | dict.fromkeys(("cd", "ct", "ict"), "cd, ct or ict")
+    values["training.objective"] = groups.get(t.objective, "ect or scm")
+    if t.objective in ("cd", "ct", "ict"):  # f(x, t) = x at this time; for "ect" and "scm" at 0
+      values["training.eps"] = t.eps
   return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

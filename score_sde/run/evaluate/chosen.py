@@ -53,15 +53,19 @@ def restore(manager: Any, experiment: Experiment, workdir: str, step: int | None
 
 def warn_of_short_run(config: ConfigDict, steps: int) -> None:
   """Logs a warning if the parameters' moving average spans more than the `steps` of the run."""
+  if message := short_run(config, steps):
+    log.warning("%s Evaluate with --config.eval.weights=raw, or train with --config.model.ema_warmup=True.", message)
+
+
+def short_run(config: ConfigDict, steps: int) -> str:
+  """Returns a warning if the parameters' moving average spans more than the `steps` of the run, else ""."""
   rate = config.model.ema_rate
   if config.model.ema_warmup or not 0 < steps < 1 / (1 - rate):
-    return
-  log.warning(
-    "The moving average of the parameters (model.ema_rate=%g) spans %s steps, and there are %s: the initial parameters "
-    "still have a weight of %.0f%% in it. Evaluate with --config.eval.weights=raw, or train with "
-    "--config.model.ema_warmup=True.",
-    rate, f"{1 / (1 - rate):,.0f}", f"{steps:,}", 100 * rate**steps,
-  )  # fmt: skip
+    return ""
+  return (
+    f"The moving average of the parameters (model.ema_rate={rate:g}) spans {1 / (1 - rate):,.0f} steps, and there are "
+    f"{steps:,}: the initial parameters still have a weight of {100 * rate**steps:.0f}% in it."
+  )
 
 
 def chosen_step(name: str, workdir: str) -> int | None:
