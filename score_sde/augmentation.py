@@ -69,11 +69,18 @@ class Augmentation(Options):
     offset = jnp.einsum("bij,bj->bi", back, offset)
     moved = jax.vmap(_resampled)(_doubled(x), back, 2 * offset)
     changed = jnp.any(labels[:, 2:] != 0, axis=1)
-    return jnp.where(changed[:, None, None, None], downsample(moved, _FILTER), x), labels
+    return jnp.where(changed[:, None, None, None], _halved(moved), x), labels
+
+
+# The filters pad by zeros: without pixels beyond the border, they would darken it.
 
 
 def _doubled(x: Array) -> Array:
-  return upsample(x, _FILTER)
+  return upsample(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "symmetric"), _FILTER)[:, 2:-2, 2:-2]
+
+
+def _halved(x: Array) -> Array:
+  return downsample(jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric"), _FILTER)[:, 1:-1, 1:-1]
 
 
 def _scaled(a: Array, b: Array) -> Array:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array
@@ -45,28 +46,34 @@ def updated(average: Any, params: Any, step: Array | int, gamma: float) -> Any:
 
   average <- b average + (1 - b) params with b = (1 - 1/step)^(gamma + 1). Karras et al. 2024, eq. (7).
   """
-  kept = (1 - 1 / step) ** (gamma + 1)
-  return jax.tree.map(lambda new, old: kept * old + (1 - kept) * new, params, average)
+  share = -jnp.expm1((gamma + 1) * jnp.log1p(-1 / jnp.asarray(step, jnp.float32)))  # 1 - b, also of a million steps
+  return jax.tree.map(lambda new, old: old + share * (new - old), params, average)
 
 
 def weights(stored: Sequence[tuple[int, float]], step: int, gamma: float) -> np.ndarray:
   """Returns the weights (N,) of `stored` averages, pairs (step, gamma), that give the average of `gamma` at `step`.
 
-  They minimize the squared difference of the profiles (Karras et al. 2024, Algorithm 3), and are scaled to sum to one:
+  They minimize the squared difference of the profiles (Karras et al. 2024, Algorithm 3) among those that sum to one:
   what all parameters of the run have in common is then kept exactly.
   """
-  times, gammas = (np.asarray(values, np.float64) for values in zip(*stored, strict=True))
-  products = _product(times[:, None], gammas[:, None], times[None], gammas[None])
-  found = np.linalg.lstsq(products, _product(times, gammas, float(step), gamma), rcond=None)[0]
-  return found / found.sum()
+  among, wanted = _products(stored, step, gamma)
+  solve = lambda b: np.linalg.lstsq(among, b, rcond=None)[0]
+  found, equal = solve(wanted), solve(np.ones(len(wanted)))
+  return found + (1 - found.sum()) / equal.sum() * equal
 
 
 def distance(stored: Sequence[tuple[int, float]], step: int, gamma: float) -> float:
   """Returns the norm of the difference between the profile wanted and the nearest combination, relative to its norm."""
-  times, gammas = (np.asarray(values, np.float64) for values in zip(*stored, strict=True))
+  (among, wanted), found = _products(stored, step, gamma), weights(stored, step, gamma)
   whole = _product(float(step), gamma, float(step), gamma)
-  met = weights(stored, step, gamma) @ _product(times, gammas, float(step), gamma)
-  return float(np.sqrt(max(0.0, 1 - met / whole)))
+  return float(np.sqrt(max(0.0, (whole - 2 * found @ wanted + found @ among @ found) / whole)))
+
+
+def _products(stored: Sequence[tuple[int, float]], step: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the products of the profiles of `stored` with each other (N, N), and with the one wanted (N,)."""
+  times, gammas = (np.asarray(values, np.float64) for values in zip(*stored, strict=True))
+  among = _product(times[:, None], gammas[:, None], times[None], gammas[None])
+  return among, _product(times, gammas, float(step), gamma)
 
 
 def _product(t: Any, gamma: Any, other_t: Any, other_gamma: Any) -> Any:

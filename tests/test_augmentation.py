@@ -7,7 +7,7 @@ import pytest
 from runs import tiny
 
 import score_sde as ss
-from score_sde.augmentation import AUGMENTED, Augmentation, _resampled, _rotated, _scaled
+from score_sde.augmentation import AUGMENTED, Augmentation, _doubled, _halved, _resampled, _rotated, _scaled
 from score_sde.models import NCSNpp
 from score_sde.run import training
 from score_sde.run.config import BadInput, resolve
@@ -69,6 +69,14 @@ def test_resampling_turns_scales_and_moves_as_asked():
   at = 7.5 + (np.arange(16) - 7.5) / 2
   expected = np.stack([np.sin(at / 3) + 0.2 * at / 16, np.cos(at / 4)], axis=-1)
   np.testing.assert_allclose(larger[np.arange(16), np.arange(16)], expected, atol=0.03)
+
+
+def test_borders_are_mirrored_and_not_darkened():
+  """An image of one colour stays one, however it is changed; and resampling without a change keeps smooth borders."""
+  changed, labels = Augmentation(1.0)(KEYS[:64], jnp.ones((64, 16, 16, 2)))
+  assert (labels[:, 2] != 0).all()  # all are scaled
+  np.testing.assert_allclose(changed, 1, atol=1e-5)
+  np.testing.assert_allclose(_halved(_doubled(smooth()[None]))[0], smooth(), atol=0.1)
 
 
 def test_a_moved_image_is_moved_by_its_label():

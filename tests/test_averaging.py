@@ -63,6 +63,23 @@ def test_a_reconstruction_is_the_average_that_was_tracked(width, last):
   assert averaging.distance(stored, last, averaging.exponent(width)) < 0.01
 
 
+@pytest.mark.parametrize(("kept", "width"), [((1000,), 0.25), ((500, 1000), 0.2), ((250, 500, 750, 1000), 0.02)])
+def test_the_distance_of_a_profile_that_cannot_be_met_is_its_own(kept, width):
+  """Against the profiles on a fine grid; and no other weights that sum to one come nearer."""
+  stored = [(step, averaging.exponent(w)) for step in kept for w in (0.05, 0.1)]
+  tau = (np.arange(100_000) + 0.5) / 100
+  profile = lambda t, gamma: np.where(tau < t, (gamma + 1) * (tau / t) ** gamma / t, 0)
+  profiles, wanted = np.stack([profile(*one) for one in stored]), profile(1000, averaging.exponent(width))
+  size = lambda p: np.sqrt(np.mean(p**2))
+  away = lambda weights: size(weights @ profiles - wanted) / size(wanted)
+  found = averaging.weights(stored, 1000, averaging.exponent(width))
+  np.testing.assert_allclose(averaging.distance(stored, 1000, averaging.exponent(width)), away(found), rtol=1e-3)
+  np.testing.assert_allclose(found.sum(), 1, rtol=1e-9)
+  change = np.random.default_rng(0).normal(size=(50, len(stored)))
+  assert all(away(found + 0.01 * (c - c.mean())) > away(found) for c in change)
+  assert away(found) > 0.3
+
+
 def small(**values):
   steps = {
     "training__batch_size": 16, "training__n_jitted_steps": 2, "training__n_iters": 40, "training__snapshot_freq": 4,

@@ -207,12 +207,14 @@ def test_the_tangent_of_scm_is_the_derivative_of_f_along_the_path():
 def test_schedules_are_those_of_the_papers():
   exact, teacher = models(SDES["ve"], EPS)
   ct = ConsistencyLoss(exact, objective="ct", total=800_000, first_scales=2, last_scales=150, target_rate=0.9)
-  assert [int(ct.scales(k)) for k in (0, 400_000, 800_000)] == [2, 107, 151]  # N(k) + 1 levels
+  assert [int(ct.scales(k)) for k in (0, 400_000, 800_000)] == [2, 107, 151]
   one = jax.tree.map(jnp.asarray, (0.0, 1.0))
   rate = [float(1 - ct.next_target(jnp.asarray(k), one[0], one[1], one[1])) for k in (0, 800_000)]
   np.testing.assert_allclose(rate, [0.9**2, 0.9 ** (2 / 150)], rtol=1e-5)
   ict = ConsistencyLoss(exact, objective="ict", total=400_000)
   assert [int(ict.scales(k)) for k in (0, 50_000, 399_999)] == [11, 21, 1281]
+  uneven = dataclasses.replace(ict, last_scales=100)  # 1 + log2(10) stages, the last one shorter
+  assert [int(uneven.scales(k)) for k in (0, 93_000, 370_000, 371_000, 400_000)] == [11, 21, 81, 101, 101]
   progressive = ConsistencyLoss(teacher, teacher, objective="progressive", total=300, first_scales=2, last_scales=16)
   assert [int(progressive.scales(k)) for k in (0, 99, 100, 200, 300)] == [8, 8, 4, 2, 2]
   followed = [float(progressive.next_target(jnp.asarray(k), 0.0, 1.0, 2.0)) for k in (98, 99, 100, 199, 299)]

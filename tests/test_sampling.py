@@ -1,25 +1,32 @@
 """Predictors, correctors and whole samplers against the official numbers and against exact laws."""
 
+import dataclasses
+
 import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import analytic
+from score_sde import analytic, guidance
 from score_sde.batch import example_keys, expand, fold
+from score_sde.errors import InvalidArgument
 from score_sde.run.sampler import Sampler, stepping
 from score_sde.sampling import (
   CORRECTORS,
+  DDIM,
   DDPM,
   NCSN,
   PREDICTORS,
   AdaptiveODE,
   AdaptiveSDE,
   PredictorCorrector,
+  TimeGrid,
+  UniPC,
   correctors,
   make_grid,
   predictors,
+  sample,
 )
 from score_sde.sde import VE, VP, SubVP
 
@@ -231,6 +238,57 @@ def test_ddpm_is_ancestral_sampling_on_the_official_grid():
   assert info["nfe"] == 30
   other, _ = stepping(DDPM(num_scales=30, posterior_variance=True), sde, None)(score, jax.random.key(0), (4, 2))
   assert np.abs(other - x).max() > 1e-3
+
+
+def test_the_posterior_variance_of_a_table_is_ddpms():
+  """Ho et al. 2020, eq. (7): beta_i (1 - alpha-bar_(i-1)) / (1 - alpha-bar_i), zero at the last entry."""
+  sde, n = VP(), 50
+  grid = make_grid("official", sde, n, 1e-3)
+  solver = DDPM(num_scales=n, posterior_variance=True, noise_removal=False).on(sde, grid)
+  step = PREDICTORS["ancestral_sampling"](solver, sde, lambda x, t: -x)
+  keys, x = example_keys(jax.random.key(0), jnp.arange(10_000)), jnp.ones((10_000, 1))
+  beta = np.linspace(sde.beta_min, sde.beta_max, n) / n
+  bar = np.cumprod(1 - beta)
+  expected = np.sqrt(beta[::-1] * (1 - np.concatenate([[1], bar[:-1]]))[::-1] / (1 - bar)[::-1])
+  times = lambda row: (jnp.full(10_000, value, jnp.float32) for value in row)
+  found = [float(np.std(np.subtract(*step(keys, x, *times(row))))) for row in grid.rows[[0, 20, 47, 48, 49]]]
+  np.testing.assert_allclose(found, expected[[0, 20, 47, 48, 49]], rtol=0.03, atol=1e-6)
+  assert found[-1] == 0
+  drawn, _ = stepping(dataclasses.replace(solver), sde, None)(lambda x, t: -x, jax.random.key(0), (8, 2))
+  assert np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_a_start_below_T_begins_with_the_noise_of_that_time(name):
+  sde = SDES[name]
+  score = lambda x, t: -x / expand(sde.alpha(t) ** 2 + sde.sigma(t) ** 2, x)  # of N(0, I)
+  x = sample(jax.random.key(0), sde, score, (4000, 2), t_start=0.7, solver=UniPC(), steps=30)
+  grid = make_grid("log_snr", sde, 29, EPS[name], t_start=0.7)
+  np.testing.assert_array_equal(x, sample(jax.random.key(0), sde, score, (4000, 2), grid=grid, solver=UniPC()))
+  start = float(sde.sigma(0.7) / jnp.sqrt(sde.alpha(0.7) ** 2 + sde.sigma(0.7) ** 2))  # the data's share is missing
+  assert np.std(x) == pytest.approx(start, rel=0.05)
+
+
+def test_a_replaced_part_is_exact_after_the_last_step_of_the_official_grid():
+  sde, y = VP(), jnp.full((16, 2), 0.5)
+  solver = PredictorCorrector("euler_maruyama", "none", noise_removal=False)
+  known = guidance.inpaint(jnp.array([1.0, 0.0]), y)
+  x = sample(
+    jax.random.key(0), sde, lambda x, t: -x, (16, 2), solver=guidance.Projection()(known)(solver), steps=100,
+    grid="official",
+  )  # fmt: skip
+  np.testing.assert_allclose(x[:, 0], 0.5, atol=1e-6)
+  assert np.isfinite(x).all()
+
+
+def test_grids_that_end_without_noise_are_for_solvers_that_do_not_evaluate_there():
+  sde, grid = VP(), TimeGrid.through([1.0, 0.5, 0.1, 0.0])
+  draw = lambda solver: sample(jax.random.key(0), sde, lambda x, t: -x, (4, 2), solver=solver, grid=grid)
+  assert np.isfinite(draw(DDIM(noise_removal=False))).all()
+  with pytest.raises(InvalidArgument, match="End the grid at a small eps"):
+    draw(UniPC())
+  one = sample(jax.random.key(0), sde, lambda x, t: -x, (4, 2), solver=DDIM(), steps=1, grid="official")
+  assert np.isfinite(one).all()
 
 
 @pytest.mark.thorough

@@ -50,10 +50,10 @@ class Projection(Options):
     known, measured_std = _in_basis(measurement)
 
     def update(sde: SDE, keys: Array, x: Array, mean: Array, t: Array) -> tuple[Array, Array]:
-      sde = linear(sde, "A constraint")
+      sde, t = linear(sde, "A constraint"), jnp.maximum(t, 0)  # the last step of grid='official' ends below 0
       alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
       variance = sigma**2 - (alpha * measured_std) ** 2
-      share = jnp.where(variance > 0, self.strength, 0.0)  # 0 if not measured, with infinite measured_std
+      share = jnp.where(variance >= 0, self.strength, 0.0)  # 0 if not measured, with infinite measured_std
       std = jnp.sqrt(jnp.maximum(variance, 0.0))
       z = operator.rotate(normal(keys, x))
       mix = lambda x, y: operator.unrotate((1 - share) * operator.rotate(x) + share * y)

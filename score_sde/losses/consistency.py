@@ -177,9 +177,8 @@ class ConsistencyLoss(Options):
       first, last = self.first_scales**2, (self.last_scales + 1) ** 2
       return jnp.maximum(jnp.ceil(jnp.sqrt(share * (last - first) + first) - 1), 1).astype(jnp.int32) + 1
     if self.objective == "ict":
-      stages = math.floor(self._halvings) + 1
-      stage = jnp.minimum(jnp.floor(share * stages), stages - 1)
-      return jnp.minimum(self.first_scales * 2**stage, self.last_scales).astype(jnp.int32) + 1
+      stages = math.log2(self.last_scales // self.first_scales) + 1
+      return jnp.minimum(self.first_scales * 2 ** jnp.floor(share * stages), self.last_scales).astype(jnp.int32) + 1
     if self.objective == "progressive":
       return jnp.round(self.last_scales / 2 ** (self._stage(step) + 1)).astype(jnp.int32)
     return jnp.asarray(self.last_scales, jnp.int32)
@@ -199,7 +198,7 @@ class ConsistencyLoss(Options):
       ends = self._stage(step + 1) != self._stage(step)
       return jax.tree.map(lambda new, old: jnp.where(ends, new, old), ema_params, target)
     rate: Any = self.target_rate
-    if self.objective == "ct":  # N(k) of the paper is one less than the number of levels
+    if self.objective == "ct":  # by the number of intervals, as in the official code; the paper's N(k) are the levels
       rate = jnp.exp(self.first_scales * math.log(self.target_rate) / (self.scales(step) - 1))
     return jax.tree.map(lambda new, old: rate * old + (1 - rate) * new, params, target)
 

@@ -22,7 +22,7 @@ from score_sde.run.workdir import make_workdir
 log = logging.getLogger(__name__)
 
 # A combination of the stored averages whose profile differs by more than this share from the one wanted is refused.
-FARTHEST = 0.3
+FARTHEST = 1 / 3
 
 
 def reconstruct(config: ConfigDict, workdir: str, widths: Sequence[str]) -> None:

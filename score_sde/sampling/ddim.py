@@ -29,9 +29,9 @@ class DDIM(FewStep):
   def step(self, sde: SDE, score: Score, keys: Keys, state: State, t: Time, start: Time, stop: Time) -> State:
     sde = linear(sde, "DDIM")
     x, denoised = state.x, denoiser(sde, score)(state.x, t)
-    ratio, std = sde.transition(stop, start)
+    _, std = sde.transition(stop, start)
     sigma = sde.sigma(start)
-    v = (self.eta * std / (ratio * sigma)) ** 2 * jnp.maximum(sigma**2 - std**2, 0.0)
+    v = (self.eta * std * sde.sigma(stop) / sigma) ** 2
     noise = (x - expand(sde.alpha(start), x) * denoised) / expand(sigma, x)
     rest = jnp.sqrt(jnp.maximum(sde.sigma(stop) ** 2 - v, 0.0))
     mean = expand(sde.alpha(stop), x) * denoised + expand(rest, x) * noise

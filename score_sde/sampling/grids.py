@@ -167,11 +167,11 @@ def make_grid(
   if not 0 < eps < start:
     raise InvalidArgument(f"eps={eps} must lie in (0, {start}), so that time runs from noise to data.", "eps")
   check_kernel(sde, [start, eps])
-  if name == "official":
+  if name == "official" and n:  # without steps, it is only the start
     if start != sde.T:
       raise InvalidArgument(
         f"grid='official' starts at {sde.T}, not at t_start={start}: use 'uniform'.", "grid", "t_start"
       )
     return official(sde, n, eps, tabulated)
   with jax.ensure_compile_time_eval():  # gives numbers, not tracers, also inside a compiled function
-    return TimeGrid.through(CHAINED[name](sde, n, eps, start))
+    return TimeGrid.through(CHAINED[name if n else "uniform"](sde, n, eps, start))

@@ -66,10 +66,11 @@ class PredictorCorrector(Solver):
     "else True", needs={"predictor": ("ancestral_sampling",)},
   )  # fmt: skip
   # Set by the caller that runs the solver. num_scales: noise levels of the model, for a(t) of a corrector. tabulated:
-  # True if the grid's tables are used (`on` sets it). axis_name: mapped axis (for example of pmap) of a spread batch.
-  # real: (B,) False for copies that only fill up a spread batch; None if there are none.
+  # True if the grid's tables, of `table_size` entries, are used (`on` sets both). axis_name: mapped axis (for example
+  # of pmap) of a spread batch. real: (B,) False for copies that only fill up a spread batch; None if there are none.
   num_scales: int = 1000
   tabulated: bool = False
+  table_size: int = 0
   axis_name: str | None = None
   real: Array | None = None
 
@@ -123,7 +124,7 @@ class PredictorCorrector(Solver):
           f"steps={len(grid)} is too small for grid='official' under {name}: the table's sqrt(1 - beta / steps) is not "
           "a number. Use more steps (more than beta_max), or grid='uniform'.", "steps", "grid",
         )  # fmt: skip
-    return dataclasses.replace(self, tabulated=grid.official)
+    return dataclasses.replace(self, tabulated=grid.official, table_size=len(grid) if grid.official else 0)
 
   def averaged(self, norms: Array) -> Array:
     """Returns the mean of norms (B,) over the whole batch."""

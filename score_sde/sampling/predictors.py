@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from score_sde.batch import Array, Batch, Keys, Time, expand, normal
-from score_sde.sde import SDE, Reverse, Score, apply_diffusion, covariance_pull, linear
+from score_sde.sde import SDE, VP, Reverse, Score, apply_diffusion, covariance_pull, linear
 
 if TYPE_CHECKING:
   from score_sde.sampling.predictor_corrector import PredictorCorrector
@@ -69,19 +69,31 @@ def ancestral_sampling(solver: PredictorCorrector, sde: SDE, score: Score) -> Pr
 
       x_mean = (x + v score) / r,    x = x_mean + s z,    x_start | x_stop ~ N(r x_stop, v)
 
-  s² is the posterior variance v (sigma² - v) / (r sigma)², or v if `posterior_variance` is False (the two choices of Ho
-  et al. 2020, Section 3.2). The default is v for VP, as published, and the posterior variance for other SDEs.
-  Song et al. 2021, Appendix F.
+  s² is the posterior variance v (sigma² - v) / (r sigma)² = v sigma_stop² / sigma², or v if `posterior_variance` is
+  False (the two choices of Ho et al. 2020, Section 3.2). The default is v for VP, as published, and the posterior
+  variance for other SDEs. Song et al. 2021, Appendix F.
   """
   sde = linear(sde, "predictor='ancestral_sampling'")
   posterior = sde.posterior_variance if solver.posterior_variance is None else solver.posterior_variance
+  n = solver.table_size
+  # The chain's own sigmas. Those of VE are sigma(start).
+  levels = sde.levels(n)[1] if posterior and solver.tabulated and isinstance(sde, VP) else None
+
+  def share(std: Array, ratio: Array, start: Time, stop: Time) -> Array:
+    """Returns s / sqrt(v)."""
+    if not solver.tabulated:
+      return sde.sigma(stop) / sde.sigma(start)
+    if levels is None:
+      sigma = sde.sigma(start)
+    else:
+      sigma = jnp.asarray(levels, std.dtype)[jnp.round(start / sde.T * (n - 1)).astype(jnp.int32)]
+    return jnp.sqrt(jnp.maximum(sigma**2 - std**2, 0.0)) / (ratio * sigma)
 
   def step(keys: Keys, x: Batch, t: Time, start: Time, stop: Time) -> tuple[Batch, Batch]:
     ratio, std = sde.chain(t, start, stop) if solver.tabulated else sde.transition(stop, start)
     x_mean = (x + expand(std, x) ** 2 * score(x, t)) / expand(ratio, x)
     if posterior:
-      sigma = sde.sigma(start)
-      std = std * jnp.sqrt(jnp.maximum(sigma**2 - std**2, 0.0)) / (ratio * sigma)
+      std = std * share(std, ratio, start, stop)
     return x_mean + expand(std, x) * normal(keys, x), x_mean
 
   return step
