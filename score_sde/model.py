@@ -15,13 +15,28 @@ from score_sde.guidance import DDRM, LinearOperator, Measurement, Projection, co
 from score_sde.guidance.posterior import Posterior
 from score_sde.likelihood import ExactLikelihood, bits_per_dim, decode, encode
 from score_sde.parameterization import ConsistencyModel, ScoreModel
-from score_sde.sampling import AnySolver, Consistency, DPMSolverSDE, UniPC, make_grid, sample
+from score_sde.sampling import (
+  DDPM,
+  NCSN,
+  AnySolver,
+  Consistency,
+  DPMSolverSDE,
+  FewStep,
+  Solver,
+  TimeGrid,
+  UniPC,
+  make_grid,
+  sample,
+)
 from score_sde.sampling.sample import check_parts
 from score_sde.scaling import Scaling
 from score_sde.sde import SDE
 
 # Streams of a call's key.
 DEQUANTIZE, PROBE = range(2)
+
+# Default number of steps with a measurement.
+MEASURED_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +54,7 @@ class Model:
     eps: the time at which sampling ends.
     condition_shape: shape of the condition of an example, for a network with conditions, else ().
     condition_scaling: the scaling of conditions for the network.
-    optional: those of "label" and "condition" that the network was trained without for some examples, so that it
-      needs none.
+    optional: which of "label" and "condition" may be left out, because the network was also trained without them.
     solver, steps, grid: the sampler of a model that was trained for certain noise levels only; None for the defaults
       of `sample`.
     likelihood: the likelihood, with the default options of `log_likelihood` and `bits_per_dim`.
@@ -107,44 +121,51 @@ class Model:
         a consistency model), "projection" or "ddrm"; or one with options, such as `guidance.Projection(strength=0.5)`.
       solver: by default that of the model, if it has one, or UniPC, or DPMSolverSDE with a measurement; always
         Consistency for a consistency model.
-      steps: steps of the solver; by default those of the model or of the solver, and 100 with a measurement.
+      steps: steps of the solver; by default those of the model, if it has its own sampler, or those of the solver; 100
+        with a measurement and a solver for few steps.
       **options: options of `score_sde.sample`: grid, eps, t_start, x_T, first.
 
     Raises:
-      InvalidArgument: for an unknown method, a label that does not exist, a network that needs a class or condition and
-        gets none or a measurement, or a solver that cannot run with the other arguments.
+      InvalidArgument: for an unknown method, a label that does not exist, a condition that the network needs and does
+        not get, a measurement for a network that needs a class or condition, or a solver that cannot run with the other
+        arguments.
     """
     check_parts(self.sde, solver)
     if measurement is not None:
       return self._restored(key, n, measurement, method, solver, steps, label, condition, options)
-    solver, steps, options = self._chosen(solver, steps, options, UniPC())
+    solver, steps, options = self._chosen(solver, steps, options)
     y = self._given(label, condition, n, in_turn=True)
     return self._out(self._drawn(key, n, self.score, y, solver, steps, options))
 
-  def _chosen(self, solver, steps, options, default, default_steps=None):
-    """Returns (solver, steps, options): those of a call, else those of the model, else the default."""
+  def _chosen(self, solver, steps, options, measured=False):
+    """Returns (solver, steps, options) of a call, with those of the model for those that it leaves open."""
     if self._is_consistency:
-      return *self._chosen_consistency(solver, steps, default_steps), options
-    if solver is None and self.solver is None:
-      return default, default_steps if steps is None else steps, options
-    if solver is None or solver == self.solver:
-      solver, steps = self.solver, self.steps if steps is None else steps
+      return self._chosen_consistency(solver, steps, options, measured)
+    own = self.solver
+    if own is not None and solver in (None, own):
       options = ({} if self.grid is None else {"grid": self.grid}) | options
+      return own, self.steps if steps is None else steps, options
+    if solver is None:
+      solver = DPMSolverSDE() if measured else UniPC()
+    if steps is None and measured and isinstance(solver, FewStep):
+      steps = MEASURED_STEPS
     return solver, steps, options
 
-  def _chosen_consistency(self, solver, steps, default_steps):
+  def _chosen_consistency(self, solver, steps, options, measured):
     if not isinstance(solver, Consistency | None):
       raise InvalidArgument(
         f"solver={type(solver).__name__} needs a score, and this is a consistency model: use Consistency.", "solver"
       )
     own = self._consistency
+    if options.get("t_start") is not None or isinstance(options.get("grid"), TimeGrid):
+      own = Consistency()  # the call has a start of its own
+    if steps is None and measured and not (solver and solver.sigmas):
+      steps = MEASURED_STEPS
     if solver is None:
-      given = (steps, default_steps, self.steps, len(own.sigmas) + 1)
-      steps = next(number for number in given if number is not None)
-      solver = own if steps == len(own.sigmas) + 1 else dataclasses.replace(own, sigmas=())
+      solver = own if steps in (None, len(own.sigmas) + 1) else dataclasses.replace(own, sigmas=())
     elif solver.start_sigma is None:
       solver = dataclasses.replace(solver, start_sigma=own.start_sigma)
-    return solver, len(solver.sigmas) + 1 if steps is None else steps
+    return solver, len(solver.sigmas) + 1 if steps is None else steps, options
 
   def _drawn(self, key, n, score, condition, solver, steps, options, constraint=None) -> Array:
     options = {"eps": self.eps} | options
@@ -157,16 +178,18 @@ class Model:
     method = self._method(method)
     if label is not None or condition is not None or not self._goes_without:
       raise InvalidArgument(
-        "measurement: it takes no label and no condition beside it, and needs a network without both, or one that was "
+        "measurement: it cannot be combined with a label or condition, and the network must have neither, or be "
         "trained with model.label_dropout and model.condition_dropout.", "measurement",
       )  # fmt: skip
     on_data, given = self._measured(measurement, n)
     if isinstance(method, DDRM):
       if solver is not None:
         raise InvalidArgument("method='ddrm' is a solver itself: leave solver unset.", "method", "solver")
-      steps = 100 if steps is None else steps
+      steps = MEASURED_STEPS if steps is None else steps
     else:
-      solver, steps, options = self._chosen(solver, steps, options, DPMSolverSDE(), 100)
+      if isinstance(method, Projection) and not self._takes_constraints:
+        solver = solver or DPMSolverSDE()
+      solver, steps, options = self._chosen(solver, steps, options, measured=True)
     if isinstance(method, Projection | DDRM):
       x = self._drawn(key, n, self.score, given, solver, steps, options, constraint=method)
     else:
@@ -283,6 +306,11 @@ class Model:
     return self.solver if isinstance(self.solver, Consistency) else Consistency()
 
   @property
+  def _takes_constraints(self) -> bool:
+    """Tells whether the model's own solver, if it has one, can be followed by a constraint."""
+    return self.solver is None or (isinstance(self.solver, Solver) and not isinstance(self.solver, NCSN | DDPM))
+
+  @property
   def _goes_without(self) -> bool:
     """Tells whether the network needs neither a class nor a condition."""
     needs = {"label": self.classes > 0, "condition": bool(self.condition_shape)}
@@ -362,7 +390,8 @@ class Model:
   def _measured(self, measurement: Measurement, n: int) -> tuple[Measurement, Measurement]:
     """Returns the measurement of `n` samples on the scale of the data, and on that of the network.
 
-    There y / slope is a measurement of x / slope + low by A, or for A that is not linear by x -> A(data of x) / slope.
+    For a linear A, y / slope + A low measures the network's x by A. For any other A, y / slope measures it by
+    x -> A(data of x) / slope.
     """
     if len(measurement.y) not in (1, n):
       raise InvalidArgument(

@@ -175,12 +175,15 @@ def test_code_that_a_workdir_names_is_not_run_unless_allowed(workdir, tmp_path):
 
   folder = tmp_path / "run"
   shutil.copytree(workdir, folder)
-  (tmp_path / "mine.py").write_text("import score_sde\nopen('ran', 'w').close()\nsde = lambda model: score_sde.VP()\n")
+  (tmp_path / "mine.py").write_text(
+    f"import score_sde\nopen({str(tmp_path / 'ran')!r}, 'w').close()\nsde = lambda model: score_sde.VP()\n"
+  )
   values = json.loads((folder / "config.json").read_text())
   values["training"]["sde"] = f"{tmp_path}/mine.py:sde"
   (folder / "config.json").write_text(json.dumps(values))
   with pytest.raises(ss.ScoreSDEError, match=r"names code that would be run: .*mine.py:sde.*allow_code=True"):
     ss.load(str(folder))
+  assert not (tmp_path / "ran").exists()
   with pytest.raises(ss.ScoreSDEError, match="holds checkpoints of another model"):  # its signature names the SDE
     ss.load(str(folder), allow_code=True)
 

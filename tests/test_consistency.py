@@ -426,6 +426,12 @@ def test_samples_and_latents_of_a_model_start_at_its_noise_level():
     np.testing.assert_allclose(drawn.mean(0), MEAN, atol=0.08)
     np.testing.assert_allclose(drawn.var(0), VARIANCE, rtol=0.05)
   assert all(np.abs(drawn.mean(0) - MEAN).max() > 0.2 for drawn in x[None])
+  model = ss.Model(exact, 0.0, ss.Scaling(levels=None), (3,), eps=EPS, solver=ss.Consistency(start_sigma=40.0))
+  start = jnp.full((2000, 3), 0.3)  # an edit starts where it says, with the state that it gives
+  edited = model.sample(jax.random.key(0), 2000, t_start=0.5, x_T=start)
+  np.testing.assert_allclose(edited, exact.data(0.0, start, jnp.full(2000, 0.5)), rtol=1e-3)
+  with pytest.raises(ss.InvalidArgument, match="leave one of them unset"):
+    model.sample(jax.random.key(0), 4, solver=ss.Consistency(start_sigma=2.0), t_start=0.5)
 
 
 def test_objectives_are_named():

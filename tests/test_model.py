@@ -9,11 +9,13 @@ from ml_collections import ConfigDict
 from test_config import load
 
 import score_sde as ss
+from score_sde.run import checkpoints, train_step, training
+from score_sde.run.checkpoints.transfer import export_weights
 from score_sde.run.config import make_sde, resolve
 from score_sde.run.config.networks import create
 from score_sde.run.evaluate.chosen import short_run
-from score_sde.run.experiment import make_model, make_solver
-from score_sde.run.loading import _own_sampler
+from score_sde.run.experiment import build, make_model, make_solver
+from score_sde.run.loading import _own_sampler, read_config
 
 SDE = ss.VP()
 MEANS = jnp.array([-1.0, 0.0, 2.0])
@@ -63,7 +65,7 @@ def test_a_condition_is_asked_for_unless_the_network_goes_without():
   np.testing.assert_allclose(free.sample(key, 4000).mean(0), [7, 7], atol=0.1)
   known = ss.guidance.inpaint(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.0]))
   np.testing.assert_array_equal(free.sample(key, 4, measurement=known, steps=3)[:, 0], 0.5)
-  with pytest.raises(ss.InvalidArgument, match=r"trained with model\.label_dropout and model\.condition_dropout"):
+  with pytest.raises(ss.InvalidArgument, match=r"with model\.label_dropout and model\.condition_dropout"):
     strict.sample(key, 4, measurement=known)
 
 
@@ -121,3 +123,37 @@ def test_an_average_that_is_mostly_the_beginning_is_named():
   config = ConfigDict({"model": {"ema_rate": 0.9999, "ema_warmup": False}})
   assert "2,000: the initial parameters still have a weight of 82%" in short_run(config, 2000)
   assert short_run(config, 20_000) == ""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """The workdir of a run of a few steps, whose average of the parameters is still the beginning."""
+  folder = str(tmp_path_factory.mktemp("short") / "run")
+  steps = {"training__batch_size": 8, "training__n_iters": 2, "training__n_jitted_steps": 2, "training__log_freq": 2,
+    "training__eval_freq": 2, "training__snapshot_freq": 2, "training__snapshot_freq_for_preemption": 2}  # fmt: skip
+  training.train(runs.tiny(
+    **steps, training__final_report=False, training__snapshot_sampling=False, eval__batch_size=8,
+    model__ema_warmup=False, model__ema_rate=0.999, eval__num_probes=3, eval__rtol=0.02,
+  ), folder)  # fmt: skip
+  return folder
+
+
+def test_raw_parameters_and_the_options_of_the_run_are_loaded(run, tmp_path):
+  with pytest.warns(UserWarning, match=r"still have a weight of 100% in it\. Choose weights='raw'"):
+    average = ss.load(run)
+  raw = ss.load(run, weights="raw")
+  with checkpoints.manager(run) as opened:
+    state = train_step.restore_state(opened, build(read_config(run)), run)
+  for its, expected in ((average, state.ema_params), (raw, state.params)):
+    jax.tree.map(np.testing.assert_array_equal, its.params, expected)
+  assert (average.likelihood.num_probes, average.likelihood.rtol) == (3, 0.02)
+  for only in (False, True):
+    export_weights(read_config(run), run, file := str(tmp_path / f"{only}.safetensors"), ema_only=only)
+  both = ss.load(str(tmp_path / "False.safetensors"), weights="raw")
+  jax.tree.map(np.testing.assert_array_equal, both.params, raw.params)
+  with pytest.raises(ss.ScoreSDEError, match="holds only the average"):
+    ss.load(file, weights="raw")
+  with pytest.raises(ss.ScoreSDEError, match="the parameters of one step only"):
+    ss.load(file, "best")
+  with pytest.raises(ss.InvalidArgument, match="weights='row'"):
+    ss.load(run, weights="row")

@@ -25,6 +25,7 @@ from score_sde.run.config import (
   BadInput,
   as_bad_input,
   choose,
+  distills_progressively,
   make,
   make_sde,
   names_of,
@@ -289,6 +290,11 @@ def make_sampler(config: ConfigDict, sde: SDE, solver: Any = None, **changed: An
     BadInput: if the options are wrong or do not go together.
   """
   g, s = config.guidance, config.sampling
+  if distills_progressively(config.training) and s.method == "ddim" and s.noise_removal:
+    raise BadInput(
+      "training.objective='progressive' trains steps that end at the noise of sampling.eps, and "
+      "sampling.noise_removal=True makes other ones: use --config.sampling.noise_removal=False."
+    )
   t_start = g.t0 if g.task == "edit" else None
   if solver is None:
     solver = (

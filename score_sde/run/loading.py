@@ -107,9 +107,9 @@ def _own_sampler(config: ConfigDict, model: ScoreModel) -> dict[str, Any]:
   s, t = config.sampling, config.training
   if isinstance(model, ConsistencyModel):
     return {"solver": make(Consistency, config, "sampling")}
-  if distills_progressively(t) and s.method != "ddim":
+  if distills_progressively(t):
     return {"solver": DDIM(noise_removal=False), "steps": t.first_scales, "grid": "karras"}
-  if distills_progressively(t) or (model.num_scales or FEW_LEVELS) < FEW_LEVELS:
+  if (model.num_scales or FEW_LEVELS) < FEW_LEVELS:
     solver = make_solver(config)
     own = isinstance(solver, NCSN | DDPM)  # these have their number of steps, and their grid
     return {"solver": solver} | ({} if own else {"steps": s.num_steps, "grid": s.grid})
@@ -133,7 +133,7 @@ def find(
   file = path_of(path)
   if file.suffix != ".safetensors":
     config = resolve(read_config(str(file), allowed=allowed))
-    return config, lambda: _params_of_workdir(config, str(file), checkpoint, weights or config.eval.weights)
+    return config, lambda: _params_of_workdir(config, str(file), checkpoint, weights)
   if not file.is_file():
     raise BadInput(f"{path!r} does not exist.")
   if checkpoint != "latest":
@@ -146,7 +146,7 @@ def find(
       f"config.json of the run beside the file, as {beside.name}."
     )
   config = resolve(parse_config(text, str(file), allowed=allowed))
-  return config, lambda: _params_of_file(config, pathlib.Path(file), weights or config.eval.weights)
+  return config, lambda: _params_of_file(config, pathlib.Path(file), weights)
 
 
 @contextlib.contextmanager
@@ -161,12 +161,13 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def _params_of_workdir(config: ConfigDict, workdir: str, checkpoint: str, weights: str) -> Any:
+def _params_of_workdir(config: ConfigDict, workdir: str, checkpoint: str, weights: str | None) -> Any:
   from score_sde.run.evaluate import chosen
   from score_sde.run.train_step import abstract_state, saved_form
 
-  if weights == "raw":
-    targets: dict[str, Any] = {"state": jax.eval_shape(saved_form, abstract_state(build(config)))}
+  raw = (weights or config.eval.weights) == "raw"
+  if raw:
+    targets: dict[str, Any] = {"state": jax.eval_shape(saved_form, abstract_state(build(_anywhere(config))))}
   else:
     shape = data.example_shape(config)
     targets = {"ema_params": abstract_params(create(config, shape), shape)}
@@ -174,10 +175,19 @@ def _params_of_workdir(config: ConfigDict, workdir: str, checkpoint: str, weight
     found = checkpoints.restore(manager, targets, signature(config), workdir, chosen.chosen_step(checkpoint, workdir))
   assert found is not None
   step, items = found
-  if weights == "ema" and (warning := chosen.short_run(config, step)):
-    warnings.warn(f"{warning} Load them by ss.load(..., weights='raw').", stacklevel=4)
-  params = items["state"]["params"] if weights == "raw" else items["ema_params"]
+  if weights is None and not raw and (warning := chosen.short_run(config, step)):
+    warnings.warn(f"{warning} Choose weights='raw' or weights='ema' of ss.load.", stacklevel=5)
+  params = items["state"]["params"] if raw else items["ema_params"]
   return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), devices.local(params))  # of one device
+
+
+def _anywhere(config: ConfigDict) -> ConfigDict:
+  """Returns a config with the same training state that can be built on any number of devices."""
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked():
+    config.training.update({"parallelism": "pmap", "batch_size": devices.total_count(), "accumulation": 1})
+    config.sampling.condition = ""
+  return config
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -188,11 +198,14 @@ def _metadata(file: Path) -> dict[str, str]:
     raise BadInput(f"{str(file)!r} is no safetensors file, or damaged ({error}).") from error
 
 
-def _params_of_file(config: ConfigDict, file: pathlib.Path, kind: str) -> Any:
+def _params_of_file(config: ConfigDict, file: pathlib.Path, kind: str | None) -> Any:
   shape = data.example_shape(config)
   flat: dict[str, Any] = flatten_dict(abstract_params(create(config, shape), shape), sep="/")
   expected = {k: v.shape for k, v in flat.items()}
   weights = published.read(file, expected)
-  chosen = weights.ema if kind == "ema" else weights.params
+  raw = (kind or config.eval.weights) == "raw"
+  if kind == "raw" and weights.params is weights.ema:
+    raise BadInput(f"weights='raw': {str(file)!r} holds only the average of the parameters. Leave weights out.")
+  chosen = weights.params if raw else weights.ema
   published.check(chosen, expected, str(file))
   return unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in chosen.items()})

@@ -35,4 +35,5 @@ def get_config(source: str) -> ConfigDict:
       section, name = key.split(".")
       config[section][name] = value
   config.model.dropout = 0.0
+  config.model.label_dropout = 0.0  # the row of zeros for no class is ours, and was never trained
   return config

@@ -15,7 +15,7 @@ from score_sde.errors import InvalidArgument
 from score_sde.guidance import DDRM, Constraint, Measurement
 from score_sde.run import devices
 from score_sde.sampling import AdaptiveODE, AdaptiveSDE, AnySolver, Clip, Solver, TimeGrid, grid_for
-from score_sde.sampling.sample import check_condition, check_shape, check_times
+from score_sde.sampling.sample import check_condition, check_shape, check_times, noise_of
 from score_sde.sampling.solver import all_finite
 from score_sde.sde import SDE, Score, as_argument, bind, linear
 
@@ -104,7 +104,7 @@ class Sampler:
     solver: Any = self.solver
 
     def draw_prior(keys: Array, like: Array) -> Array:
-      return sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype)
+      return noise_of(sde, sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype), self.start)
 
     def init(keys: Array, real: Array, condition: Any, x: Array) -> Any:
       if isinstance(solver, AdaptiveSDE):

@@ -79,6 +79,8 @@ def find_model(
   from score_sde.run.experiment import abstract_params, make_model, make_sde
   from score_sde.run.loading import create, find  # these import this module
 
+  if checkpoint != "latest" and path.endswith(".safetensors"):
+    raise BadInput(f"{key}_checkpoint={checkpoint!r}: {path!r} holds the parameters of one step only. Leave it unset.")
   named = [v for part in config.values() if isinstance(part, ConfigDict) for v in part.values() if is_plugin(v)]
   its, read = find(path, checkpoint, allowed=named)
   if its.training.task == "classifier" or trains_paths(its.training):

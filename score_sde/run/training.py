@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices, heap
 from score_sde.run import evaluate as evaluation
-from score_sde.run.config import BadInput, as_dict, sde_name, signature
+from score_sde.run.config import BadInput, as_dict, distills_progressively, sde_name, signature
 from score_sde.run.config.networks import warn_of_attention
 from score_sde.run.devices import programs
 from score_sde.run.evaluate.judge import make_judge
@@ -47,6 +47,11 @@ class Diverged(ScoreSDEError):
 
 
 def _check_options(config: ConfigDict) -> None:
+  if distills_progressively(config.training) and config.training.rho != 7:
+    raise BadInput(
+      f"training.rho={config.training.rho} must be 7 for training.objective='progressive': the grid 'karras', by which "
+      "its students are sampled, has this exponent."
+    )
   n, profiled = config.training.n_jitted_steps, tuple(config.training.profile_steps)
   if profiled and not (
     len(profiled) == 2 and all(isinstance(i, int) for i in profiled) and 0 <= profiled[0] < profiled[1]

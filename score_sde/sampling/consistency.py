@@ -29,7 +29,8 @@ class Consistency(FewStep):
       networks are then badly trained there.
 
   Raises:
-    InvalidArgument: for `sigmas` that do not decrease within the noise levels of sampling, or another number of steps.
+    InvalidArgument: for `sigmas` that do not decrease within the noise levels of sampling, for a number of steps other
+      than len(sigmas) + 1, or for `start_sigma` beside a start below T.
 
   Example:
     >>> import jax, score_sde as ss
@@ -40,6 +41,7 @@ class Consistency(FewStep):
   """
 
   default_steps: ClassVar[int] = 1
+  denoises_end: ClassVar[bool] = False
 
   end: float = 0.0  # time at which sampling ends, set by `on`
 
@@ -56,6 +58,11 @@ class Consistency(FewStep):
     time = lambda s: float(its.time_of_log_snr(jnp.asarray(-2 * np.log(s))))
     with jax.ensure_compile_time_eval():  # a schedule is the same for all samples
       first, last = level(grid.begin), level(grid.end)
+      if self.start_sigma is not None and grid.begin < sde.T:
+        raise InvalidArgument(
+          f"start_sigma={self.start_sigma} and a start at t={grid.begin}: leave one of them unset.", "start_sigma",
+          "t_start",
+        )  # fmt: skip
       if self.start_sigma is not None and not last < self.start_sigma <= first * (1 + 1e-6):
         raise InvalidArgument(
           f"start_sigma={self.start_sigma} must lie in ({last:.3g}, {first:.3g}], the noise levels at the end and the "

@@ -82,7 +82,7 @@ def ancestral_sampling(solver: PredictorCorrector, sde: SDE, score: Score) -> Pr
   def share(std: Array, ratio: Array, start: Time, stop: Time) -> Array:
     """Returns s / sqrt(v)."""
     if not solver.tabulated:
-      return sde.sigma(stop) / sde.sigma(start)
+      return jnp.where(stop > 0, sde.sigma(stop), 0) / sde.sigma(start)
     if levels is None:
       sigma = sde.sigma(start)
     else:

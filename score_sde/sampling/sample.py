@@ -13,7 +13,7 @@ from score_sde.sampling.adaptive import AdaptiveSDE
 from score_sde.sampling.grids import TimeGrid, make_grid
 from score_sde.sampling.ode import AdaptiveODE
 from score_sde.sampling.predictor_corrector import PredictorCorrector
-from score_sde.sampling.solver import FewStep, Solver, all_finite
+from score_sde.sampling.solver import Solver, all_finite
 from score_sde.sde import SDE, VE, Score, bind, check_kernel, linear
 
 AnySolver = Solver | AdaptiveODE | AdaptiveSDE
@@ -60,8 +60,8 @@ def sample(
       `eps` and `t_start`.
     eps: the time at which sampling ends, in (0, t_start); by default sde.eps (VE 1e-5, others 1e-3).
     t_start: the time at which sampling starts, in (0, T]; by default T.
-    x_T: the state at which sampling starts, of `shape`; by default drawn from the SDE's prior, or noise of
-      sigma(t_start).
+    x_T: the state at which sampling starts, of `shape`; by default drawn from the SDE's prior, or for a start below T
+      normal noise with the standard deviation sigma of that time.
     condition: a pytree of (B, ...) arrays, passed to the score.
     first: the index of the first sample.
     dtype: dtype of the samples; float64 needs jax_enable_x64.
@@ -90,10 +90,9 @@ def sample(
     check_kernel(sde, [start, eps], dtype)
   keys = example_keys(key, first + jnp.arange(shape[0]))
   x = start_from(sde, keys, shape, x_T, dtype)
-  begin = grid.begin if isinstance(grid, TimeGrid) else start
-  if x_T is None and begin < sde.T:
-    its = linear(sde, f"A start at t={begin} without x_T")
-    x = (its.sigma(jnp.asarray(begin, x.dtype)) / its.prior_std).astype(x.dtype) * x
+  begin = grid.begin if isinstance(grid, TimeGrid) and isinstance(solver, Solver) else start
+  if x_T is None:
+    x = noise_of(sde, x, begin)
   check_condition(condition, shape[0])
   check_score(score, x, condition)
   if isinstance(solver, AdaptiveODE | AdaptiveSDE):
@@ -132,11 +131,6 @@ def grid_for(
       raise InvalidArgument(
         f"grid={grid.begin} to {grid.end} must run from noise to data, within [0, T] = [0, {sde.T}].", "grid"
       )
-    if isinstance(solver, FewStep) and solver.noise_removal and not grid.end:
-      raise InvalidArgument(
-        f"grid={grid.begin} to 0: {type(solver).__name__} with noise_removal=True evaluates the score at the end. End "
-        "the grid at a small eps; noise_removal makes the step to sigma = 0.", "grid",
-      )  # fmt: skip
     return solver.schedule(sde, grid)
   if steps is None:
     steps = getattr(solver, "num_scales", None) if solver.default_grid == "official" else solver.default_steps
@@ -163,6 +157,14 @@ def start_from(sde: SDE, keys: Keys, shape: tuple[int, ...], x_T: Array | None, 
   if jnp.shape(x_T) != tuple(shape):
     raise InvalidArgument(f"x_T={_named(x_T)} must have the samples' shape {tuple(shape)}.", "x_T")
   return jnp.asarray(x_T, dtype)
+
+
+def noise_of(sde: SDE, x: Batch, begin: float) -> Batch:
+  """Returns noise `x` of the prior as noise of time `begin`: with the standard deviation sigma(begin)."""
+  if begin >= sde.T:
+    return x
+  its = linear(sde, f"A start at t={begin} without x_T")
+  return (its.sigma(jnp.asarray(begin, x.dtype)) / its.prior_std).astype(x.dtype) * x
 
 
 def check_shape(shape: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 
 from score_sde.batch import Array, Batch, Finite, Keys, Numbers, Time, fold
+from score_sde.errors import InvalidArgument
 from score_sde.options import Options, option
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sde import SDE, Score, denoiser, linear
@@ -171,10 +172,17 @@ class FewStep(Solver):
 
   default_grid: ClassVar[str] = "log_snr"
   default_steps: ClassVar[int] = 20
+  # True if `noise_removal` evaluates the score where the grid ends.
+  denoises_end: ClassVar[bool] = True
 
   def on(self, sde: SDE, grid: TimeGrid) -> "FewStep":
     linear(sde, type(self).__name__)
     grid.need_chain(type(self).__name__)
+    if self.denoises_end and self.noise_removal and not grid.end:
+      raise InvalidArgument(
+        f"grid={grid.begin} to 0: {type(self).__name__} with noise_removal=True evaluates the score at the end. End "
+        "the grid at a small eps; noise_removal makes the step to sigma = 0.", "grid",
+      )  # fmt: skip
     return self
 
   def finish(self, sde: SDE, score: Score, state: Any, t: Time) -> Batch:

@@ -17,7 +17,6 @@ from score_sde.run.config.sections import (
   EDITING_TASKS,
   LINEAR_TASKS,
   SCORE_METHODS,
-  distills_progressively,
   trains_paths,
 )
 from score_sde.run.toys import TOYS
@@ -69,16 +68,6 @@ def _check_consistency(config: ConfigDict) -> None:
       f"training.objective={t.objective!r} starts from a trained score model: give its workdir as "
       "--config.training.teacher. Objectives without one are ct, ict and scm."
     )
-  if distills_progressively(t) and t.rho != 7:
-    raise BadInput(
-      f"training.rho={t.rho} must be 7 for training.objective='progressive': the grid 'karras', by which its students "
-      "are sampled, has this exponent."
-    )
-  if distills_progressively(t) and method == "ddim" and config.sampling.noise_removal:
-    raise BadInput(
-      "training.objective='progressive' trains steps that end at the noise of sampling.eps, and "
-      "sampling.noise_removal=True makes other ones: use --config.sampling.noise_removal=False."
-    )
   if ends and config.eval.enable_bpd:
     raise BadInput("A consistency model has no likelihood: set --config.eval.enable_bpd=False.")
   if ends and (
@@ -96,12 +85,14 @@ def _check_consistency(config: ConfigDict) -> None:
     )
 
 
-def _check_extrapolation(config: ConfigDict, dropout: str) -> None:
+def _check_extrapolation(config: ConfigDict) -> None:
   """Raises BadInput if guidance compares with a score that the network was not trained for."""
-  if config.guidance.scale != 1 and not config.model[dropout]:
+  given = {"label_dropout": config.model.num_classes, "condition_dropout": config.data.condition_shape}
+  never = [f"model.{name}" for name, has in given.items() if has and not config.model[name]]
+  if config.guidance.scale != 1 and never:
     raise BadInput(
-      f"guidance.scale={config.guidance.scale} compares with the network's score without a class or condition, and "
-      f"model.{dropout}=0 never trained it. Train with model.{dropout}=0.1, or leave guidance.scale at 1."
+      f"guidance.scale={config.guidance.scale} compares with the network's score without classes and conditions, and "
+      f"{' and '.join(never)} of 0 never trained it. Train with a share such as 0.1, or leave guidance.scale at 1."
     )
 
 
@@ -170,7 +161,7 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
         "guidance.task='condition' needs a network that was trained with conditions (data.condition). For classes use "
         "'class'."
       )
-    _check_extrapolation(config, "condition_dropout")
+    _check_extrapolation(config)
     return
   if g.task == "class":
     choose("guidance.method", g.method, CLASS_METHODS)
@@ -180,7 +171,7 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
         "with guidance.classifier the workdir of one that --config=configs/classifier/*.py trained."
       )
     if g.method == "classifier_free":
-      _check_extrapolation(config, "label_dropout")
+      _check_extrapolation(config)
     if g.method == "classifier" and config.data.condition_shape:
       raise BadInput(
         "guidance.method='classifier' is for networks without conditions: use --config.data.condition=none."
