@@ -1,5 +1,7 @@
 """run.py as a user calls it: one line and exit code 2 for whatever cannot work, before anything is compiled."""
 
+import os
+
 import pytest
 import runs
 
@@ -80,3 +82,15 @@ def test_one_command_trains_samples_and_scores_on_several_devices(tmp_path):
   assert "2 cpu devices" in err
   for name in ("config.json", "samples.png", "denoising.png", "curves.png", "report.json", "metrics.csv"):
     assert (tmp_path / name).stat().st_size > 100, name
+
+
+def test_a_reader_may_close_the_help(monkeypatch, tmp_path):
+  """As `--help | head` does: the program neither fails, nor writes into the pipe at its end."""
+  from score_sde.run.cli import helps
+
+  reading, writing = os.pipe()
+  os.close(reading)
+  with os.fdopen(writing, "w") as pipe:
+    monkeypatch.setattr("sys.stdout", pipe)
+    helps.show("a text " * 100_000)
+    assert os.path.samestat(os.fstat(pipe.fileno()), os.stat(os.devnull))

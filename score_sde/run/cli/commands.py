@@ -50,7 +50,7 @@ def _shows_version(arguments: Sequence[str]) -> bool:
 def run() -> None:
   """Runs run.py and the commands train, sample and eval."""
   if set(sys.argv[1:]) & _HELP_FLAGS:
-    print(f"{helps.of_program(COMMANDS)}\n\n{helps.of_flags()}")
+    helps.show(f"{helps.of_program(COMMANDS)}\n\n{helps.of_flags()}")
     return
   if _shows_version(sys.argv[1:]):
     return
@@ -246,7 +246,7 @@ def main() -> None:
   """Runs `python -m score_sde`."""
   arguments = sys.argv[1:]
   if not arguments or arguments[0] in ("-h", "--help", "--helpfull", "help"):
-    print(helps.of_program(COMMANDS))
+    helps.show(helps.of_program(COMMANDS))
     return
   if _shows_version(arguments[:1]):
     return
@@ -258,7 +258,7 @@ def main() -> None:
   if _shows_version(sys.argv[1:]):
     return
   if set(sys.argv[1:]) & _HELP_FLAGS:
-    print(helps.of_command(name, *COMMANDS[name][:2]))
+    helps.show(helps.of_command(name, *COMMANDS[name][:2]))
     return
   sys.argv[0] = f"python -m score_sde {name}"
   COMMANDS[name][2]()

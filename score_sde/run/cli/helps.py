@@ -1,5 +1,7 @@
 """Texts of --help."""
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +22,14 @@ from score_sde.run.cli.arguments import (
 )  # fmt: skip
 from score_sde.run.config import SDES, describe, keys
 from score_sde.sampling import METHODS
+
+
+def show(text: str) -> None:
+  """Prints a text, which a reader such as `head` may close early."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
 
 
 def of_program(commands: Mapping[str, tuple[str, str, Any]]) -> str:
