@@ -260,6 +260,36 @@ def test_the_test_split_of_a_function_and_classes_of_a_test_file(tmp_path):
     data.load(resolve(config_of(tmp_path / "train.csv", **values)), "test")
 
 
+def test_a_large_test_folder_gets_the_classes_of_the_training_folder(tmp_path):
+  for name, kinds in (("train", "abc"), ("test", "bc")):
+    for kind in kinds:
+      (tmp_path / name / kind).mkdir(parents=True)
+      for i in range(4):
+        np.save(tmp_path / name / kind / f"{i}.npy", rng.normal(size=(6, 2)))
+  values = {"data__test_path": str(tmp_path / "test"), "model__num_classes": 3, "data__cache_gib": 0.0}
+  test = data.load(resolve(config_of(tmp_path / "train", **values)), "test")
+  kinds = [test.names[i] for i in test.gather(np.arange(len(test)))["label"]]
+  assert sorted(kinds) == ["b"] * 4 + ["c"] * 4
+  np.save(tmp_path / "flat.npy", rng.normal(size=(8, 6, 2)))
+  values["data__test_path"] = str(tmp_path / "flat.npy")
+  with pytest.raises(BadInput, match=r"names no classes, and data\.path has 3"):
+    data.load(resolve(config_of(tmp_path / "train", **values)), "test")
+  assert len(data.load(resolve(config_of(tmp_path / "train", **values | {"model__num_classes": 0})), "test")) == 8
+
+
+def test_row_numbers_are_no_data_and_large_offsets_are_named(tmp_path, caplog):
+  time = 1.7e9 + 1e3 * rng.normal(size=40)
+  table = pa.table(
+    {"": list(range(40)), "__index_level_0__": list(range(40)), "time": time, "size": rng.normal(size=40)}
+  )
+  pyarrow.csv.write_csv(table, tmp_path / "t.csv")
+  config = resolve(config_of(tmp_path / "t.csv"))
+  assert data.load(config, "train").columns == ("time", "size")
+  assert "numbers the rows, and is left out" in caplog.text
+  assert "channel 'time' varies by" in caplog.text
+  assert "subtract an offset first" in caplog.text
+
+
 def test_data_in_small_units_are_no_constants(tmp_path):
   x = 1e-9 * rng.normal(size=(50, 2))
   np.savez(tmp_path / "x.npz", x=x, condition=x)

@@ -114,6 +114,7 @@ def test_a_run_keeps_its_averages_and_another_width_is_loaded_like_any_model(run
 
 
 @pytest.mark.parametrize(("widths", "message"), [
+  (["0.0501", "0.0502"], "differ by 0.001 or more"),
   (["wide"], "must be numbers"), (["0.5"], "--std=0.5 must lie in"), (["0.004"], "too far from the averages"),
 ])  # fmt: skip
 def test_widths_that_cannot_be_made_are_refused(run, widths, message):

@@ -88,6 +88,7 @@ def test_every_objective_trains_samples_and_is_measured(tmp_path, teacher, objec
 def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, teacher, objective):
   """Including the parameters of the targets. Stages of "progressive" end at steps 4 and 8."""
   config = student(teacher, training__objective=objective, **OBJECTIVES[objective])
+  config.training.final_report = objective == "cd"  # its loss needs the teacher after training, too
   whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
   training.train(config, whole)
   # The schedules follow n_iters, so the first half is a run to the same end that is cut short.

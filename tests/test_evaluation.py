@@ -15,7 +15,7 @@ from PIL import Image
 
 from score_sde.run import evaluate, features, storage
 from score_sde.run.config import BadInput
-from score_sde.run.evaluate import compare, likelihoods, samples
+from score_sde.run.evaluate import compare, likelihoods, reports, samples
 from score_sde.run.evaluate.chosen import POLL_SECONDS
 
 
@@ -85,6 +85,14 @@ def test_snapshots_are_evaluated_by_number(trained):
   config = config.copy_and_resolve_references()
   config.eval.enable_bpd = config.eval.enable_sampling = False
   config.eval.begin_ckpt, config.eval.end_ckpt = 1, 2
+  evaluate.evaluate(config, str(folder))
+  assert [row["step"] for row in rows_of(folder)] == [20, 40]
+  once = rows_of(folder)
+  config.eval.end_ckpt = 1  # the report of more snapshots is kept
+  evaluate.evaluate(config, str(folder))
+  assert [row["step"] for row in rows_of(folder)] == [20]
+  assert [json.loads(p.read_text())["checkpoints"] for p in folder.glob("report_2*.json")] == [once]
+  config.eval.end_ckpt = 2  # rows that are not measured anew stay, until they are
   evaluate.evaluate(config, str(folder))
   assert [row["step"] for row in rows_of(folder)] == [20, 40]
   config.eval.end_ckpt = 3
@@ -173,6 +181,27 @@ def test_a_killed_evaluation_draws_no_finished_batch_again(trained, tmp_path):
   assert code == 0, err
   with np.load(copy / "eval" / "samples_00000040.npz") as file:
     np.testing.assert_allclose(drawn[8:].astype(int), file["samples"][8:], atol=1)  # on two devices, too
+
+
+def test_numbers_that_json_does_not_have_are_shown():
+  row = {"fid": "inf", "step": 1, "metrics": {"psnr": "inf", "other": None, "third": 0.25}}
+  report = {"dataset": "digits", "sde": "vpsde", "split": "test"}
+  assert reports.line(row, report).endswith("fid inf, psnr inf, other nan, third 0.25")
+
+
+def test_an_evaluation_is_another_one_with_other_code_or_another_guide(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text("metrics = lambda samples, examples: {}\n")
+  (tmp_path / "weak" / "checkpoints" / "10").mkdir(parents=True)
+  config = runs.tiny(eval__metrics=f"{file}:metrics", guidance__weak=str(tmp_path / "weak"))
+  before = evaluate.runs._contents(config)
+  assert before == evaluate.runs._contents(config)
+  file.write_text("metrics = lambda samples, examples: {'a': 1}\n")
+  assert evaluate.runs._contents(config) != before
+  before = evaluate.runs._contents(config)
+  (tmp_path / "weak" / "checkpoints" / "20").mkdir()
+  assert evaluate.runs._contents(config) != before
+  assert evaluate.runs._contents(runs.tiny()) == {}
 
 
 def test_samples_are_saved_in_every_form(tmp_path):

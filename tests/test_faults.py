@@ -1,5 +1,6 @@
 """Situations in which a run once answered wrongly or not at all, each with the right answer."""
 
+import errno
 import json
 import os
 import pathlib
@@ -385,10 +386,25 @@ def test_settings_may_change_between_two_starts_and_the_end_is_saved(tmp_path, v
 
 
 @pytest.mark.thorough
+def test_a_disk_that_is_away_is_no_damage_and_nothing_is_deleted(tmp_path, monkeypatch):
+  training.train(short(4), str(tmp_path))
+
+  def away(*arguments):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, "_manifest", away)
+    with pytest.raises(ss.ScoreSDEError, match=r"Checkpoint 4 .* cannot be read now \(Input/output error\)"):
+      training.train(short(8), str(tmp_path))
+  assert 4 in steps_of(tmp_path)
+
+
+@pytest.mark.thorough
 def test_another_optimizer_is_refused_with_what_differs_and_a_finished_run_says_so(tmp_path, caplog):
   training.train(short(4), str(tmp_path))
   with pytest.raises(BadInput, match=r"Checkpoint 4 .* lacks \d+ arrays, .*nu_max.*optim\.amsgrad"):
     training.train(short(8, optim__amsgrad=True), str(tmp_path))
+  assert not json.loads((tmp_path / "config.json").read_text())["optim"]["amsgrad"]  # the run keeps its config
   with caplog.at_level("INFO", "score_sde"):
     training.train(short(2), str(tmp_path))
   assert "step 4, and training.n_iters=2: nothing is left to train" in caplog.text

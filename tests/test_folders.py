@@ -1,6 +1,7 @@
 """Folders, zip files and IDX files as people have them: splits, classes, names, and what is left out."""
 
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from runs import tiny
 
-from score_sde.run import data
+from score_sde.run import data, features
 from score_sde.run.config import BadInput
 from score_sde.run.data import folders
 from score_sde.run.data.sources import split_off
@@ -133,6 +134,49 @@ def test_labels_come_from_a_dataset_json(tmp_path):
   (tmp_path / "dataset.json").write_text('{"labels": [["a", "cat"]]}')
   with pytest.raises(BadInput, match=r"dataset\.json cannot be read"):
     both(tmp_path)
+
+
+def test_null_in_a_dataset_json_is_a_set_without_classes(tmp_path):
+  for i in range(20):
+    image(tmp_path / f"{i // 10:05d}" / f"img{i:08d}.png")
+  (tmp_path / "dataset.json").write_text('{"labels": null}')
+  train, test = both(tmp_path)
+  assert (train.classes, train.names, test.names) == (1, (), ())
+  assert not train.label.any()
+
+
+def test_the_first_test_images_are_of_all_classes_and_their_identity_does_not_depend_on_the_order(tmp_path):
+  for name in "abcd":
+    for i in range(100):
+      image(tmp_path / name / f"{i}.png", value=ord(name))
+  _, test = both(tmp_path)
+  assert len(test) == 40
+  assert len(set(test.label[:12])) == 4
+  assert [name[0] for name in test.examples] == [test.names[i] for i in test.label]
+  assert (test.image[:, 0, 0, 0] == [ord(name[0]) for name in test.examples]).all()
+  text = "".join(f"{n} {(tmp_path / n).stat().st_size} {'abcd'.index(n[0])}\n" for n in sorted(test.examples))
+  assert test.identity == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_inputs_of_one_name_are_numbered(tmp_path):
+  for name in ("a.png", "a.bmp", "b/c.png", "b_c.png"):
+    image(tmp_path / name)
+  found = folders.read_inputs(config_of("", guidance__task="inpaint", guidance__input=str(tmp_path)))
+  assert sorted(name for name, _ in found) == ["a", "a_2", "b_c", "b_c_2"]
+
+
+def test_features_that_are_kept_are_of_all_images_whatever_the_batches():
+  values = np.arange(1000.0)[:, None] + np.zeros(3)
+  of = lambda size: features.collect(
+    "x", ((values[i : i + size], values[i : i + size]) for i in range(0, 1000, size)), 50
+  )
+  kept = of(7)[0].features[:, 0]
+  assert len(kept) == 50
+  assert (np.diff(kept) > 0).all()
+  assert np.bincount(kept.astype(int) // 250, minlength=4).min() >= 5
+  np.testing.assert_array_equal(kept, of(400)[0].features[:, 0])
+  np.testing.assert_array_equal(features.collect("x", [(values, values)], 1000)[0].features, values)
+  np.testing.assert_allclose(of(7)[0].moments.mean, values.mean(0))
 
 
 def test_a_zip_is_read_as_its_folder(tmp_path):

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import time
 import types
 
 import jax
@@ -14,7 +15,9 @@ import pytest
 import runs
 
 from configs import quickstart
+from score_sde.run import sweep as sweeps
 from score_sde.run import training
+from score_sde.run.cli import arguments
 from score_sde.run.config import BadInput
 from score_sde.run.devices import programs, targets
 from score_sde.run.speed import Speed
@@ -70,6 +73,9 @@ def test_wrong_settings_are_named(settings, part):
     ("training.sde=vezde,vpsde", "--set training.sde=vezde: training.sde='vezde'"),
     ("optim.lr=fast", "optim.lr=fast has the wrong type"),
     ("sampling.corrector_steps=0", "n_steps_each"),
+    ("model.name=mlp,nosuch", "model.name=nosuch"),
+    ("training.n_jitted_steps=3,5", "no multiple of training.n_jitted_steps=3"),
+    ("data.path=a/x,a_x", "Two runs of the sweep would share"),
   ],
 )
 def test_a_sweep_tries_each_combination_before_a_queue_does(setting, part, tmp_path):
@@ -199,16 +205,32 @@ def test_a_run_leaves_a_profile_and_follows_weights_and_biases(tmp_path, monkeyp
   assert (tmp_path / "wandb_id").read_text() == name
 
 
-@pytest.mark.parametrize("steps", [(3,), (5, 5), (-1, 4)])
+@pytest.mark.parametrize("steps", [(3,), (5, 5), (-1, 4), (3, 4)])
 def test_steps_of_a_profile_are_checked(steps):
   with pytest.raises(BadInput, match="profile_steps"):
-    training._check_options(short(training__profile_steps=steps))
+    training.check_options(short(training__profile_steps=steps))
 
 
 def test_weights_and_biases_must_be_installed(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(BadInput, match=r"pip install -e '\.\[wandb\]'"):
-    training._check_options(short(training__wandb_project="x"))
+    training.check_options(short(training__wandb_project="x"))
+
+
+def test_flags_of_two_words_are_passed_on_as_one():
+  argv = ["sweep", "--config.training.wandb_project", "name", "--config.eval.enable_bpd", "--config.optim.lr=1e-4",
+          "--noconfig.data.centered", "--config.sampling.tau", "-1", "--set", "optim.lr=1,2"]  # fmt: skip
+  assert arguments.overrides(argv) == [
+    "--config.training.wandb_project=name", "--config.eval.enable_bpd", "--config.optim.lr=1e-4",
+    "--noconfig.data.centered", "--config.sampling.tau=-1",
+  ]  # fmt: skip
+
+
+def test_a_run_of_a_sweep_gets_the_signal_to_stop(monkeypatch):
+  program = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); time.sleep(60)"
+  started = time.monotonic()
+  monkeypatch.setattr(sweeps, "stop_asked", lambda: time.monotonic() > started + 1)
+  assert sweeps._run(["python", "-c", program]) == 7
 
 
 def test_chips_are_known_by_their_names():

@@ -94,6 +94,11 @@ def test_bytes_and_collectives_are_read_from_a_program():
   """Fusion: 128 + 8 read, 128 written; convolution: 256 and 128 without its scratch; all-reduce: 256; loop: 3 x 32."""
   assert targets.bytes_accessed(HLO) == (128 + 8 + 128) + (256 + 128) + 256 + 3 * 32
   assert targets.collectives(HLO) == {"all-reduce": {"count": 1, "bytes": 128}}
+  gather = "  %s = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%a), dimensions={0}\n"
+  permute = "  %p = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%b), source_target_pairs={{0,1}}\n"
+  assert targets.collectives(gather + permute) == {
+    "all-gather": {"count": 1, "bytes": 128}, "collective-permute": {"count": 1, "bytes": 32},
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize(

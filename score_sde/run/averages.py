@@ -47,7 +47,9 @@ def reconstruct(config: ConfigDict, workdir: str, widths: Sequence[str]) -> None
     )
   judge = make_judge(experiment)
   with checkpoints.manager(workdir) as manager:
-    steps = sorted(manager.all_steps())
+    steps = sorted(step for step in manager.all_steps() if step)  # imported weights of step 0 are no average
+    if not steps:
+      raise BadInput(f"workdir {workdir!r} holds no checkpoint of a training that kept averages.")
     exponents = [averaging.exponent(width) for width in config.model.ema_widths]
     stored = [(step, gamma) for step in steps for gamma in exponents]
     of_width = {width: _weights(stored, steps[-1], width) for width in wanted}
@@ -89,6 +91,9 @@ def _numbers(widths: Sequence[str]) -> list[float]:
       raise BadInput(f"--std={text!r} must be numbers, separated by commas, such as 0.05,0.1.") from error
     with as_bad_input({"width": "--std"}):
       averaging.exponent(numbers[-1])
+  names = [f"{width:.3f}" for width in set(numbers)]
+  if len(set(names)) < len(names):
+    raise BadInput(f"--std={','.join(widths)}: widths differ by 0.001 or more, the digits in the files' names.")
   return sorted(set(numbers))
 
 

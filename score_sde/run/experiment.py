@@ -126,10 +126,15 @@ class Experiment:
     return dataclasses.replace(self.given, classes=self.sampled_classes > 0)(batch)
 
   def labels(self, first: int, n: int) -> np.ndarray | None:
-    """Returns labels of samples `first` to first + n: guidance.label, or the classes in turn; None without classes."""
+    """Returns labels of samples `first` to first + n: guidance.label, or the classes in turn; None without classes.
+
+    Samples with the conditions of test examples have their classes, too.
+    """
     if not self.sampled_classes:
       return None
     label, index = self.config.guidance.label, np.arange(first, first + n, dtype=np.int32)
+    if label is None and self.given.scaling is not None and not self.config.sampling.condition:
+      return np.asarray(self._test.gather(index % len(self._test))["label"], np.int32)  # those of their conditions
     return index % self.sampled_classes if label is None else np.full_like(index, label)
 
   def conditions(self, first: int, n: int) -> np.ndarray | None:

@@ -186,19 +186,33 @@ class Reference:
 
 
 def collect(name: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], keep: int) -> tuple[Reference, np.ndarray]:
-  """Returns (statistics, all logits) of a stream of (features, logits). Keeps the first `keep` features.
+  """Returns (statistics, all logits) of a stream of (features, logits).
 
-  `name` is the name of the extractor.
+  `name` is the name of the extractor. Of more than `keep` features it keeps a fixed random choice, whatever the
+  batches: images in a folder are sorted by class, and the first ones would be of the first classes.
   """
-  moments, kept, logits, count = None, [], [], 0
+  moments, logits, rng = None, [], np.random.default_rng(0)
+  kept: list[np.ndarray] = []
+  places: list[np.ndarray] = []  # random numbers: the features with the smallest ones are kept
+  largest = 1.0
   for features, classes in parts:
     moments = Moments.of(features) if moments is None else moments + Moments.of(features)
-    if count < keep:
-      kept.append(features[: keep - count])
-    count += len(features)
     logits.append(classes)
+    place = rng.random(len(features))
+    kept.append(features[place < largest])
+    places.append(place[place < largest])
+    if sum(map(len, places)) >= 2 * keep:
+      all_kept, place = _smallest(kept, places, keep)
+      kept, places, largest = [all_kept], [place], place.max()
   assert moments is not None
-  return Reference(name, moments, np.concatenate(kept)), np.concatenate(logits)
+  return Reference(name, moments, _smallest(kept, places, keep)[0]), np.concatenate(logits)
+
+
+def _smallest(kept: list[np.ndarray], places: list[np.ndarray], keep: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the `keep` features with the smallest places, in their order, and these places."""
+  features, place = np.concatenate(kept), np.concatenate(places)
+  chosen = np.sort(np.argsort(place)[:keep])
+  return features[chosen], place[chosen]
 
 
 def check_count(name: str, count: int, dims: int) -> None:
@@ -247,13 +261,15 @@ def _reference(arrays: dict[str, np.ndarray], given: str) -> Reference:
   return found
 
 
-def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Reference:
+def read(path: str, extractor: Extractor, shape: tuple[int, ...] = (), key: str = "eval.reference=") -> Reference:
   """Reads a reference: our files, pytorch-fid's and EDM's ("mu", "sigma"), or the official code's ("pool_3").
+
+  `key` stands before the path in messages.
 
   Raises:
     BadInput: if the file cannot be read, or is of another extractor, or of images of another `shape`.
   """
-  given, advice = f"eval.reference={path!r}", "Make it: python -m score_sde stats OUTPUT.npz --config=FILE."
+  given, advice = f"{key}{path!r}", "Make it: python -m score_sde stats OUTPUT.npz --config=FILE."
   with foreign(given, advice):
     with zipfile.ZipFile(path) as archive:
       size = sum(entry.file_size for entry in archive.infolist())
@@ -267,11 +283,11 @@ def read(path: str, extractor: Extractor, shape: tuple[int, ...] = ()) -> Refere
   name = found.extractor or ("inception-2015-12-05" if len(found.moments.mean) == 2048 else "another network")
   if name != extractor.name:
     raise BadInput(
-      f"eval.reference={path!r} was computed with {name}, and eval.features asks for {extractor.name}: features of two "
+      f"{given} was computed with {name}, and {extractor.name} is asked for: features of two "
       "networks cannot be compared. Compute it anew."
     )
   if shape and found.shape and found.shape != shape:
-    raise BadInput(f"eval.reference={path!r} is of images {found.shape}, and these are {shape}. Compute it anew.")
+    raise BadInput(f"{given} is of images {found.shape}, and these are {shape}. Compute it anew.")
   return found
 
 

@@ -106,10 +106,14 @@ def _with_label(config: ConfigDict, workdir: str) -> ConfigDict:
     BadInput: if no class has that name.
   """
   name = config.guidance.label
-  if not isinstance(name, str):
+  if name is None:
     return config
   folder = config.guidance.classifier or workdir
   names = all_class_names(path_of(folder))
+  if not isinstance(name, str):
+    if str(name) not in names:
+      return config
+    name = str(name)  # folders that are called 0, 1, 10, 11, ..., and flags, which take a number as such
   if name not in names and not (name.isdigit() and not names):
     known = ", ".join(map(repr, names[:20])) if names else "they have numbers from 0"
     near = difflib.get_close_matches(name, names, n=1)

@@ -15,9 +15,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from score_sde.errors import ScoreSDEError
+from score_sde.run import data
 from score_sde.run.config import BadInput, check_key, resolve
+from score_sde.run.config.networks import create
 from score_sde.run.report.progress import Interrupted, stop_asked
 from score_sde.run.storage import in_bucket, path_of, save_atomically
+from score_sde.run.training import check_options
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,10 @@ def commands(
     folder = ",".join(f"{label(k)}={re.sub(r'[^-+.,()=A-Za-z0-9]', '_', v)}" for k, v in settings.items())
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     found.append([*program, f"--workdir={os.path.join(workdir, folder)}", *flags, *overrides])
+  places = [command[len(program)] for command in found]
+  same = next((place for place in places if places.count(place) > 1), "")
+  if same:
+    raise BadInput(f"Two runs of the sweep would share {same}: their values differ only in special characters.")
   return found
 
 
@@ -99,6 +106,19 @@ def slurm_script(runs: list[list[str]], workdir: str) -> str:
     'eval "srun ${runs[$SLURM_ARRAY_TASK_ID]} &"\n'
     "child=$!\ntrap 'kill -TERM $child; wait $child' TERM\nwait $child\n"
   )
+
+
+def _run(command: list[str]) -> int:
+  """Runs a command and returns its exit code. A signal to stop is passed on, so that the run saves its state."""
+  child = subprocess.Popen([sys.executable, *command[1:]], start_new_session=True)
+  told = False
+  while True:
+    try:
+      return child.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+      if stop_asked() and not told:
+        child.terminate()
+        told = True
 
 
 def sweep(
@@ -120,7 +140,10 @@ def sweep(
       tried = changed(config, its)
       if tried.training.n_jitted_steps is None:  # its default asks for the devices, which the runs need
         tried.training.n_jitted_steps = 1
-      check(resolve(tried), list(its))
+      resolved = resolve(tried)
+      check(resolved, list(its))
+      create(resolved, data.example_shape(resolved))
+      check_options(resolved)
     except BadInput as error:
       raise BadInput(f"--set {' '.join(f'{k}={v}' for k, v in its.items())}: {error}") from error
   runs = commands(config_file, workdir, chosen, flags)
@@ -136,7 +159,7 @@ def sweep(
   failed = []
   for i, command in enumerate(runs):
     log.info("Run %d of %d: %s", i + 1, len(runs), shlex.join(command))
-    code = subprocess.run([sys.executable, *command[1:]], check=False).returncode
+    code = _run(command)
     if stop_asked():
       raise Interrupted(f"Stopped by a signal in run {i + 1} of {len(runs)}. The same command goes on there.")
     failed += [shlex.join(command)] * bool(code)

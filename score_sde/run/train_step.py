@@ -335,7 +335,7 @@ def restore_state(manager: Any, experiment: Experiment, workdir: str) -> TrainSt
   teacher = None
   if abstract.teacher is not None:
     assert experiment.teacher is not None
-    given = experiment.teacher.params
+    given = jax.tree.map(jnp.copy, experiment.teacher.params)  # the state is donated, and evaluations need these
     teacher = jax.device_put(given, devices.shardings(given, mesh)) if mesh else devices.replicate(given)
   averages = saved.get("averages")
   return TrainState(

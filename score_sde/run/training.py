@@ -46,7 +46,10 @@ class Diverged(ScoreSDEError):
   """Error: the loss, its gradient or the update is not finite."""
 
 
-def _check_options(config: ConfigDict) -> None:
+def check_options(config: ConfigDict) -> None:
+  """Raises BadInput for options of a training run that do not go together."""
+  if distills_progressively(config.training) and not config.training.finetune:
+    raise BadInput("training.finetune=False: training.objective='progressive' always starts from its teacher.")
   if distills_progressively(config.training) and config.training.rho != 7:
     raise BadInput(
       f"training.rho={config.training.rho} must be 7 for training.objective='progressive': the grid 'karras', by which "
@@ -57,6 +60,11 @@ def _check_options(config: ConfigDict) -> None:
     len(profiled) == 2 and all(isinstance(i, int) for i in profiled) and 0 <= profiled[0] < profiled[1]
   ):
     raise BadInput(f"training.profile_steps={profiled} must be a first and a last step, such as (100, 110).")
+  if profiled and -(-profiled[0] // n) * n >= profiled[1]:
+    raise BadInput(
+      f"training.profile_steps={profiled} begin between two dispatches of training.n_jitted_steps={n}: let a multiple "
+      f"of {n} lie among them."
+    )
   if config.training.wandb_project and importlib.util.find_spec("wandb") is None:
     raise BadInput(
       f"training.wandb_project={config.training.wandb_project!r} needs Weights & Biases: pip install -e '.[wandb]'."
@@ -101,7 +109,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   """
   experiment = build(recalled(config, workdir))
   config, t = experiment.config, experiment.config.training
-  _check_options(config)
+  check_options(config)
   if t.teacher and experiment.teacher is None and (experiment.loss is None or not checkpoints.exists(workdir)):
     raise BadInput(f"training.teacher={t.teacher!r} does not exist. Give the workdir of a trained score model.")
   if isinstance(config.guidance.label, str):
@@ -118,10 +126,10 @@ def train(config: ConfigDict, workdir: str) -> None:
     checkpoints.check_space(path, jax.eval_shape(saved_form, abstract_state(experiment)), experiment.abstract_params())
     with checkpoints.manager(workdir, keep_every=t.snapshot_freq) as manager:
       checkpoints.check(manager, signature(config), workdir)
-      if devices.is_first_host():
+      state = restore_state(manager, experiment, workdir)
+      if devices.is_first_host():  # the config of a run stays what it was, if its checkpoint does not fit this one
         write_config(config, path)
         write_outline(experiment, path)
-      state = restore_state(manager, experiment, workdir)
       if state is None:
         state = start_state(experiment)
       run = Run(experiment, path, manager, source, test_source, judge, state)

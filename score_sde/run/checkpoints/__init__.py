@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from score_sde.errors import ScoreSDEError
 from score_sde.run import devices
 from score_sde.run.config.errors import BadInput
-from score_sde.run.storage import Path, absolute, files_in, free_space, path_of
+from score_sde.run.storage import Path, absolute, files_in, free_space, in_bucket, path_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ class DiskFull(ScoreSDEError, OSError):
   """Error: the disk has no room for a checkpoint."""
 
 
+class CannotRead(ScoreSDEError):
+  """Error: a checkpoint cannot be read for now, for example because of a lost network disk."""
+
+
 class CannotSave(ScoreSDEError, OSError):
   """Error: the folder of the checkpoints can no longer be written to."""
 
@@ -44,6 +48,11 @@ class CannotSave(ScoreSDEError, OSError):
 # Errors of a disk or folder that is full, read-only, or gone.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.ENOENT, errno.ESTALE)
+
+# Errors of reading that say nothing about the file itself.
+_UNREADABLE = (
+  errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 
 
 def _os_error(error: BaseException | None, kinds: tuple[int, ...]) -> str | None:
@@ -129,7 +138,8 @@ def _remove_unfinished(folder: Path) -> None:
 
 def exists(workdir: str) -> bool:
   """Returns whether `workdir` holds any checkpoint."""
-  return any(p.name.isdigit() for p in files_in(path_of(workdir) / "checkpoints"))
+  whole = lambda p: not in_bucket(workdir) or (p / "commit_success.txt").exists()  # there orbax writes it last
+  return any(p.name.isdigit() and whole(p) for p in files_in(path_of(workdir) / "checkpoints"))
 
 
 def _weighted_sum(x: Any, xp: Any = np) -> Any:
@@ -152,7 +162,12 @@ def _checksums(tree: Tree) -> list[int]:
   if all(not isinstance(x, jax.Array) or x.is_fully_addressable for x in leaves):
     with np.errstate(over="ignore"):
       return [int(_weighted_sum(np.asarray(x))) for x in jax.device_get(leaves)]
-  return [int(x) for x in jax.jit(lambda leaves: [_weighted_sum(x, jnp) for x in leaves])(leaves)]
+  return [int(x) for x in _weighted_sums(leaves)]
+
+
+@jax.jit
+def _weighted_sums(leaves: list[Any]) -> list[Any]:
+  return [_weighted_sum(x, jnp) for x in leaves]
 
 
 def _describe(tree: Tree) -> dict[str, Any]:
@@ -305,9 +320,14 @@ def restore(
         _check_arrays(manifest[name], target, f"Checkpoint {candidate} of workdir {workdir!r}")
       read = manager.restore(candidate, args=ocp.args.Composite(**items))
       damage = next(filter(None, (_damage(read[name], manifest, name) for name in targets)), None)
-    except BadInput:
+    except (BadInput, MemoryError, jax.errors.JaxRuntimeError):  # of the device, not of the file
       raise
     except Exception as error:  # orbax raises many kinds for a damaged file
+      if unreadable := _os_error(error, _UNREADABLE):
+        raise CannotRead(
+          f"Checkpoint {candidate} of workdir {workdir!r} cannot be read now ({unreadable}). It need not be damaged, "
+          "and nothing was changed: repair the access to it and repeat the command."
+        ) from error
       damage = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if damage is None:
       return candidate, {name: read[name] for name in targets}

@@ -106,6 +106,13 @@ def overridden(argv: Sequence[str]) -> list[str]:
   return [m[1] for m in (re.match(r"--?(?:no)?config\.([\w.]+)", argument) for argument in argv[1:]) if m]
 
 
+def overrides(argv: Sequence[str]) -> list[str]:
+  """Returns the flags in `argv` that set config keys, each as one word."""
+  is_value = lambda text: bool(text) and not re.match(r"-+[A-Za-z]", text)
+  joined = lambda flag, after: flag if "=" in flag or not is_value(after) else f"{flag}={after}"
+  return [joined(a, b) for a, b in pairwise([*argv[1:], ""]) if re.match(r"--?(no)?config\.", a)]
+
+
 def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
   """Ends the program at the first override of a key that `config` does not have."""
   for key in overridden(argv):

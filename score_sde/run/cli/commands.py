@@ -3,7 +3,6 @@
 import difflib
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -26,6 +25,7 @@ from score_sde.run.cli.arguments import (
   config_file,
   flags_of,
   overridden,
+  overrides,
   parse,
   values_of,
 )  # fmt: skip
@@ -157,12 +157,13 @@ def _sweep() -> None:
   flags.DEFINE_string("slurm", "", "Write a SLURM array script to this file.")
 
   def main(arguments: Sequence[str]) -> None:
-    passed = [a for a in sys.argv[1:] if re.match(r"--?(no)?config\.", a)]
+    passed = overrides(sys.argv)
+    check = lambda config, keys: check_effects(config, [*overridden(["", *passed]), *keys])
     given = flags.FLAGS
     call(
       lambda: sweep(
         CONFIG.value, config_file(sys.argv), os.path.expanduser(str(WORKDIR.value)), given.set, passed,
-        run=given.run, slurm=os.path.expanduser(str(given.slurm)), check=check_effects,
+        run=given.run, slurm=os.path.expanduser(str(given.slurm)), check=check,
       )
     )  # fmt: skip
 

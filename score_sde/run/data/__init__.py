@@ -22,7 +22,7 @@ from score_sde.run.data.files import digits, toy
 from score_sde.run.data.folders import DataVanished, folder, read_inputs
 from score_sde.run.data.idx import idx
 from score_sde.run.data.own import own
-from score_sde.run.data.records import tfds, tfrecord_files, tfrecords
+from score_sde.run.data.records import is_a_path, tfds, tfrecord_files, tfrecords
 from score_sde.run.data.scaling import (
   condition_scaling_of,
   description_of,
@@ -82,10 +82,8 @@ def load(config: ConfigDict, split: str) -> Source:
     )
   if kind in ("FFHQ", "CelebAHQ"):
     kind = "tfrecords" if tfrecord_files(config.data.path) else "folder"
-  if kind not in READERS and not is_plugin(kind) and (kind.startswith(("/", ".", "~")) or pathlib.Path(kind).exists()):
-    raise BadInput(
-      f"data.dataset={kind!r} is a path. Give it as data.path, with data.dataset=folder for images, array for numbers."
-    )
+  if kind not in READERS and not is_plugin(kind) and kind.startswith(("/", ".", "~")):
+    raise BadInput(is_a_path(kind))
   source: Any = (own if is_plugin(kind) else READERS.get(kind, tfds))(config, split)
   if is_plugin(config.data.condition):
     source = Conditioned(source, config.data.condition)

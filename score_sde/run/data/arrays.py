@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,7 +87,8 @@ def array(config: ConfigDict, split: str) -> Source:
   tested = _sized(d.test_path or d.path, d, "data.test_path" if d.test_path else "data.path")
   if d.test_path and split == "test":
     whole = _sized(d.path, d, "data.path")("", None)
-    return _renumbered(tested("", None), getattr(whole, "names", ()), f"data.test_path={d.test_path!r}")
+    names, given = getattr(whole, "names", ()), f"data.test_path={d.test_path!r}"
+    return _renumbered(tested("", None), names, given, config.model.num_classes > 0)
   reader = tested if not d.test_path else _sized(d.path, d, "data.path")
   return reader("_test" if split == "test" else "", None if d.test_path else split)
 
@@ -103,15 +105,26 @@ def _sized(path: str, d: ConfigDict, key: str) -> Callable[[str, str | None], So
   return lambda suffix, split: _of_file(root, key, tuple(d.columns), d.label_column, suffix, split)
 
 
-def _renumbered(source: Any, names: tuple[str, ...], given: str) -> Any:
+def _renumbered(source: Any, names: tuple[str, ...], given: str, conditional: bool) -> Any:
   """Returns a test split whose classes have the numbers of the training split, which has the classes `names`."""
-  if not names or source.names == names or not isinstance(source, Arrays):
+  if not names or source.names == names:
+    return source
+  if not source.names:
+    if conditional:
+      raise BadInput(f"{given} names no classes, and data.path has {len(names)}: put its examples into such folders.")
     return source
   unknown = sorted(set(source.names) - set(names))
   if unknown:
     raise BadInput(f"{given} has the classes {', '.join(unknown)}, which data.path does not have.")
   number = np.array([names.index(name) for name in source.names], np.int32)
-  return dataclasses.replace(source, label=number[source.label], names=names)
+  if isinstance(source, Arrays):
+    return dataclasses.replace(source, label=number[source.label], names=names)
+
+  def read(i: int, *rest: Any) -> tuple[np.ndarray, int]:
+    example, label = source.read(i, *rest)
+    return example, int(number[label])
+
+  return dataclasses.replace(source, read=read, classes=len(names), names=names)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -170,7 +183,10 @@ def _table(path: pathlib.Path, given: str, columns: tuple[str, ...], label: str)
     if pyarrow.types.is_integer(field.type) or pyarrow.types.is_floating(field.type) or
     pyarrow.types.is_boolean(field.type) or pyarrow.types.is_decimal(field.type)
   ]  # fmt: skip
-  chosen = columns or tuple(name for name in of_numbers if name != label)
+  rows = [name for name in of_numbers if re.fullmatch(r"|Unnamed: 0|__index_level_\d+__", name)]
+  if rows and not columns:
+    log.warning("The column %s of %s numbers the rows, and is left out. data.columns chooses others.", rows, path)
+  chosen = columns or tuple(name for name in of_numbers if name not in (label, *rows))
   text = [name for name in chosen if name not in of_numbers]
   if text or not chosen:
     raise BadInput(f"{given}: the columns {', '.join(text)} hold no numbers. Choose others as data.columns.")
@@ -391,6 +407,12 @@ def describe(source: Any, standardize: bool, name: str) -> Description:
         f"{name}: channel {names} is constant ({mean[constant[0]]:g}), so the data have no density. Leave it out"
         + (" of data.columns." if columns else ".")
       )
+    coarse = [i for i, s in enumerate(std) if s < 2**-16 * abs(mean[i])]
+    if coarse:
+      log.warning(
+        "%s: channel %s varies by %.2g around %.6g. float32 keeps few of its digits: subtract an offset first.",
+        name, repr(columns[coarse[0]]) if columns else coarse[0], std[coarse[0]], mean[coarse[0]],
+      )  # fmt: skip
   of_condition = {}
   if "condition" in first:
     c = first["condition"]

@@ -156,7 +156,10 @@ def _common_folder(names: list[str]) -> str:
 
 
 def _labels_of(folder: Folder, prefix: str) -> dict[str, int] | None:
-  """Returns {name: class} of a dataset.json of StyleGAN and EDM, {"labels": [[name, class], ...]}; None without one."""
+  """Returns {name: class} of a dataset.json of StyleGAN and EDM, {"labels": [[name, class], ...]}; None without one.
+
+  It is empty for a set without classes, {"labels": null}.
+  """
   file = f"{prefix}dataset.json"
   if file not in folder.names:
     return None
@@ -164,8 +167,8 @@ def _labels_of(folder: Folder, prefix: str) -> dict[str, int] | None:
     opened = folder.open(file)
     text = opened.read_bytes() if isinstance(opened, pathlib.Path) else opened.read()
     labels = json.loads(text)["labels"]
-    if labels is None:
-      return None
+    if labels is None:  # no classes: their subfolders are only parts of the set
+      return {}
     found = {f"{prefix}{name}": label for name, label in labels}
     if not all(isinstance(label, int) and 0 <= label < 2**31 for label in found.values()):
       raise ValueError("a class is no integer of 0 or more")
@@ -175,9 +178,9 @@ def _labels_of(folder: Folder, prefix: str) -> dict[str, int] | None:
 def layout(folder: Folder) -> Layout:
   """Finds out which files are images, their classes and their splits.
 
-  Classes are those of dataset.json, or else the first level of subfolders. If all images are in folders named train,
-  val (valid, validation) and test, these are the splits: test, or else val, is held out. Otherwise a fixed tenth of
-  each class is held out, at most 1,000 images in all, chosen by a hash of their names.
+  Classes are those of dataset.json (none, if its labels are null), or else the first level of subfolders. If all images
+  are in folders named train, val (valid, validation) and test, these are the splits: test, or else val, is held out.
+  Otherwise a fixed tenth of each class is held out, at most 1,000 images in all, chosen by a hash of their names.
 
   Raises:
     BadInput: if there are no images, or too few of them.
@@ -208,6 +211,8 @@ def layout(folder: Folder) -> Layout:
     classes = tuple(sorted(set(of_image)))
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[c] for c in of_image], np.int32)
+  elif not given:
+    labels, classes = np.zeros(len(images), np.int32), ("",)
   else:
     missing = [n for n in images if n not in given]
     if missing:
@@ -288,7 +293,8 @@ def folder(config: ConfigDict, split: str) -> Source:
   found = layout(files)
   if found.left_out and split == "train":
     log.info("Left out of %s: %s.", files.root, ", ".join(f"{n} {what}" for what, n in found.left_out.items()))
-  chosen = found.train if split == "train" else found.test
+  # Parts of the test split (eval.num_examples, training.eval_freq) then have examples of all classes.
+  chosen = found.train if split == "train" else np.random.default_rng(0).permutation(found.test)
   names, labels = [found.names[i] for i in chosen], found.labels[chosen]
   shape = (*height_and_width(config.data), config.data.num_channels)
   random = config.data.resize == "random_crop" and split == "train"
@@ -316,7 +322,7 @@ def folder(config: ConfigDict, split: str) -> Source:
     _tell(changes, str(files.root))
   good = [i for i, name in enumerate(names) if name not in failures]
   identity = hashlib.sha256()
-  for i in good:
+  for i in sorted(good, key=names.__getitem__):
     identity.update(f"{names[i]} {files.sizes(names[i])} {labels[i]}\n".encode(errors="surrogateescape"))
   if failures:  # moves the images together, in place
     for to, i in enumerate(good):
@@ -406,5 +412,6 @@ def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
   if bad:
     some = ", ".join(f"{name} ({why})" for name, why in itertools.islice(bad.items(), 5))
     raise BadInput(f"{len(bad)} of {len(names)} images of guidance.input={str(root)!r} cannot be read: {some}.")
-  flat = lambda name: "_".join(pathlib.PurePosixPath(name).with_suffix("").parts)
-  return [(flat(name), image) for name, image in images.items() if not isinstance(image, str)]
+  flat = ["_".join(pathlib.PurePosixPath(name).with_suffix("").parts) for name in images]
+  unique = [f"{name}_{flat[:i].count(name) + 1}" if name in flat[:i] else name for i, name in enumerate(flat)]
+  return [(name, image) for name, image in zip(unique, images.values(), strict=True) if not isinstance(image, str)]

@@ -40,6 +40,13 @@ def _checked(name: str, source: Any) -> Source:
     raise BadInput(f"data.dataset={name!r} gives a source of {len(source)} examples with another number of `examples`.")
   if not isinstance(getattr(source, "identity", ""), str):
     raise BadInput(f"data.dataset={name!r} gives a source whose `identity` is no text.")
+  if len(source):
+    first = np.asarray(source.gather(np.array([0]))["image"])
+    if not ((first.dtype == np.uint8 and first.ndim == 4) or (first.dtype.kind == "f" and first.ndim == 2)):
+      raise BadInput(
+        f"data.dataset={name!r} gives a source of {first.dtype}{list(first.shape)}: it must give images (B, H, W, C) "
+        "uint8 or points (B, D) float. For other arrays use data.dataset=array with data.path=FILE.py:FUNCTION."
+      )
   return source
 
 

@@ -29,6 +29,13 @@ def _fitted(image: np.ndarray, config: ConfigDict) -> np.ndarray:
   return fit(Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image), config)
 
 
+def is_a_path(kind: str) -> str:
+  """Returns the message about a path as data.dataset."""
+  return (
+    f"data.dataset={kind!r} is a path. Give it as data.path, with data.dataset=folder for images, array for numbers."
+  )
+
+
 def tfds(config: ConfigDict, split: str) -> Lazy:
   """Reads a tensorflow-datasets data set that was prepared as ArrayRecord files. Does not need TensorFlow."""
   import tensorflow_datasets
@@ -45,6 +52,8 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
     make: Any = tensorflow_datasets.builder  # its type hints lack ArrayRecord and data sources
     builder = make(name, data_dir=data_dir, file_format="array_record")
   except tensorflow_datasets.core.DatasetNotFoundError as error:
+    if pathlib.Path(config.data.dataset).exists():
+      raise BadInput(is_a_path(config.data.dataset)) from error
     known = ", ".join(["digits", *TOYS, "idx", "folder", "array", "tfrecords"])
     raise BadInput(
       f"data.dataset={config.data.dataset!r} is none of {known}, and no tensorflow-datasets name."
@@ -61,6 +70,13 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
       f"data.dataset={config.data.dataset!r} has no 'image' feature, but {', '.join(builder.info.features)}."
     )
   records = builder.as_data_source(split=wanted)
+  conditional = config.model.num_classes > 0
+  unlabelled = lambda records: "label" in builder.info.features and len(records) and int(records[0]["label"]) < 0
+  if conditional and wanted == "test" and "validation" in splits and unlabelled(records):  # such as ImageNet's
+    wanted = "validation"
+    records = builder.as_data_source(split=wanted)
+  if conditional and unlabelled(records):
+    raise BadInput(f"data.dataset={config.data.dataset!r} has no labels in its split {wanted!r}.")
   # A set without a test split gives a fixed tenth of its training split.
   chosen = np.arange(len(records)) if held_out else split_off(len(records), split)
 

@@ -85,7 +85,10 @@ def in_order(
 ) -> Sequence[Callable[[], dict[str, np.ndarray]]]:
   """Returns functions that each read a batch of the first `limit` examples (None: all). The last batch may be short."""
   n = min(len(source), limit or len(source))
-  return [
-    functools.partial(lambda low: source.gather(np.arange(low, min(low + batch_size, n))), low)
-    for low in range(0, n, batch_size)
-  ]
+
+  def read(low: int) -> dict[str, np.ndarray]:
+    index = np.arange(low, min(low + batch_size, n))
+    places = (index,) if getattr(source, "random", False) else ()
+    return source.gather(index, *places)
+
+  return [functools.partial(read, low) for low in range(0, n, batch_size)]

@@ -8,6 +8,7 @@ batch. Hosts communicate through JAX's own runtime (`jax.distributed`) and share
 
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import sys
@@ -285,6 +286,12 @@ def replicate(tree: Tree) -> Tree:
   return jax.tree.map(one, tree)
 
 
+@functools.lru_cache(maxsize=8)
+def _copy_to(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+  """Returns the function that copies an array to `sharding`, so that each shape compiles once."""
+  return jax.jit(lambda x: x, out_shardings=sharding)
+
+
 def local(tree: Tree) -> Tree:
   """Returns this host's copy of arrays that are spread over devices or hosts. Leaves other arrays as they are."""
 
@@ -293,7 +300,7 @@ def local(tree: Tree) -> Tree:
       return x
     if not x.is_fully_replicated:
       sharding = cast(NamedSharding, x.sharding)
-      x = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))(x)
+      x = _copy_to(NamedSharding(sharding.mesh, P()))(x)
     return x.addressable_data(0)
 
   return jax.tree.map(one, tree)

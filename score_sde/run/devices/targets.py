@@ -80,7 +80,7 @@ CHIPS = {
 }  # fmt: skip
 
 # What JAX calls the chips whose names it shortens.
-_KINDS = {"tpu v5 lite": "v5e", "tpu v5": "v5p", "tpu v5p": "v5p", "tpu v6 lite": "v6e"}
+_KINDS = {"nvidia h200": "h200", "tpu v5 lite": "v5e", "tpu v5": "v5p", "tpu v5p": "v5p", "tpu v6 lite": "v6e"}
 
 
 def chip_of(device: Any) -> Chip | None:
@@ -237,7 +237,10 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
   for shapes, kind, start in _COLLECTIVE.findall(hlo):
     entry = found.setdefault(kind, {"count": 0, "bytes": 0})
     entry["count"] += 1
-    entry["bytes"] += size_of(shapes) // (2 if start and kind == "all-gather" else 1)
+    arrays = re.findall(r"\w+\[\d[\d,]*\]", shapes)
+    if start and kind in ("all-gather", "collective-permute"):  # operands, then results
+      shapes = " ".join(arrays[len(arrays) // 2 :])
+    entry["bytes"] += size_of(shapes)
   return found
 
 

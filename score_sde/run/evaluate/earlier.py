@@ -24,7 +24,8 @@ def keep_arrays(
 
   If there is one of other settings, it and the results `beside` it are kept under other names.
   """
-  made = reports.hash_of([step, config.seed, config.eval.weights, as_dict(config.sampling), as_dict(config.guidance)])
+  evaluated = [config.eval.weights, config.eval.quantization]
+  made = reports.hash_of([step, config.seed, *evaluated, as_dict(config.sampling), as_dict(config.guidance)])
   earlier = ""
   with contextlib.suppress(Exception), arrays_of(path / name) as kept:  # there is none, or a damaged one
     earlier = str(kept["settings"])
@@ -51,14 +52,16 @@ def keep_earlier_samples(path: Path, name: str, fingerprint: str) -> None:
     save_atomically(mark, lambda file: file.write(fingerprint.encode()))
 
 
-def keep_earlier_report(path: Path, name: str, fingerprint: str, step: int) -> None:
-  """Renames the report `name` if it is one of other settings, or begins with another step than `step`."""
+def keep_earlier_report(path: Path, name: str, fingerprint: str, steps: Sequence[int]) -> list[dict[str, Any]]:
+  """Returns the rows of the report `name`, if it is one of these settings and only of `steps`. Else renames it."""
   file = path / f"{name}.json"
   if not file.is_file():
-    return
+    return []
   kept: dict[str, Any] = {}
   with contextlib.suppress(OSError, ValueError):
     kept = json.loads(file.read_text())
-  steps = [row.get("step") for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
-  if kept.get("evaluation") != fingerprint or steps[:1] != [step]:
-    set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
+  rows = [row for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
+  if kept.get("evaluation") == fingerprint and rows and {row.get("step") for row in rows} <= set(steps):
+    return rows
+  set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
+  return []

@@ -83,7 +83,7 @@ def fid(
     size, channels = its.image_size, its.num_channels
     extractor = features.classifier(network, config)
   if _is_statistics(b):
-    reference = features.read(b, extractor)
+    reference = features.read(b, extractor, key="")
   else:
     parts = list(_features(b, extractor, size, channels))
     features.check_count(repr(b), sum(len(p[0]) for p in parts), parts[0][0].shape[1] if parts else 1)

@@ -47,8 +47,9 @@ def number(row: dict[str, Any], key: str, error: str = "", digits: str = ".3f") 
   """Returns the entry `key` of a row as text, with its `error` if the row has one; "" if the entry is missing."""
   if row.get(key) is None or row[key] == "":
     return ""
-  spread = f" ± {row[error]:{digits}}" if row.get(error) is not None else ""
-  return f"{row[key]:{digits}}{spread}"
+  spread = f" ± {float(row[error]):{digits}}" if row.get(error) is not None else ""
+  value = float(row[key]) if isinstance(row[key], str) else row[key]  # JSON has infinity as a text
+  return f"{value:{digits}}{spread}"
 
 
 MEASURES = (

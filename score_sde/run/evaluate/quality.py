@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +33,8 @@ def compared_with(
   """
   if not data.is_image(config):
     raise BadInput(f"eval.features={config.eval.features!r} needs images, not {config.data.dataset!r}.")
+  if config.eval.features == "inception":
+    _check_channels(config)
   extractor, shape = features.make(config), data.example_shape(config)
   features.check_count(f"{key}={total}", total, extractor.dims(shape))
   if config.eval.reference:
@@ -114,6 +117,13 @@ _NAMES = {
 }
 
 
+def _check_channels(config: ConfigDict) -> None:
+  """Raises BadInput for images that Inception does not take."""
+  channels = data.example_shape(config)[-1]
+  if channels not in (1, 3):
+    raise BadInput(f"eval.features='inception' needs images of 1 or 3 channels, not {channels}.")
+
+
 def by_torch_fidelity(config: ConfigDict) -> Measure:
   """Returns the measurement of samples by the package torch-fidelity: its own Inception against the training images.
 
@@ -134,6 +144,10 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
     )
   if not data.is_image(config):
     raise BadInput(f"eval.fidelity_engine='torch-fidelity' needs images, not {config.data.dataset!r}.")
+  _check_channels(config)
+  weights = pathlib.Path(e.inception_path) if e.inception_path else features.downloaded()  # before samples are drawn
+  if not weights.is_file():
+    raise BadInput(f"eval.inception_path={e.inception_path!r} is no file.")
 
   def run(files: list[Path]) -> dict[str, Any]:
     import torch  # pyright: ignore[reportMissingImports]  # optional
@@ -162,7 +176,7 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
       save_cpu_ram=True,  # reads in this process: JAX does not survive a fork
       feature_extractor="inception-v3-compat",  # precision and recall have another network by default
       batch_size=features.AT_ONCE, kid_subset_size=metrics.kid_subset_size(len(samples), len(source)),
-      feature_extractor_weights_path=e.inception_path or str(features.downloaded()),
+      feature_extractor_weights_path=str(weights),
     )  # fmt: skip
     version = importlib.metadata.version("torch-fidelity")
     row = {"features": f"torch-fidelity {version}", "reference_images": len(source)}

@@ -53,7 +53,8 @@ def line(row: dict[str, Any], report: dict[str, Any]) -> str:
     where = f" in {row['samples_file']}" if row["samples_file"] else ""
     parts.append(f"{row['samples']} samples{where} ({row['sampling_nfe']:.0f} evaluations each)")
   parts += [text for key, text in shown.items() if key != "loss"]
-  parts += [f"{name} {value:.4g}" for name, value in row.get("metrics", {}).items()]
+  metrics = row.get("metrics", {})
+  parts += [f"{name} {number(metrics, name, digits='.4g') or 'nan'}" for name in metrics]
   return f"{report['dataset']}, {sde_name(report['sde'])}, step {row['step']:,}: " + ", ".join(parts)
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import math
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde.errors import ScoreSDEError
-from score_sde.run import checkpoints, data, devices
+from score_sde.run import checkpoints, data, devices, shipped
 from score_sde.run.config import GIVEN_TASKS, BadInput, as_dict, distills_progressively
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.evaluate import quality, reports, samples
@@ -29,9 +31,10 @@ from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
 from score_sde.run.experiment import Experiment, Params, build
+from score_sde.run.loading import names_code
 from score_sde.run.report import pictures
 from score_sde.run.report.curves import add_evaluation
-from score_sde.run.storage import Path
+from score_sde.run.storage import Path, path_of
 from score_sde.run.workdir import check_data, make_workdir, recalled, write_json
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ log = logging.getLogger(__name__)
 PATH_FRAMES = 60
 
 # Keys of config.eval that do not change the numbers of a checkpoint.
-_BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples")
+_BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples", "inception_path")
 
 
 def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
@@ -169,9 +172,28 @@ def _plan(experiment: Experiment, path: Path) -> _Plan:
     settings
     | trained
     | {"seed": config.seed, "examples": found[e.bpd_dataset]["identity"], "features": getattr(extractor, "name", "")}
+    | _contents(config)
+    | ({"loss": _numbers(experiment.loss)} if e.enable_loss else {})
   )
   own = load("eval.metrics", e.metrics, "from (samples, test examples) to {name: number}") if e.metrics else None
   return _Plan(experiment, source, path, measure, extractor, own, reports.hash_of(depends))
+
+
+def _contents(config: ConfigDict) -> dict[str, Any]:
+  """Returns hashes of the files that the config names beside the data, and the checkpoints of models that guide."""
+  g = config.guidance
+  files = [shipped.find_plugin(name).rpartition(":")[0] for name in names_code(config)]
+  files += [config.sampling.condition] if config.sampling.condition else []
+  hashes = {f: hashlib.sha256(pathlib.Path(f).read_bytes()).hexdigest() for f in files if pathlib.Path(f).is_file()}
+  guides = [folder for folder in (g.classifier, g.weak) if folder and (path_of(folder) / "checkpoints").is_dir()]
+  steps = {folder: sorted(p.name for p in (path_of(folder) / "checkpoints").iterdir()) for folder in guides}
+  return {name: found for name, found in (("files", hashes), ("guides", steps)) if found}
+
+
+def _numbers(thing: Any) -> dict[str, Any]:
+  """Returns the options of a loss that are numbers or texts."""
+  values = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}
+  return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str | None)}
 
 
 def _row(plan: _Plan, step: int, params: Params, unfinished: Path) -> dict[str, Any]:
@@ -236,12 +258,15 @@ def _sampled(plan: _Plan, step: int, params: Params, folder: Path) -> dict[str, 
   row: dict[str, Any] = {"samples": e.num_samples, "samples_file": "", "samples_failed": 0}
   if not devices.is_first_host():
     return row
-  nfe, seconds = [], []
+  nfe, seconds, size = [], [], min(e.batch_size, e.num_samples)  # the last batch is drawn at full size, too
   for batch in map(samples.read_batch, files):
     nfe.append(batch["nfe"])
-    seconds.append(float(batch["seconds"]) / len(batch["nfe"]))
+    seconds.append(float(batch["seconds"]) / size)
     row["samples_failed"] += int((~batch["finite"]).sum())
-  row |= {"sampling_nfe": float(np.concatenate(nfe).mean()), "seconds_per_image": float(np.median(seconds))}
+  row |= {
+    "sampling_nfe": float(np.concatenate(nfe).mean()),
+    "seconds_per_image": float(np.median(seconds[1:] or seconds)),
+  }
   name = f"samples_{step:08d}{e.report.removeprefix('report')}"
   keep_earlier_samples(plan.path, name, plan.fingerprint)
   if e.save_samples != "none":
@@ -289,14 +314,18 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   plan = _plan(experiment, path)
   unfinished = path / "eval" / f"unfinished_{plan.fingerprint}"
   rows: list[dict[str, Any]] = []
+  earlier: list[dict[str, Any]] = []
   with checkpoints.manager(workdir, create=waits) as manager:
     for step, params in _each(plan, manager, workdir):
       row = _row(plan, step, params, unfinished / f"step_{step:08d}_{checkpoints.digest(params)}")
       rows.append(row)
       if devices.is_first_host():
         if len(rows) == 1:
-          keep_earlier_report(path, config.eval.report, plan.fingerprint, row["step"])
-        reports.write(path, config.eval.report, report := _report(experiment, rows, plan.fingerprint))
+          steps = [row["step"], *(s for s in wanted_steps(config, workdir, manager) if s is not None)]
+          earlier = keep_earlier_report(path, config.eval.report, plan.fingerprint, steps)
+        done = {r["step"] for r in rows}
+        whole = sorted(rows + [r for r in earlier if r["step"] not in done], key=lambda r: r["step"])
+        reports.write(path, config.eval.report, report := _report(experiment, whole, plan.fingerprint))
         print(reports.line(row, report), flush=True)
         numbers = {m.key: float(row[m.key]) for m in MEASURES if m.short and isinstance(row.get(m.key), float)}
         add_evaluation(path, row["step"], numbers)
