@@ -272,7 +272,7 @@ def test_a_large_test_folder_gets_the_classes_of_the_training_folder(tmp_path):
   assert sorted(kinds) == ["b"] * 4 + ["c"] * 4
   np.save(tmp_path / "flat.npy", rng.normal(size=(8, 6, 2)))
   values["data__test_path"] = str(tmp_path / "flat.npy")
-  with pytest.raises(BadInput, match=r"names no classes, and data\.path has 3"):
+  with pytest.raises(BadInput, match=r"has no classes, and data\.path has 3"):
     data.load(resolve(config_of(tmp_path / "train", **values)), "test")
   assert len(data.load(resolve(config_of(tmp_path / "train", **values | {"model__num_classes": 0})), "test")) == 8
 

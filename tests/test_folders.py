@@ -159,10 +159,10 @@ def test_the_first_test_images_are_of_all_classes_and_their_identity_does_not_de
 
 
 def test_inputs_of_one_name_are_numbered(tmp_path):
-  for name in ("a.png", "a.bmp", "b/c.png", "b_c.png"):
+  for name in ("a.png", "a.bmp", "a_2.png", "b/c.png", "b_c.png"):
     image(tmp_path / name)
-  found = folders.read_inputs(config_of("", guidance__task="inpaint", guidance__input=str(tmp_path)))
-  assert sorted(name for name, _ in found) == ["a", "a_2", "b_c", "b_c_2"]
+  found = folders.read_inputs(config_of("", guidance__num_inputs=5, guidance__input=str(tmp_path)))
+  assert sorted(name for name, _ in found) == ["a", "a_2", "a_2_2", "b_c", "b_c_2"]
 
 
 def test_features_that_are_kept_are_of_all_images_whatever_the_batches():

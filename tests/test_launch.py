@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import subprocess
-import time
 import types
 
 import jax
@@ -226,11 +225,13 @@ def test_flags_of_two_words_are_passed_on_as_one():
   ]  # fmt: skip
 
 
-def test_a_run_of_a_sweep_gets_the_signal_to_stop(monkeypatch):
-  program = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); time.sleep(60)"
-  started = time.monotonic()
-  monkeypatch.setattr(sweeps, "stop_asked", lambda: time.monotonic() > started + 1)
-  assert sweeps._run(["python", "-c", program]) == 7
+def test_a_run_of_a_sweep_gets_the_signal_to_stop(monkeypatch, tmp_path):
+  program = (
+    "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+    "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+  )
+  monkeypatch.setattr(sweeps, "stop_asked", lambda: (tmp_path / "ready").exists())
+  assert sweeps._run(["python", "-c", program, str(tmp_path / "ready")]) == 7
 
 
 def test_chips_are_known_by_their_names():

@@ -20,6 +20,7 @@ from score_sde.models import energy
 from score_sde.parameterization import ConsistencyModel, ScoreModel
 from score_sde.run import data, devices
 from score_sde.run.config import (
+  AUTOGUIDANCE,
   CLASS_METHODS,
   SCORE_METHODS,
   BadInput,
@@ -32,6 +33,7 @@ from score_sde.run.config import (
   resolve,
   trains_paths,
 )
+from score_sde.run.config.checks import check_label
 from score_sde.run.config.networks import apply_of, create
 from score_sde.run.config.plugins import is_plugin, load
 from score_sde.run.sampler import CHUNK, Sampler, stepping
@@ -206,6 +208,8 @@ def build(config: ConfigDict) -> Experiment:
   """
   config = resolve(config)
   shape, t = data.example_shape(config), config.training
+  if config.model.num_classes or config.guidance.method == AUTOGUIDANCE:  # a name is a number by now, see `guide`
+    check_label(config.guidance.label, max(config.model.num_classes, 1))
   with as_bad_input():
     devices.check_batch_size("training.batch_size", t.batch_size, t.accumulation)
     if t.parallelism == "fsdp":

@@ -110,7 +110,7 @@ def slurm_script(runs: list[list[str]], workdir: str) -> str:
 
 def _run(command: list[str]) -> int:
   """Runs a command and returns its exit code. A signal to stop is passed on, so that the run saves its state."""
-  child = subprocess.Popen([sys.executable, *command[1:]], start_new_session=True)
+  child = subprocess.Popen([sys.executable, *command[1:]])
   told = False
   while True:
     try:

@@ -138,8 +138,6 @@ def _check_truncated(config: ConfigDict, sde: SDE) -> None:
 
 def _check_guidance(config: ConfigDict, sde: SDE) -> None:
   g, networks_classes = config.guidance, config.model.num_classes
-  if networks_classes:
-    check_label(g.label, networks_classes)
   if g.task == "none" and g.method is None:
     return
   if g.method == AUTOGUIDANCE:
@@ -223,7 +221,6 @@ def _check_autoguidance(config: ConfigDict, sde: SDE) -> None:
   classes = config.model.num_classes
   if g.task == "class" and not classes:
     raise BadInput("guidance.task='class' with autoguidance needs a class-conditional network (model.num_classes).")
-  check_label(g.label, max(classes or 0, 1))
   if config.training.task == "classifier" or config.sampling.method == "consistency":
     raise BadInput(f"guidance.method={AUTOGUIDANCE!r} needs a score model, not training.task={config.training.task!r}.")
   with as_bad_input():

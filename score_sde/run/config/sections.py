@@ -309,7 +309,8 @@ class Guidance(Options):
     needs=({"task": Other(("none",))}, {"method": (AUTOGUIDANCE,)}),
   )  # fmt: skip
   label: Any = option(
-    None, "class of the samples, a number from 0 or the name of a folder; unset: all classes in turn",
+    None, "class of the samples, the name of a folder, or a number from 0; unset: all classes in turn, or those of the "
+    "conditions of test examples",
     needs=({"task": GIVEN_TASKS}, {"model.num_classes": (), "training.task": ("score", "consistency")}),
   )  # fmt: skip
   weak: str = option(

@@ -96,7 +96,7 @@ def load(config: ConfigDict, split: str) -> Source:
   if shape != expected and kind == "array":
     raise BadInput(
       f"data.path={config.data.path!r} holds {split} examples of shape {shape}, and data.shape={expected}. All "
-      "examples must have one shape."
+      "examples must have one shape; of a table, the columns must be those of the training (data.columns)."
     )
   wanted = tuple(config.data.condition_shape)
   if wanted and ("condition" not in first or first["condition"].shape[1:] != wanted):

@@ -110,8 +110,8 @@ def _renumbered(source: Any, names: tuple[str, ...], given: str, conditional: bo
   if not names or source.names == names:
     return source
   if not source.names:
-    if conditional:
-      raise BadInput(f"{given} names no classes, and data.path has {len(names)}: put its examples into such folders.")
+    if conditional and source.classes == 1:
+      raise BadInput(f"{given} has no classes, and data.path has {len(names)}: put its examples into such folders.")
     return source
   unknown = sorted(set(source.names) - set(names))
   if unknown:

@@ -412,6 +412,9 @@ def read_inputs(config: ConfigDict) -> list[tuple[str, np.ndarray]]:
   if bad:
     some = ", ".join(f"{name} ({why})" for name, why in itertools.islice(bad.items(), 5))
     raise BadInput(f"{len(bad)} of {len(names)} images of guidance.input={str(root)!r} cannot be read: {some}.")
-  flat = ["_".join(pathlib.PurePosixPath(name).with_suffix("").parts) for name in images]
-  unique = [f"{name}_{flat[:i].count(name) + 1}" if name in flat[:i] else name for i, name in enumerate(flat)]
+  unique: list[str] = []
+  for name in images:
+    flat = "_".join(pathlib.PurePosixPath(name).with_suffix("").parts)
+    candidates = (flat if i == 1 else f"{flat}_{i}" for i in itertools.count(1))
+    unique.append(next(candidate for candidate in candidates if candidate not in unique))
   return [(name, image) for name, image in zip(unique, images.values(), strict=True) if not isinstance(image, str)]

@@ -51,7 +51,7 @@ def tfds(config: ConfigDict, split: str) -> Lazy:
   try:
     make: Any = tensorflow_datasets.builder  # its type hints lack ArrayRecord and data sources
     builder = make(name, data_dir=data_dir, file_format="array_record")
-  except tensorflow_datasets.core.DatasetNotFoundError as error:
+  except (tensorflow_datasets.core.DatasetNotFoundError, ValueError) as error:  # ValueError: no possible name
     if pathlib.Path(config.data.dataset).exists():
       raise BadInput(is_a_path(config.data.dataset)) from error
     known = ", ".join(["digits", *TOYS, "idx", "folder", "array", "tfrecords"])

@@ -18,7 +18,7 @@ from score_sde.scaling import Scaling
 
 @functools.lru_cache(maxsize=4)
 def _described(data: Hashable, stamp: Any) -> Description:
-  class Whole:  # `array` reads config.data alone
+  class Whole:  # of the training split, `array` reads config.data alone
     pass
 
   whole: Any = Whole()

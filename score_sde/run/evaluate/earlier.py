@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from score_sde.run.config import as_dict
 from score_sde.run.evaluate import reports
-from score_sde.run.storage import Path, arrays_of, save_atomically
+from score_sde.run.storage import Path, arrays_of, changed, save_atomically
 from score_sde.run.workdir import set_aside
 
 
@@ -62,6 +62,8 @@ def keep_earlier_report(path: Path, name: str, fingerprint: str, steps: Sequence
     kept = json.loads(file.read_text())
   rows = [row for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
   if kept.get("evaluation") == fingerprint and rows and {row.get("step") for row in rows} <= set(steps):
-    return rows
+    folder = path / "checkpoints"
+    older = lambda step: (folder / str(step)).exists() and changed(folder / str(step)) <= changed(file)
+    return [row for row in rows if older(row["step"])]  # not those of a training that was started anew
   set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
   return []

@@ -55,7 +55,7 @@ def measure(
 ) -> dict[str, Any]:
   """Returns the FID and inception score of a stream of samples. KID, precision and recall need reference.features.
 
-  `parts` are (features, logits) of batches of samples. Only one batch is in memory at a time, apart from
+  `parts` are (features, logits) of batches of samples. Only one batch is in memory at a time, apart from up to twice
   eval.num_features features and all logits.
   """
   found, logits = features.collect(extractor.name, parts, config.eval.num_features)

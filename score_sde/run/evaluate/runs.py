@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 PATH_FRAMES = 60
 
 # Keys of config.eval that do not change the numbers of a checkpoint.
-_BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples", "inception_path")
+_BESIDE = ("begin_ckpt", "end_ckpt", "checkpoint", "wait_minutes", "report", "save_samples")
 
 
 def sample(config: ConfigDict, workdir: str, experiment: Experiment | None = None) -> None:
@@ -183,10 +183,11 @@ def _contents(config: ConfigDict) -> dict[str, Any]:
   """Returns hashes of the files that the config names beside the data, and the checkpoints of models that guide."""
   g = config.guidance
   files = [shipped.find_plugin(name).rpartition(":")[0] for name in names_code(config)]
-  files += [config.sampling.condition] if config.sampling.condition else []
+  files += [file for file in (config.sampling.condition, g.weak) if file]
   hashes = {f: hashlib.sha256(pathlib.Path(f).read_bytes()).hexdigest() for f in files if pathlib.Path(f).is_file()}
   guides = [folder for folder in (g.classifier, g.weak) if folder and (path_of(folder) / "checkpoints").is_dir()]
-  steps = {folder: sorted(p.name for p in (path_of(folder) / "checkpoints").iterdir()) for folder in guides}
+  whole = lambda folder: sorted(p.name for p in (path_of(folder) / "checkpoints").iterdir() if p.name.isdigit())
+  steps = {folder: whole(folder) for folder in guides}
   return {name: found for name, found in (("files", hashes), ("guides", steps)) if found}
 
 
