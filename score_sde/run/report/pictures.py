@@ -115,7 +115,11 @@ def sample_grid(
 def _grid(axes, images: np.ndarray, captions: Sequence[str] | None, inches: float = 4.6) -> None:
   """Draws images (N, H, W, C) in [0, 1] as a grid, about square. Captions above them fit into its `inches`."""
   height, width = images.shape[1:3]
-  columns = max(1, min(len(images), round((len(images) * height / width) ** 0.5)))
+  n = len(images)
+  square = max(1, min(n, round((n * height / width) ** 0.5)))
+  columns = min(
+    range(square, min(2 * square, n) + 1), key=lambda c: (-n % c, c)
+  )  # few places of the last row are empty
   above = max(3, round(0.28 * images.shape[1])) if captions else 1
   sheet, corners = _tile(np.clip(images, 0, 1), columns, above=above)
   _show(axes, sheet)
