@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from score_sde.batch import Array, Batch, Finite, Keys, Numbers, Time, fold
@@ -176,9 +177,14 @@ class FewStep(Solver):
   denoises_end: ClassVar[bool] = True
 
   def on(self, sde: SDE, grid: TimeGrid) -> "FewStep":
-    linear(sde, type(self).__name__)
+    its = linear(sde, type(self).__name__)
     grid.need_chain(type(self).__name__)
-    if self.denoises_end and self.noise_removal and not grid.end:
+    if not grid.end and self.denoises_end and self.noise_removal:
+      with jax.ensure_compile_time_eval():
+        clean = not float(its.sigma(jnp.asarray(0.0)))  # VE has sigma_min there
+    else:
+      clean = False
+    if clean:
       raise InvalidArgument(
         f"grid={grid.begin} to 0: {type(self).__name__} with noise_removal=True evaluates the score at the end. End "
         "the grid at a small eps; noise_removal makes the step to sigma = 0.", "grid",
