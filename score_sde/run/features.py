@@ -91,15 +91,21 @@ class Extractor:
     return jax.eval_shape(self.run, self.variables, jax.ShapeDtypeStruct((1, *shape), np.uint8))[0].shape[1]
 
 
+def weights_file(path: str) -> pathlib.Path:
+  """Returns the file of Inception's weights: `path`, or the download if it is "". Raises BadInput if there is none."""
+  file = pathlib.Path(path) if path else downloaded()
+  if not file.is_file():
+    raise BadInput(f"eval.inception_path={path!r} is no file. Give {WEIGHTS} (from {URL}).")
+  return file
+
+
 def inception(path: str = "") -> Extractor:
   """Returns the Inception network that papers compute FIDs with. Its weights come from `path`, or are downloaded once.
 
   Raises:
     BadInput: if the weights cannot be read or downloaded, or belong to another network.
   """
-  file = pathlib.Path(path) if path else downloaded()
-  if not file.is_file():
-    raise BadInput(f"eval.inception_path={path!r} is no file. Give {WEIGHTS} (from {URL}).")
+  file = weights_file(path)
   try:
     variables = from_pytorch(torch_file.read(file))
   except ValueError as error:

@@ -128,6 +128,8 @@ def official(sde: SDE, n: int, eps: float, tabulated: bool = True) -> TimeGrid:
   of N entries. VP and sub-VP step by T / N from the time of that entry. VE steps from the sigma of that entry to the
   next smaller one, and from the smallest sigma to zero.
   """
+  if not n:  # only the start
+    return TimeGrid.through([sde.T])
   t = np.linspace(sde.T, eps, n)
   if not tabulated or n == 1:
     return TimeGrid(t, t, t - sde.T / n, True, sde.T)
@@ -167,11 +169,11 @@ def make_grid(
   if not 0 < eps < start:
     raise InvalidArgument(f"eps={eps} must lie in (0, {start}), so that time runs from noise to data.", "eps")
   check_kernel(sde, [start, eps])
-  if name == "official" and n:  # without steps, it is only the start
+  if name == "official":
     if start != sde.T:
       raise InvalidArgument(
         f"grid='official' starts at {sde.T}, not at t_start={start}: use 'uniform'.", "grid", "t_start"
       )
     return official(sde, n, eps, tabulated)
   with jax.ensure_compile_time_eval():  # gives numbers, not tracers, also inside a compiled function
-    return TimeGrid.through(CHAINED[name if n else "uniform"](sde, n, eps, start))
+    return TimeGrid.through(CHAINED[name](sde, n, eps, start))

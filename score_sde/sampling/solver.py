@@ -11,7 +11,7 @@ from score_sde.batch import Array, Batch, Finite, Keys, Numbers, Time, fold
 from score_sde.errors import InvalidArgument
 from score_sde.options import Options, option
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sde import SDE, Score, denoiser, linear
+from score_sde.sde import SDE, LinearSDE, Score, denoiser, linear
 
 # (sde, keys, x, mean, t) -> (x, mean): changes the state at time t after a step, see `Solver.followed_by`.
 Update = Callable[[SDE, Array, Array, Array, Array], tuple[Array, Array]]
@@ -179,12 +179,7 @@ class FewStep(Solver):
   def on(self, sde: SDE, grid: TimeGrid) -> "FewStep":
     its = linear(sde, type(self).__name__)
     grid.need_chain(type(self).__name__)
-    if not grid.end and self.denoises_end and self.noise_removal:
-      with jax.ensure_compile_time_eval():
-        clean = not float(its.sigma(jnp.asarray(0.0)))  # VE has sigma_min there
-    else:
-      clean = False
-    if clean:
+    if self.denoises_end and self.noise_removal and not grid.end and _is_clean_at_zero(its):
       raise InvalidArgument(
         f"grid={grid.begin} to 0: {type(self).__name__} with noise_removal=True evaluates the score at the end. End "
         "the grid at a small eps; noise_removal makes the step to sigma = 0.", "grid",
@@ -199,6 +194,12 @@ class FewStep(Solver):
 
   def intervals(self, steps: int) -> int:
     return steps - self.noise_removal
+
+
+def _is_clean_at_zero(sde: LinearSDE) -> bool:
+  """Returns whether nothing is left of the noise at t = 0. VE has sigma_min there."""
+  with jax.ensure_compile_time_eval():
+    return not float(sde.sigma(jnp.asarray(0.0)))
 
 
 def half_log_snr(sde: SDE, t: Numbers) -> Numbers:

@@ -30,6 +30,14 @@ def shape_of(config: ConfigDict) -> tuple[int, ...]:
   return own(config, "train").gather(np.array([0]))["image"].shape[1:]
 
 
+def _are_images(examples: np.ndarray) -> bool:
+  return examples.dtype == np.uint8 and examples.ndim == 4
+
+
+def _are_points(examples: np.ndarray) -> bool:
+  return examples.dtype.kind == "f" and examples.ndim == 2
+
+
 def _checked(name: str, source: Any) -> Source:
   """Returns a user's source, after a check of its optional attributes: `names`, `examples` and `identity`."""
   for attribute in ("names", "examples"):
@@ -42,7 +50,7 @@ def _checked(name: str, source: Any) -> Source:
     raise BadInput(f"data.dataset={name!r} gives a source whose `identity` is no text.")
   if len(source):
     first = np.asarray(source.gather(np.array([0]))["image"])
-    if not ((first.dtype == np.uint8 and first.ndim == 4) or (first.dtype.kind == "f" and first.ndim == 2)):
+    if not (_are_images(first) or _are_points(first)):
       raise BadInput(
         f"data.dataset={name!r} gives a source of {first.dtype}{list(first.shape)}: it must give images (B, H, W, C) "
         "uint8 or points (B, D) float. For other arrays use data.dataset=array with data.path=FILE.py:FUNCTION."
@@ -71,8 +79,8 @@ def _load(name: str, split: str, data: Hashable) -> Source:
     return _checked(name, found)
   examples, labels = found if isinstance(found, tuple) else (found, None)
   examples = np.asarray(examples)
-  image, points = examples.dtype == np.uint8 and examples.ndim == 4, examples.dtype.kind == "f" and examples.ndim == 2
-  if not (image or points) or not len(examples):
+  image = _are_images(examples)
+  if not (image or _are_points(examples)) or not len(examples):
     raise BadInput(
       f"data.dataset={name!r} gives {examples.dtype}{list(examples.shape)} for split {split!r}: it must give images "
       "(N, H, W, C) uint8 or points (N, D) float, with or without labels (N,)."

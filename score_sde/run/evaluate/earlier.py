@@ -26,10 +26,7 @@ def keep_arrays(
   """
   evaluated = [config.eval.weights, config.eval.quantization]
   made = reports.hash_of([step, config.seed, *evaluated, as_dict(config.sampling), as_dict(config.guidance)])
-  earlier = ""
-  with contextlib.suppress(Exception), arrays_of(path / name) as kept:  # there is none, or a damaged one
-    earlier = str(kept["settings"])
-  if earlier != made:
+  if _mark(path / name, "settings") != made:
     set_aside(path, (name, *beside))
   arrays = arrays | {"settings": np.array(made)}
   save_atomically(path / name, lambda file: np.savez_compressed(file, **arrays))
@@ -37,9 +34,15 @@ def keep_arrays(
 
 def keep_earlier_likelihoods(file: Path, fingerprint: str) -> None:
   """Renames the likelihoods of an evaluation with other settings."""
-  with contextlib.suppress(Exception), arrays_of(file) as arrays:  # there is none, or a damaged one
-    if str(arrays["fingerprint"]) != fingerprint:
-      set_aside(file.parent, (file.name,))
+  if _mark(file, "fingerprint") not in ("", fingerprint):
+    set_aside(file.parent, (file.name,))
+
+
+def _mark(file: Path, name: str) -> str:
+  """Returns the mark `name` of an NPZ file; "" if there is no file, or a damaged one."""
+  with contextlib.suppress(Exception), arrays_of(file) as arrays:
+    return str(arrays[name])
+  return ""
 
 
 def keep_earlier_samples(path: Path, name: str, fingerprint: str) -> None:

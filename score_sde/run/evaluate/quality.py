@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -145,9 +144,7 @@ def by_torch_fidelity(config: ConfigDict) -> Measure:
   if not data.is_image(config):
     raise BadInput(f"eval.fidelity_engine='torch-fidelity' needs images, not {config.data.dataset!r}.")
   _check_channels(config)
-  weights = pathlib.Path(e.inception_path) if e.inception_path else features.downloaded()  # before samples are drawn
-  if not weights.is_file():
-    raise BadInput(f"eval.inception_path={e.inception_path!r} is no file.")
+  weights = features.weights_file(e.inception_path)  # before samples are drawn
 
   def run(files: list[Path]) -> dict[str, Any]:
     import torch  # pyright: ignore[reportMissingImports]  # optional

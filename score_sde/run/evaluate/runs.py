@@ -317,12 +317,13 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   rows: list[dict[str, Any]] = []
   earlier: list[dict[str, Any]] = []
   with checkpoints.manager(workdir, create=waits) as manager:
-    for step, params in _each(plan, manager, workdir):
+    wanted = wanted_steps(config, workdir, manager)
+    for step, params in _each(plan, manager, workdir, wanted):
       row = _row(plan, step, params, unfinished / f"step_{step:08d}_{checkpoints.digest(params)}")
       rows.append(row)
       if devices.is_first_host():
         if len(rows) == 1:
-          steps = [row["step"], *(s for s in wanted_steps(config, workdir, manager) if s is not None)]
+          steps = [row["step"], *(s for s in wanted if s is not None)]
           earlier = keep_earlier_report(path, config.eval.report, plan.fingerprint, steps)
         done = {r["step"] for r in rows}
         whole = sorted(rows + [r for r in earlier if r["step"] not in done], key=lambda r: r["step"])
@@ -348,11 +349,10 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
     )
 
 
-def _each(plan: _Plan, manager: Any, workdir: str) -> Iterator[tuple[int, Params]]:
+def _each(plan: _Plan, manager: Any, workdir: str, wanted: list[int | None]) -> Iterator[tuple[int, Params]]:
   """Yields (step, parameters) of the wanted checkpoints, each as soon as it exists."""
-  config = plan.experiment.config
-  for step in wanted_steps(config, workdir, manager):
-    wait_for(config, workdir, manager, step)
+  for step in wanted:
+    wait_for(plan.experiment.config, workdir, manager, step)
     yield restore(manager, plan.experiment, workdir, step)
 
 

@@ -117,9 +117,8 @@ def _grid(axes, images: np.ndarray, captions: Sequence[str] | None, inches: floa
   height, width = images.shape[1:3]
   n = len(images)
   square = max(1, min(n, round((n * height / width) ** 0.5)))
-  columns = min(
-    range(square, min(2 * square, n) + 1), key=lambda c: (-n % c, c)
-  )  # few places of the last row are empty
+  # As few places of the last row as possible are empty.
+  columns = min(range(square, min(2 * square, n) + 1), key=lambda c: (-n % c, c))
   above = max(3, round(0.28 * images.shape[1])) if captions else 1
   sheet, corners = _tile(np.clip(images, 0, 1), columns, above=above)
   _show(axes, sheet)
