@@ -17,6 +17,7 @@ accelerator, shrink the network: `--config.model.nf=32 --config.training.batch_s
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
 import runpy
 import statistics
@@ -60,6 +61,9 @@ def timed(run: Callable[[], Any], wait: Callable[[Any], Any], seconds: float) ->
 def by_jax(config: Any, seconds: float) -> dict[str, Any]:
   """Measures this library on one device."""
   import jax
+
+  if jax.device_count() > 1:
+    raise SystemExit(f"This measures one device, and JAX has {jax.device_count()}: hide the others from it.")
   import jax.numpy as jnp
   import numpy as np
 
@@ -79,10 +83,10 @@ def by_jax(config: Any, seconds: float) -> dict[str, Any]:
   image = rng.integers(0, 256, (1, b, *experiment.shape), np.uint8)
   block = {"image": image, "label": np.zeros((1, b), np.int32), "index": np.arange(b, dtype=np.int32)[None]}
   found: dict[str, Any] = {"device": device.device_kind, "batch_size": b, "versions": f"JAX {jax.__version__}"}
-  peak = planned["target"]["flops_per_second"] * len(jax.devices())
+  peak = planned["target"]["flops_per_second"]
 
   def add(name: str, program: str, evaluations: int, times: dict[str, float]) -> None:
-    flops = planned["programs"][program]["flops"] * evaluations * len(jax.devices())
+    flops = planned["programs"][program]["flops"] * evaluations
     found[name] = times | {"images_per_second": b / times["seconds"], "share": flops / times["seconds"] / peak}
 
   state, steps = train_step.start_state(experiment), train_step.make_train_steps(experiment)
@@ -143,7 +147,8 @@ def by_torch(config: Any, seconds: float) -> dict[str, Any]:
     torch.nn.utils.clip_grad_norm_(network.parameters(), config.optim.grad_clip, foreach=True)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    torch._foreach_lerp_(average, list(network.parameters()), 1 - m.ema_rate)
+    with torch.no_grad():
+      torch._foreach_lerp_(average, list(network.parameters()), 1 - m.ema_rate)
     return loss
 
   def wait(_: Any) -> None:
@@ -171,7 +176,9 @@ def measured(kind: str, config: str, dtype: str, options: argparse.Namespace, ov
   """Returns the measurements of one process, or its error."""
   command = [sys.executable, "-m", "benchmarks.accelerator", "--one", kind, "--configs", config, "--dtypes", dtype,
              "--seconds", str(options.seconds), *overrides]  # fmt: skip
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one GPU, also to PyTorch
+  environment = os.environ | {"CUDA_VISIBLE_DEVICES": shown}
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
   lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
   if done.returncode or not lines:
     return {"error": (done.stderr.strip().splitlines() or ["?"])[-1][:200]}

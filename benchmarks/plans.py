@@ -37,8 +37,9 @@ def groups() -> dict[str, list[str]]:
     name = str(file.relative_to(ROOT / "configs"))[:-3]
     config = load(name)
     model = {k: v for k, v in config.model.to_dict().items() if k not in CONSTANTS}
-    about = [model, config.data.image_size, config.data.num_channels, config.training.batch_size, config.training.task,
-             config.training.accumulation]  # fmt: skip
+    t, own = config.training, ":" in config.training.sde  # an SDE of one's own may simulate paths
+    about = [model, config.data.image_size, config.data.num_channels, t.batch_size, t.task, t.objective, t.accumulation,
+             t.sde if own else ""]  # fmt: skip
     found.setdefault(json.dumps(about, sort_keys=True, default=str), []).append(name)
   return found
 

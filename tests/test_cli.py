@@ -82,6 +82,13 @@ def test_one_command_trains_samples_and_scores_on_several_devices(tmp_path):
   assert "2 cpu devices" in err
   for name in ("config.json", "samples.png", "denoising.png", "curves.png", "report.json", "metrics.csv"):
     assert (tmp_path / name).stat().st_size > 100, name
+  code, out, err = runs.finish(tmp_path, *flags, devices=2)
+  assert code == 0, err
+  assert "report.json has step 20 with these settings already" in err
+  assert "bits/dim" not in out
+  code, out, err = runs.finish(tmp_path, *flags, "--config.eval.num_repeats=2", devices=2)
+  assert code == 0, err
+  assert "bits/dim on 16 test examples" in out
 
 
 def test_a_reader_may_close_the_help(monkeypatch, tmp_path):

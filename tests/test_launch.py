@@ -200,7 +200,7 @@ def test_a_run_leaves_a_profile_and_follows_weights_and_biases(tmp_path, monkeyp
   assert b"grad_norm" in file.read_bytes()
   config.training.n_iters = 10
   training.train(config, str(tmp_path))
-  assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}"))) >= 1
+  assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}"))) == 2
   assert (tmp_path / "wandb_id").read_text() == name
 
 

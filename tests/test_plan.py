@@ -4,6 +4,10 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ import score_sde as ss
 from configs import quickstart
 from configs.consistency import digits
 from configs.ve import cifar10_ncsnpp_continuous
+from configs.ve.ncsnv2 import cifar10 as ncsnv2
 from score_sde.batch import example_keys
 from score_sde.errors import InvalidArgument
 from score_sde.run import devices, plan, train_step
@@ -23,6 +28,7 @@ from score_sde.run.config import BadInput, resolve
 from score_sde.run.devices import targets
 from score_sde.run.experiment import build
 from score_sde.run.packing import Packing
+from score_sde.run.storage import path_of
 
 
 def small_unet():
@@ -78,6 +84,12 @@ HLO = """HloModule step
   ROOT %n = f32[4]{0} negate(%p)
 }
 
+%parts (q: f32[8]) -> f32[8] {
+  %q = f32[8]{0} parameter(0)
+  %s = ((f32[8]{0}), f32[1]{0}) reduce-scatter-start(%q), dimensions={0}, to_apply=%add
+  ROOT %d = f32[1]{0} reduce-scatter-done(%s)
+}
+
 ENTRY %main (a: f32[8,4], b: bf16[4]) -> f32[8,4] {
   %a = f32[8,4]{1,0} parameter(0)
   %b = bf16[4]{0} parameter(1)
@@ -85,18 +97,25 @@ ENTRY %main (a: f32[8,4], b: bf16[4]) -> f32[8,4] {
   %c = (f32[8,4]{1,0}, u8[1000]{0}) custom-call(%f, %a), custom_call_target="__cudnn$convForward"
   %g = f32[8,4]{1,0} get-tuple-element(%c), index=0
   %r = f32[8,4]{1,0} all-reduce(%g), to_apply=%add
+  %v = (s32[], f32[8]{0}, f32[1]{0}, s32[], s32[], /*index=5*/f32[8]{0}) while(%y), condition=%c, body=%parts, \
+backend_config={"known_trip_count":{"n":"2"}}
   ROOT %w = f32[4]{0} while(%x), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
 
 
 def test_bytes_and_collectives_are_read_from_a_program():
-  """Fusion: 128 + 8 read, 128 written; convolution: 256 and 128 without its scratch; all-reduce: 256; loop: 3 x 32."""
-  assert targets.bytes_accessed(HLO) == (128 + 8 + 128) + (256 + 128) + 256 + 3 * 32
-  assert targets.collectives(HLO) == {"all-reduce": {"count": 1, "bytes": 128}}
+  """Fusion: 128 + 8 read, 128 written; convolution: 256 and 128 without its scratch; all-reduce: 256.
+
+  The loops run 2 x (32 + 36 bytes) and 3 x 32.
+  """
+  assert targets.bytes_accessed(HLO) == (128 + 8 + 128) + (256 + 128) + 256 + 2 * (32 + 36) + 3 * 32
+  assert targets.collectives(HLO) == {
+    "all-reduce": {"count": 1, "bytes": 128}, "reduce-scatter": {"count": 2, "bytes": 2 * 4},
+  }  # fmt: skip
   gather = "  %s = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%a), dimensions={0}\n"
   permute = "  %p = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%b), source_target_pairs={{0,1}}\n"
-  assert targets.collectives(gather + permute) == {
+  assert targets.collectives(f"ENTRY %main (a: f32[2,4]) -> f32[2,4] {{\n{gather}{permute}}}\n") == {
     "all-gather": {"count": 1, "bytes": 128}, "collective-permute": {"count": 1, "bytes": 32},
   }  # fmt: skip
 
@@ -113,6 +132,25 @@ def test_bytes_and_collectives_are_read_from_a_program():
 def test_a_wrong_target_is_named(name, part):
   with pytest.raises(InvalidArgument, match=part):
     targets.find_target(name)
+
+
+def test_a_plan_for_another_machine_leaves_the_accelerators_of_this_one_alone(tmp_path):
+  """JAX is told so before the config is resolved, which asks for this machine's backend."""
+  program = (
+    "import jax, sys\n"
+    "from score_sde.run.devices import targets\n"
+    "from score_sde.run import plan\n"
+    "def found(target):\n"
+    "  print('backends:', jax.config.jax_platforms)\n"
+    "  raise SystemExit\n"
+    "plan.resolve = plan._found = found\n"
+    "plan.plan(None, sys.argv[1])\n"
+  )
+  environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+  for target, platforms in (("cuda:h100:8", "cpu"), ("local", "None")):
+    command = [sys.executable, "-c", program, target]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == f"backends: {platforms}\n"
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):
@@ -187,6 +225,58 @@ def test_a_run_that_does_not_fit_gets_overrides_that_were_tried(tmp_path, monkey
   saved = json.loads((tmp_path / "plan.json").read_text())
   assert not saved["memory"]["fits"]
   assert "--config.model.remat=True --config.training.accumulation=2" in saved["overrides_that_fit"]
+
+
+def test_overrides_combine_only_what_the_network_has():
+  """ncsnv2 cannot be rematerialized: it is offered accumulation with bfloat16 instead."""
+  config = runs.changed(resolve(ncsnv2.get_config()), training__batch_size=64)
+  tried = list(plan._savings(config, 8))
+  assert not any("model.remat" in overrides for overrides in tried)
+  assert {"model.dtype": "bfloat16", "training.accumulation": 8} in tried
+  assert {"training.parallelism": "fsdp", "model.dtype": "bfloat16"} in tried
+
+
+def test_a_plan_stays_only_while_it_is_that_of_the_run(tmp_path):
+  """Training keeps the whole plan of the same run, and sets that of another aside."""
+  experiment = build(quickstart.get_config())
+  known = json.loads(json.dumps(plan.outline(experiment), default=float))
+  file = path_of(str(tmp_path)) / "plan.json"
+  file.write_text(json.dumps({**known, "programs": {}}))
+  plan.write_outline(experiment, path_of(str(tmp_path)))
+  assert "programs" in json.loads(file.read_text())
+  other = build(runs.changed(quickstart.get_config(), training__batch_size=64))
+  plan.write_outline(other, path_of(str(tmp_path)))
+  assert json.loads(file.read_text())["config"]["batch_size"] == 64
+  (earlier,) = tmp_path.glob("plan_*.json")
+  assert "programs" in json.loads(earlier.read_text())
+
+
+@pytest.mark.parametrize(("workdir", "message"), [("/proc/nowhere", "cannot be written to")])
+def test_a_plan_that_cannot_be_written_fails_before_it_is_made(workdir, message, monkeypatch):
+  monkeypatch.setattr(plan, "plan", lambda *_: pytest.fail("compiled first"))
+  with pytest.raises(BadInput, match=message):
+    plan.main(quickstart.get_config(), "local", workdir, "quickstart")
+
+
+def test_the_length_of_a_run_names_what_it_samples():
+  """Consistency models are judged by their own sampler; adaptive samplers have no number of evaluations."""
+  config = digits.get_config()
+  config.training.teacher, config.training.fid_samples = "", 100
+  config.training.objective = "ict"
+  config.eval.features = "inception"
+  length = plan.run_length(build(config))
+  assert length["evaluations_per_fid_sample"] == length["evaluations_per_sample"] == config.sampling.num_steps
+  found = plan.plan(runs.changed(quickstart.get_config(), sampling__method="ode"), programs=("train_step", "score"))
+  assert found["run"]["evaluations_per_sample"] is None
+  assert "sampling_hours" not in found["time"]["100%"]
+  assert re.search(r"^100%.* -$", plan.report(found), re.MULTILINE)
+
+
+@pytest.mark.thorough
+def test_the_operations_of_a_model_leave_out_what_is_computed_twice():
+  experiments = [build(runs.changed(small_unet(), model__remat=remat)) for remat in (False, True)]
+  counted = [train_step.step_flops(experiment) for experiment in experiments]
+  assert counted[0] == counted[1]
 
 
 # --- programs for machines that are not here --------------------------------------------------------------------------

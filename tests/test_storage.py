@@ -65,10 +65,12 @@ def test_an_upload_that_fails_leaves_the_old_file(bucket, tmp_path):
 def test_files_that_grow_are_copied(bucket, monkeypatch):
   folder = storage.Folder(storage.path_of(bucket) / "grows")
   (folder.local / "log").write_text("one")
-  folder.sync()
-  assert not (folder.path / "log").exists()  # too early
-  monkeypatch.setattr(storage, "SYNC_SECONDS", 0.0)
-  folder.sync()
+  monkeypatch.setattr(storage, "SYNC_SECONDS", 0.1)
+  folder.keep_in_sync()
+  until = time.monotonic() + 10
+  while not (folder.path / "log").exists() and time.monotonic() < until:
+    time.sleep(0.1)
+  assert (folder.path / "log").read_text() == "one"
   (folder.local / "log").write_text("one, two")
   (folder.local / "deeper").mkdir()
   (folder.local / "deeper" / "file").write_text("x")
@@ -187,6 +189,13 @@ def test_a_failed_copy_is_tried_again(bucket, monkeypatch, caplog):
     folder.close()
   assert "could not be copied" in caplog.text
   assert (folder.local / "log").exists()  # all that is left of it
-  folder.sync(now=True)
+  folder.sync()
   assert (folder.path / "log").read_text() == "one"
+  (folder.local / "log").write_text("one, two")
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, "_put", lambda *args: 1 / 0)
+    folder.close()
+  assert (folder.local / "log").exists()  # its last line is nowhere else
   folder.close()
+  assert (folder.path / "log").read_text() == "one, two"
+  assert not folder.local.exists()

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from score_sde.batch import example_keys
 from score_sde.errors import ScoreSDEError
 from score_sde.likelihood import ExactLikelihood
+from score_sde.models import MODELS
 from score_sde.parameterization import ConsistencyModel
 from score_sde.run import devices, train_step
 from score_sde.run.config import BadInput, as_bad_input, make, resolve, sde_name
@@ -32,13 +33,14 @@ from score_sde.run.devices.targets import (
   bytes_accessed,
   collectives,
   find_target,
+  leave_accelerators,
   measured_peak,
 )
 from score_sde.run.experiment import Experiment, build, make_consistency_loss, make_model
 from score_sde.run.report.progress import Interrupted, stop_asked
-from score_sde.run.storage import Path, path_of
+from score_sde.run.storage import Path
 from score_sde.run.teacher import Teacher
-from score_sde.run.workdir import set_aside, write_json
+from score_sde.run.workdir import make_workdir, set_aside, write_json
 from score_sde.sde import bind
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ def plan(
   Raises:
     BadInput: for a wrong config or target, or if the compiler for the target is not installed.
   """
+  leave_accelerators(target)
   config, machine = resolve(config), _found(target)
   with devices.planned(machine.devices):
     experiment = _with_a_teacher(build(config))
@@ -108,10 +111,12 @@ def plan(
   step = compiled["train_step"]
   peak, bandwidth = _peak(machine, config.model.dtype)
   state = known["memory"]
+  # A program that does not fit has no memory of its own in XLA's message, only the whole.
+  working = step.total - sum(state.values()) + state["gradients"] if step.bytes is None else step.temporary
   result = known | {
     "target": {"name": target, "chip": machine.chip.name, "devices": len(machine.devices), "memory": machine.usable,
                "flops_per_second": peak, "bytes_per_second": bandwidth, "source": machine.chip.source},
-    "memory": {**state, "activations": max(step.temporary - state["gradients"], 0), "total": step.total,
+    "memory": {**state, "activations": max(working - state["gradients"], 0), "total": step.total,
                "available": machine.usable, "fits": step.total <= machine.usable},
     "programs": {name: dataclasses.asdict(p) for name, p in compiled.items()},
   }  # fmt: skip
@@ -150,19 +155,28 @@ def outline(experiment: Experiment) -> dict[str, Any]:
 
 
 def write_outline(experiment: Experiment, workdir: Path) -> None:
-  """Writes the `outline` to plan.json in `workdir`, unless a whole plan is there."""
-  file, whole = workdir / "plan.json", False
+  """Writes the `outline` to plan.json in `workdir`, unless a whole plan of this run is there."""
+  file, known = workdir / "plan.json", json.loads(json.dumps(outline(experiment), default=float))
+  whole = _whole(file)
+  if whole and _of_same_run(whole, known):
+    return
+  if whole:
+    set_aside(workdir, [file.name])
+  write_json(file, known)
+
+
+def _whole(file: Path) -> dict[str, Any]:
+  """Returns the plan in `file`; {} if there is none, or only an `outline`."""
   with contextlib.suppress(OSError, ValueError):
-    whole = "programs" in json.loads(file.read_text())
-  if not whole:
-    write_json(file, outline(experiment))
+    found = json.loads(file.read_text())
+    if isinstance(found, dict) and "programs" in found:
+      return found
+  return {}
 
 
-def _target_of(file: Path) -> str:
-  """Returns the target of the whole plan in `file`; "" if there is none."""
-  with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-    return json.loads(file.read_text())["target"]["name"]
-  return ""
+def _of_same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
+  """Returns whether two plans or outlines are of one run: the same network, settings and length."""
+  return all(one.get(part) == other.get(part) for part in ("config", "parameters", "run"))
 
 
 def _found(target: str) -> Target:
@@ -309,9 +323,10 @@ def run_length(experiment: Experiment) -> dict[str, Any]:
   assert sampler is not None
   nfe = sampler.solver.evaluations(len(sampler.grid)) if sampler.grid is not None else None
   drawn = config.sampling.num_samples if t.snapshot_sampling else 0
+  per_fid_sample = t.fid_steps if t.task == "score" else nfe  # see `evaluate.judge`
   return length | {
     "evaluations_per_sample": nfe, "samples_per_snapshot": drawn, "fid_samples_per_snapshot": t.fid_samples,
-    "evaluations_per_fid_sample": t.fid_steps if t.fid_samples else 0,
+    "evaluations_per_fid_sample": per_fid_sample if t.fid_samples else 0,
   }  # fmt: skip
 
 
@@ -322,7 +337,7 @@ def _peak(target: Target, dtype: str) -> tuple[float, float]:
   """Returns the peak (operations, bytes) per second of a device. Measures it if the chip is not in the table."""
   if target.chip.flops and target.chip.bandwidth:
     return target.chip.flops.get(dtype, min(target.chip.flops.values())), target.chip.bandwidth
-  flops, bandwidth = measured_peak()
+  flops, bandwidth = measured_peak(dtype)
   shared = len(target.devices) if target.chip.platform == "cpu" else 1
   return flops / shared, bandwidth / shared
 
@@ -338,9 +353,11 @@ def _times(plan: dict, programs: dict[str, Program], peak: float, bandwidth: flo
     rates = {"images_per_second": batch / seconds, "training_hours": run["steps"] * seconds / 3600}
     if "score" in programs:
       per_sample = least(programs["score"]) / share / batch
-      evaluations = (run["evaluations_per_sample"] or 0) * run["samples_per_snapshot"]
-      evaluations += run["evaluations_per_fid_sample"] * run["fid_samples_per_snapshot"]
-      rates["sampling_hours"] = run["snapshots"] * evaluations * per_sample / 3600
+      drawn = [(run[f"evaluations_per_{kind}sample"], run[f"{kind}samples_per_snapshot"]) for kind in ("", "fid_")]
+      counts = [nfe and nfe * count for nfe, count in drawn if count]
+      if None not in counts:  # the number of an adaptive sampler is not known
+        evaluations = sum(counts)
+        rates["sampling_hours"] = run["snapshots"] * evaluations * per_sample / 3600
       rates["scores_per_second"] = 1 / per_sample
     if "likelihood" in programs:
       rates["likelihood_evaluations_per_second"] = batch * share / least(programs["likelihood"])
@@ -374,12 +391,16 @@ def _savings(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
   """Yields overrides that save memory, from those that cost least."""
   share = config.training.batch_size // count
   parts = [n for n in (2, 4, 8, 16) if share % n == 0 and n > config.training.accumulation]
-  remat = {"model.remat": True} if not config.model.get("remat", True) else {}
+  known = MODELS.get(config.model.name)
+  takes_remat = known is None or "remat" in {field.name for field in dataclasses.fields(known)}
+  remat = {"model.remat": True} if takes_remat and not config.model.get("remat", True) else {}
   half = {"model.dtype": "bfloat16"} if config.model.dtype == "float32" else {}
   split = {"training.parallelism": "fsdp"} if count > 1 and config.training.parallelism == "pmap" else {}
   singles = [remat, *({"training.accumulation": n} for n in parts), split, half]
+  most = {"training.accumulation": parts[-1]} if parts else {}
   pairs = [*(remat | {"training.accumulation": n} for n in parts if remat), remat | half, remat | split]
-  everything = remat | half | split | ({"training.accumulation": parts[-1]} if parts else {})
+  pairs += [split | half, split | most, half | most]
+  everything = remat | half | split | most
   seen: list[dict[str, Any]] = [{}]
   for overrides in (*singles, *pairs, everything):
     if overrides not in seen:
@@ -427,8 +448,9 @@ def report(found: dict[str, Any]) -> str:
     lines.append(f"  {kind} in a step: {c['count']}, {c['bytes'] / 2**20:.1f} MiB")
   too_much = "" if memory["fits"] else ", WHICH IS TOO MUCH"
   lines += ["", f"memory per device: {_size(memory['total'])} of {_size(memory['available'])}{too_much}"]
-  for name in ("parameters", "ema", "optimizer", "gradients", "activations"):
-    lines.append(f"  {name:<14}{_size(memory[name]):>12}")
+  for name, count in memory.items():
+    if name not in ("total", "available", "fits"):
+      lines.append(f"  {name:<14}{_size(count):>12}")
   samples = run.get("samples_per_snapshot")
   lines += ["", f"the run: {run['steps']:,} steps, {run['examples']:,} examples, {run['snapshots']} snapshots" + (
     f" of {samples} samples with {run['evaluations_per_sample'] or 'an adaptive number of'} evaluations" if samples
@@ -447,15 +469,17 @@ def main(config: ConfigDict, target: str, workdir: str | None, name: str) -> Non
   Raises:
     DoesNotFit: if the run does not fit into the target's memory. The message has overrides with which it does.
   """
+  folder = make_workdir(workdir or ".")  # fails before anything is compiled
   found = plan(config, target)
   if not found["memory"]["fits"]:
     log.info("It does not fit. Trying overrides ...")
     found["overrides_that_fit"] = overrides_that_fit(resolve(config), target)
-  file = path_of(workdir) / "plan.json" if workdir else path_of(f"plan_{name}_{target.replace(':', '_')}.json")
-  if workdir and _target_of(file) not in ("", target):
-    set_aside(path_of(workdir), ["plan.json"])
-  write_json(file, json.loads(json.dumps(found, default=float)))
   print(report(found))
+  file = folder / ("plan.json" if workdir else f"plan_{name}_{target.replace(':', '_')}.json")
+  found, earlier = json.loads(json.dumps(found, default=float)), _whole(file)
+  if earlier and not (_of_same_run(earlier, found) and earlier["target"]["name"] == target):
+    set_aside(folder, [file.name])
+  write_json(file, found)
   print(f"\n{file}")
   if not found["memory"]["fits"]:
     memory, fitting = found["memory"], found["overrides_that_fit"]

@@ -147,28 +147,29 @@ class Folder:
   def __init__(self, path: Path):
     self.path = path
     self._synced: dict[pathlib.Path, tuple[int, int]] = {}
-    self._last = time.monotonic()
     self._lock = threading.Lock()
+    self._closed = threading.Event()
     if in_bucket(path):
       self.local = pathlib.Path(tempfile.mkdtemp(prefix="score_sde_"))
     else:
       self.local = pathlib.Path(path).absolute()
       self.local.mkdir(parents=True, exist_ok=True)
 
-  def sync(self, *, now: bool = False) -> None:
-    """Copies the files that have changed to the bucket, at most every SYNC_SECONDS unless `now`."""
-    if not in_bucket(self.path) or not (now or time.monotonic() - self._last > SYNC_SECONDS):
+  def sync(self) -> None:
+    """Copies the files that have changed to the bucket."""
+    if not in_bucket(self.path):
       return
     with self._lock:
+      if self._closed.is_set():
+        return
       for file in sorted(p for p in self.local.rglob("*") if p.is_file()):
         try:
           self._copy(file)
         except Exception as error:  # the network may be away for a moment, or another program removed its file
           log.warning("%s could not be copied to %s (%s); it is tried again.", file.name, self.path, error)
-      self._last = time.monotonic()
 
   def _copy(self, file: pathlib.Path) -> None:
-    state = (file.stat().st_size, file.stat().st_mtime_ns)
+    state = _state_of(file)
     if self._synced.get(file) == state:
       return
     with tempfile.NamedTemporaryFile() as kept:  # the file may grow while it is read
@@ -178,24 +179,33 @@ class Folder:
 
   def keep_in_sync(self) -> None:
     """Copies changes every SYNC_SECONDS from now on, in a thread, and the last ones when the process ends."""
+    if not in_bucket(self.path):
+      return
 
     def run() -> None:
-      while True:
-        time.sleep(SYNC_SECONDS)
-        self.sync(now=True)
+      while not self._closed.wait(SYNC_SECONDS):
+        self.sync()
 
     threading.Thread(target=run, daemon=True).start()
     atexit.register(self.close)
 
   def close(self) -> None:
     """Copies the last changes and removes the temporary folder, unless a file in it could not be copied."""
-    if not in_bucket(self.path):
+    if not in_bucket(self.path) or self._closed.is_set():
       return
-    self.sync(now=True)
-    if all(file in self._synced for file in self.local.rglob("*") if file.is_file()):
-      shutil.rmtree(self.local, ignore_errors=True)
-    else:
-      log.error("Not all files of %s could be copied: they are kept in %s.", self.path, self.local)
+    self.sync()
+    with self._lock:
+      if all(self._synced.get(file) == _state_of(file) for file in self.local.rglob("*") if file.is_file()):
+        self._closed.set()
+        shutil.rmtree(self.local, ignore_errors=True)
+      else:
+        log.error("Not all files of %s could be copied: they are kept in %s.", self.path, self.local)
+
+
+def _state_of(file: pathlib.Path) -> tuple[int, int]:
+  """Returns size and time of a file: others after each change."""
+  state = file.stat()
+  return state.st_size, state.st_mtime_ns
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from score_sde.losses import ConsistencyLoss, has_target
 from score_sde.run import checkpoints, devices
 from score_sde.run.config import signature
 from score_sde.run.devices import Mesh
-from score_sde.run.experiment import Experiment
+from score_sde.run.experiment import Experiment, build
 from score_sde.run.packing import SMALL, Packing
 from score_sde.run.teacher import starts_from_teacher
 from score_sde.scaling import Scaling
@@ -289,7 +289,14 @@ def lower_share(experiment: Experiment) -> jax.stages.Lowered:
 
 
 def step_flops(experiment: Experiment) -> float:
-  """Returns the operations of a training step on all devices together, as the equations ask for them."""
+  """Returns the operations of a training step on all devices together, as the equations ask for them.
+
+  The second forward pass of model.remat is none of them.
+  """
+  if experiment.config.model.get("remat"):
+    config = experiment.config.copy_and_resolve_references()
+    config.model.remat = False
+    experiment = build(config)
   of_share: Any = lower_share(experiment).cost_analysis() or {}
   return devices.total_count() * float(of_share.get("flops", 0.0))
 

@@ -141,6 +141,11 @@ def train(config: ConfigDict, workdir: str) -> None:
         run.draw_report()
     if not t.final_report:
       return
+    if devices.host_count() == 1 and evaluation.is_reported(experiment, workdir):
+      log.info(
+        "%s.json has step %d with these settings already: nothing is measured again.", config.eval.report, t.n_iters
+      )
+      return
     failure = None
     if t.task != "classifier":
       try:

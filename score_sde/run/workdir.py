@@ -79,8 +79,7 @@ def copy_stderr(workdir: Path) -> None:
   sys.stderr.flush()
   os.dup2(tee.stdin.fileno(), sys.stderr.fileno())
   tee.stdin.close()
-  if storage.in_bucket(workdir):
-    folder.keep_in_sync()
+  folder.keep_in_sync()
 
 
 def note_command(workdir: Path, argv: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from score_sde.run.cli.arguments import (
 from score_sde.run.cli.calls import call, run_tool
 from score_sde.run.cli.endings import fail
 from score_sde.run.config import BadInput, resolve
-from score_sde.run.devices import programs
+from score_sde.run.devices import programs, targets
 from score_sde.run.storage import path_of
 from score_sde.run.workdir import copy_stderr, make_file, make_workdir, note_command, recalled
 
@@ -57,6 +57,8 @@ def run() -> None:
 
   def action() -> None:
     workdir = os.path.expanduser(WORKDIR.value or "")
+    if MODE.value == "plan":
+      targets.leave_accelerators(TARGET.value)
     config = resolve(recalled(CONFIG.value, workdir))
     check_effects(config, overridden(sys.argv))
     if MODE.value == "plan":

@@ -119,9 +119,7 @@ def find_target(text: str) -> Target:
   """
   if text == "local":
     return _local()
-  if not os.environ.get("JAX_PLATFORMS"):
-    # Only the CPU of this machine is needed. JAX would look for the accelerators whose compilers are installed.
-    jax.config.update("jax_platforms", "cpu")
+  leave_accelerators(text)
   kind, _, rest = text.partition(":")
   name, _, shape = rest.partition(":")
   known = {n: c for n, c in CHIPS.items() if c.platform == kind}
@@ -139,6 +137,15 @@ def find_target(text: str) -> Target:
   if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
     raise InvalidArgument(f"target={text!r} must end with a topology, such as tpu:{name}:2x4.", "target")
   return Target(chip, _tpus(text, name, shape), chip.memory)
+
+
+def leave_accelerators(text: str) -> None:
+  """Leaves the accelerators of this machine alone when the target `text` is another one: a run may be using them.
+
+  JAX looks for accelerators once, when it is first asked for a device: call this before.
+  """
+  if text != "local" and not os.environ.get("JAX_PLATFORMS"):
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _local() -> Target:
@@ -220,7 +227,7 @@ WITHOUT_TILES = {"xla_gpu_enable_triton_gemm": False}
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
 _COLLECTIVE = re.compile(
-  r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(", re.MULTILINE
+  r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (\([^=]*?\)|\S+) ([a-z][\w-]*)\((.*)$", re.MULTILINE)
 
@@ -231,16 +238,46 @@ def size_of(shapes: str) -> int:
   return sum(_BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found)
 
 
+def _bodies(hlo: str) -> tuple[dict[str, str], str]:
+  """Returns {name: instructions} of the computations of a program, and the name of the one that is run."""
+  hlo = re.sub(r"/\*index=\d+\*/", "", hlo)  # XLA counts the arrays of long tuples
+  bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", hlo, re.MULTILINE | re.DOTALL))
+  entry = re.search(r"^ENTRY %?([\w.-]+)", hlo, re.MULTILINE)
+  return bodies, entry[1] if entry else ""
+
+
+def _repeats(instruction: str) -> int:
+  """Returns how often a loop runs its body; 1 if that is not known, and for other instructions."""
+  times = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction)
+  return int(times[1]) if times else 1
+
+
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
-  """Returns {kind: {"count", "bytes"}} of a compiled program: its collectives and the bytes they leave on a device."""
+  """Returns {kind: {"count", "bytes"}} of a compiled program: its collectives and the bytes they leave on a device.
+
+  Those in a loop count as often as the loop runs them.
+  """
+  bodies, entry = _bodies(hlo)
   found: dict[str, dict[str, int]] = {}
-  for shapes, kind, start in _COLLECTIVE.findall(hlo):
-    entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-    entry["count"] += 1
-    arrays = re.findall(r"\w+\[\d[\d,]*\]", shapes)
-    if start and kind in ("all-gather", "collective-permute"):  # operands, then results
-      shapes = " ".join(arrays[len(arrays) // 2 :])
-    entry["bytes"] += size_of(shapes)
+
+  def add(name: str, times: int) -> None:
+    for line in bodies.get(name, "").splitlines():
+      if collective := _COLLECTIVE.search(line):
+        shapes, kind, start = collective.groups()
+        arrays = re.findall(r"\w+\[\d[\d,]*\]", shapes)
+        if start and kind != "all-reduce":  # operands, then results
+          shapes = " ".join(arrays[len(arrays) // 2 :])
+        total = found.setdefault(kind, {"count": 0, "bytes": 0})
+        total["count"] += times
+        total["bytes"] += times * size_of(shapes)
+      elif not re.search(r" [\w-]+-(done|update)\(", line):  # they name what their start has called
+        for called in re.findall(r"\b(?:body|calls|to_apply)=%?([\w.-]+)", line):
+          add(called, times * _repeats(line))
+        for branches in re.findall(r"\bbranch_computations=\{(.*?)\}", line):
+          for called in re.findall(r"[\w.-]+", branches):
+            add(called, times)
+
+  add(entry, 1)
   return found
 
 
@@ -253,9 +290,7 @@ def bytes_accessed(hlo: str) -> int:
   Each instruction reads its operands and writes its result once; those within a fusion cost nothing. Used where XLA's
   own count is missing: it has none for a GPU that is not there, and none for the calls of libraries such as cuDNN.
   """
-  bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", hlo, re.MULTILINE | re.DOTALL))
-  entry = re.search(r"^ENTRY %?([\w.-]+)", hlo, re.MULTILINE)
-  return _bytes_of_body(bodies, entry[1]) if entry else 0
+  return _bytes_of_body(*_bodies(hlo))
 
 
 def _bytes_of_body(bodies: dict[str, str], name: str) -> int:
@@ -267,8 +302,7 @@ def _bytes_of_body(bodies: dict[str, str], name: str) -> int:
       continue
     if kind in ("while", "call"):
       body = re.search(r"(?:body|to_apply)=%?([\w.-]+)", rest)
-      times = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
-      total += (int(times[1]) if times else 1) * (_bytes_of_body(bodies, body[1]) if body else 0)
+      total += _repeats(rest) * (_bytes_of_body(bodies, body[1]) if body else 0)
       continue
     if kind == "custom-call":  # the scratch space of a library is no result
       shape = re.sub(r"[su]8\[\d+\]", "", shape)
@@ -277,8 +311,8 @@ def _bytes_of_body(bodies: dict[str, str], name: str) -> int:
   return total
 
 
-def measured_peak() -> tuple[float, float]:
-  """Returns (operations per second of a matrix product, bytes per second of a copy), measured on this machine."""
+def measured_peak(dtype: str = "float32") -> tuple[float, float]:
+  """Returns (operations per second of a matrix product in `dtype`, bytes per second of a copy) of this machine."""
 
   def seconds(fn: Any, x: Any) -> float:
     x = fn(x).block_until_ready()
@@ -290,6 +324,6 @@ def measured_peak() -> tuple[float, float]:
     return min(runs)
 
   n, m = 1536, 2**25
-  product = seconds(jax.jit(lambda x: x @ x), jax.numpy.full((n, n), 1 / n))
+  product = seconds(jax.jit(lambda x: x @ x), jax.numpy.full((n, n), 1 / n, dtype))
   copy = seconds(jax.jit(lambda x: x + 1, donate_argnums=0), jax.numpy.ones(m))  # in place: no new pages of memory
   return 2 * n**3 / product, 8 * m / copy

@@ -3,7 +3,7 @@
 from score_sde.run.evaluate.chosen import chosen_step, open_workdir, restore, warn_of_short_run
 from score_sde.run.evaluate.earlier import keep_arrays
 from score_sde.run.evaluate.quality import compared_with, measure
-from score_sde.run.evaluate.runs import SolvesFailed, evaluate, sample
+from score_sde.run.evaluate.runs import SolvesFailed, evaluate, is_reported, sample
 from score_sde.run.evaluate.samples import draw, draw_samples, sampler_name, to_uint8
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
   "draw",
   "draw_samples",
   "evaluate",
+  "is_reported",
   "keep_arrays",
   "measure",
   "open_workdir",

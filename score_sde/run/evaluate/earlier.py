@@ -57,16 +57,24 @@ def keep_earlier_samples(path: Path, name: str, fingerprint: str) -> None:
 
 def keep_earlier_report(path: Path, name: str, fingerprint: str, steps: Sequence[int]) -> list[dict[str, Any]]:
   """Returns the rows of the report `name`, if it is one of these settings and only of `steps`. Else renames it."""
-  file = path / f"{name}.json"
-  if not file.is_file():
-    return []
+  rows, finished = _read(path, name, fingerprint)
+  if rows and {row.get("step") for row in rows} <= set(steps):
+    return rows_of_report(path, name, fingerprint)
+  set_aside(path, (f"{name}.json", f"{name}.md"), finished)
+  return []
+
+
+def rows_of_report(path: Path, name: str, fingerprint: str) -> list[dict[str, Any]]:
+  """Returns the rows of the report `name` if it is one of these settings; without those of an earlier training."""
+  folder, file = path / "checkpoints", path / f"{name}.json"
+  older = lambda step: (folder / str(step)).exists() and changed(folder / str(step)) <= changed(file)
+  return [row for row in _read(path, name, fingerprint)[0] if older(row.get("step"))]
+
+
+def _read(path: Path, name: str, fingerprint: str) -> tuple[list[dict[str, Any]], str]:
+  """Returns the rows of the report `name` if it is one of these settings, and when it was finished."""
   kept: dict[str, Any] = {}
   with contextlib.suppress(OSError, ValueError):
-    kept = json.loads(file.read_text())
+    kept = json.loads((path / f"{name}.json").read_text())
   rows = [row for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
-  if kept.get("evaluation") == fingerprint and rows and {row.get("step") for row in rows} <= set(steps):
-    folder = path / "checkpoints"
-    older = lambda step: (folder / str(step)).exists() and changed(folder / str(step)) <= changed(file)
-    return [row for row in rows if older(row["step"])]  # not those of a training that was started anew
-  set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
-  return []
+  return rows if kept.get("evaluation") == fingerprint else [], str(kept.get("finished", ""))

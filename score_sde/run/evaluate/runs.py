@@ -26,6 +26,7 @@ from score_sde.run.evaluate.earlier import (
   keep_earlier_likelihoods,
   keep_earlier_report,
   keep_earlier_samples,
+  rows_of_report,
 )
 from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
 from score_sde.run.evaluate.measures import MEASURES
@@ -335,6 +336,26 @@ def evaluate(config: ConfigDict, workdir: str, experiment: Experiment | None = N
   if devices.is_first_host():
     with contextlib.suppress(Exception):  # the report is written: what is left is only in the way
       unfinished.rmtree(missing_ok=True)
+  _need_success(rows, config)
+
+
+def is_reported(experiment: Experiment, workdir: str) -> bool:
+  """Returns whether a report in `workdir` has the newest checkpoint, measured with these settings.
+
+  Raises:
+    SolvesFailed: if it has, and all its samples or likelihoods failed.
+  """
+  path, config = open_workdir(workdir), experiment.config
+  with checkpoints.manager(workdir) as manager:
+    step = max(manager.all_steps())
+  rows = rows_of_report(path, config.eval.report, _plan(experiment, path).fingerprint)
+  found = [row for row in rows if row["step"] == step]
+  _need_success(found, config)
+  return bool(found)
+
+
+def _need_success(rows: list[dict[str, Any]], config: ConfigDict) -> None:
+  """Raises SolvesFailed if all samples or likelihoods of a checkpoint failed."""
   for row in rows:
     _need_some(row.get("samples", 0) - row.get("samples_failed", 0), row.get("samples", 0), row["step"])
   failed = [row["step"] for row in rows if row.get("likelihood_failed") and not row["examples"]]

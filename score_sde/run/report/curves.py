@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from score_sde.run.storage import Folder, Path, absolute, path_of, save_atomically
+from score_sde.run.storage import Folder, Path, absolute, in_bucket, path_of, save_atomically
 
 FIELDS = ("step", "loss", "grad_norm", "update_norm", "eval_loss", "fid")
 
@@ -35,6 +35,7 @@ class Curves:
       return
     # In a bucket, nothing can be added to the end of a file: these files are written here and copied.
     self._folder = Folder(workdir)
+    self._folder.keep_in_sync()
     self._path = self._folder.local / "metrics.csv"
     if wandb:
       self._wandb = _follow(workdir, self._folder, *wandb)
@@ -59,7 +60,6 @@ class Curves:
     with self._lines.open("a") as file:
       file.write(json.dumps({k: v for k, v in row.items() if math.isfinite(v)}) + "\n")
     self._to_tensorboard(step, values)
-    self._folder.sync()
 
   def _to_tensorboard(self, step: int, values: dict[str, float]) -> None:
     assert self._tensorboard is not None
@@ -70,7 +70,7 @@ class Curves:
   def sync(self) -> None:
     """Copies the curves to the bucket of the workdir, if it lies in one. Called before each checkpoint is saved."""
     if self._tensorboard:
-      self._folder.sync(now=True)
+      self._folder.sync()
 
   def text(self, name: str, text: str) -> None:
     """Adds a text, in Markdown, to TensorBoard."""
@@ -117,10 +117,12 @@ def _follow(workdir: Path, written: Folder, project: str, config: dict[str, Any]
   if not file.exists():
     save_atomically(file, lambda f: f.write(secrets.token_hex(8).encode()))
   folder = str(written.local / "tensorboard")
+  # Beside a bucket, in the current folder: its files stay on this machine, for `wandb sync`.
+  own = None if in_bucket(workdir) else str(written.local)
   if not wandb.patched["tensorboard"]:
     following.patch(root_logdir=folder, tensorboard_x=True)
   return wandb.init(
-    project=project, name=absolute(workdir).name, id=file.read_text(), resume="allow", dir=str(written.local),
+    project=project, name=absolute(workdir).name, id=file.read_text(), resume="allow", dir=own,
     config=config,
   )  # fmt: skip
 
