@@ -27,6 +27,7 @@ class Augmentation(Options):
   to bottom (1/2 of them), scaled by 2^(0.2 z), rotated by any angle, stretched by 2^(0.2 z) along one direction and
   shrunk across it, and moved by 0.125 z of the size, z ~ N(0, 1). Parts beyond the border are mirrored. The labels are
   zero where nothing is changed, so samples with labels of zero look like the data. Karras et al. 2022, Appendix F.2.
+  As there, a stretch z at the angle a has the labels z cos a and z sin a, and so has the opposite one, -z at a + pi.
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss

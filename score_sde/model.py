@@ -58,6 +58,8 @@ class Model:
     solver, steps, grid: the sampler of a model that was trained for certain noise levels only; None for the defaults
       of `sample`.
     likelihood: the likelihood, with the default options of `log_likelihood` and `bits_per_dim`.
+    jumps: whether the network was distilled progressively. Then its D is the end of a step of its own sampler, and not
+      E[x_0 | x_t]: it has no likelihood and no latents, and measurements use "replacement" or "projection".
 
   Example:
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -81,6 +83,7 @@ class Model:
   steps: int | None = None
   grid: str | None = None
   likelihood: ExactLikelihood = ExactLikelihood()
+  jumps: bool = False
 
   @property
   def sde(self) -> SDE:
@@ -118,7 +121,8 @@ class Model:
       measurement: a measurement of the samples, on the scale of the data, such as `guidance.inpaint(mask, y)`: one for
         all samples, or `n` of them.
       method: the method that uses the measurement: "pigdm" (the default), "tmpd", "dps", "replacement" (the default of
-        a consistency model), "projection" or "ddrm"; or one with options, such as `guidance.Projection(strength=0.5)`.
+        a model without a score), "projection" or "ddrm"; or one with options, such as
+        `guidance.Projection(strength=0.5)`.
       solver: by default that of the model, if it has one, or UniPC, or DPMSolverSDE with a measurement; always
         Consistency for a consistency model.
       steps: steps of the solver; by default those of the model, if it has its own sampler, or those of the solver; 100
@@ -199,7 +203,7 @@ class Model:
 
   def _method(self, method: Any) -> Any:
     """Returns the method of measurements that is called `method`."""
-    method = method or ("replacement" if self._is_consistency else "pigdm")
+    method = method or ("pigdm" if self._has_score else "replacement")
     if isinstance(method, str):
       constraints = {"replacement": Projection(), "projection": Projection(), "ddrm": DDRM()}
       names = (*guidance.METHODS, *constraints)
@@ -214,9 +218,9 @@ class Model:
         method = make(sde=self.sde, **({"prior_variance": prior} if takes else {}))
     if not isinstance(method, Posterior | Projection | DDRM):
       raise InvalidArgument(f"method={method!r} is no method of measurements.", "method")
-    if self._is_consistency and not isinstance(method, Projection):
+    if not (self._has_score or isinstance(method, Projection)):
       raise InvalidArgument(
-        f"method={type(method).__name__} needs a score, and this is a consistency model: use 'replacement'.", "method"
+        f"method={type(method).__name__} needs a score, and this is {self._name}: use 'replacement'.", "method"
       )
     return method
 
@@ -276,6 +280,8 @@ class Model:
 
     A consistency model takes one evaluation of its network, at the noise level where its sampling starts.
     """
+    if self.jumps:
+      self._need_score("decode")
     latent = jnp.asarray(latent)
     y = self._given(label, condition, len(latent))
     if self._is_consistency:
@@ -302,6 +308,14 @@ class Model:
     return isinstance(self.model, ConsistencyModel)
 
   @property
+  def _has_score(self) -> bool:
+    return not (self._is_consistency or self.jumps)
+
+  @property
+  def _name(self) -> str:
+    return "a consistency model" if self._is_consistency else "a student of progressive distillation"
+
+  @property
   def _consistency(self) -> Consistency:
     return self.solver if isinstance(self.solver, Consistency) else Consistency()
 
@@ -317,8 +331,8 @@ class Model:
     return all(name in self.optional for name, needed in needs.items() if needed)
 
   def _need_score(self, what: str) -> None:
-    if self._is_consistency:
-      raise InvalidArgument(f"{what} needs a score, and this is a consistency model: use its teacher.")
+    if not self._has_score:
+      raise InvalidArgument(f"{what} needs a score, and this is {self._name}: use its teacher.")
 
   # --- conversion between the scale of the data and that of the network -----------------------------------------------
 

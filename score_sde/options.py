@@ -103,3 +103,11 @@ class Options:
   def __post_init__(self) -> None:
     for field, known in options_of(self):
       check_value(field.name, getattr(self, field.name), known)
+
+
+def check_interval(options: Any, low: str, high: str) -> None:
+  """Raises InvalidArgument unless the field `low` of `options` is smaller than the field `high`."""
+  if not getattr(options, low) < getattr(options, high):
+    raise InvalidArgument(
+      f"{low}={getattr(options, low)} and {high}={getattr(options, high)} must satisfy {low} < {high}.", low, high
+    )

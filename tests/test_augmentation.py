@@ -95,6 +95,34 @@ def test_a_moved_image_is_moved_by_its_label():
     np.testing.assert_allclose(changed[i, 10:22, 10:22], expected[10:22, 10:22], atol=0.06)
 
 
+@pytest.mark.parametrize("kind", ["scaled", "rotated", "stretched"])
+def test_an_image_is_changed_as_its_labels_say(kind):
+  """Against the image as a function of the place, where only this change was made: seen at the place before it."""
+  image, mine = smooth(32), {"scaled": [2], "rotated": [3, 4], "stretched": [5, 6]}[kind]
+  changed, labels = Augmentation(0.2)(KEYS, jnp.broadcast_to(image, (500, 32, 32, 2)))
+  labels = np.asarray(labels, np.float64)
+  others = [i for i in range(AUGMENTED) if i not in mine]
+  only = np.flatnonzero((np.abs(labels[:, others]).max(axis=1) == 0) & (np.abs(labels[:, mine]).max(axis=1) > 0.2))
+  assert len(only) > 4
+  y, x = np.meshgrid(*[np.arange(32) - 15.5] * 2, indexing="ij")
+  inner = np.hypot(x, y) < 6
+  for i in only[:8]:
+    turned, scale = labels[i], 2.0 ** (0.2 * labels[i, 2])
+    # The angle a with cosine 1 + label 3 and sine label 4, from the x axis (right) to the y axis (down).
+    c, s = 1 + turned[3], turned[4]
+    px, py = (c * x + s * y) / scale, (-s * x + c * y) / scale
+    length = np.hypot(turned[5], turned[6])
+    errors = []
+    # Along the direction (label 5, label 6) and shrunk across it, or the other way round: EDM's labels do not say.
+    for factor in (2.0 ** (0.2 * length), 2.0 ** (-0.2 * length)) if length else (1.0,):
+      ux, uy = (turned[5] / length, turned[6] / length) if length else (1.0, 0.0)
+      along, across = (ux * px + uy * py) / factor, (-uy * px + ux * py) * factor
+      row, column = uy * along + ux * across + 15.5, ux * along - uy * across + 15.5
+      expected = np.stack([np.sin(row / 3) + 0.2 * column / 32, np.cos(column / 4)], axis=-1)
+      errors.append(np.abs(changed[i] - expected)[inner].max())
+    assert min(errors) < 0.06
+
+
 @pytest.mark.thorough
 def test_the_network_is_told_and_samples_are_told_nothing():
   network = NCSNpp(nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), augmented=AUGMENTED, init_scale=1.0)

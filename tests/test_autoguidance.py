@@ -109,3 +109,11 @@ def test_a_run_is_guided_by_an_earlier_checkpoint_of_itself_or_by_another_run(tm
 def test_what_does_not_fit_is_named(values, message):
   with pytest.raises(BadInput, match=message):
     resolve(tiny(**values))
+
+
+def test_a_scale_that_does_not_guide_is_named(caplog):
+  config = {"guidance__method": "autoguidance", "guidance__weak": "w"}
+  resolve(tiny(**config, guidance__scale=2.0))
+  assert not caplog.records
+  resolve(tiny(**config))
+  assert "guidance.scale=1 of autoguidance is no guidance" in caplog.text

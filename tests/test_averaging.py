@@ -5,11 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from runs import tiny
+from runs import changed, tiny
 
 import score_sde as ss
 from score_sde import averaging
 from score_sde.run import averages, checkpoints, train_step, training
+from score_sde.run.checkpoints import transfer
 from score_sde.run.config import BadInput
 from score_sde.run.experiment import build
 
@@ -54,7 +55,7 @@ def test_a_tracked_average_has_the_profile_of_a_power_function():
 def test_a_reconstruction_is_the_average_that_was_tracked(width, last):
   path = path_of_parameters(2000)
   kept = {w: tracked(path, w) for w in (0.05, 0.1)}
-  steps = range(50, last + 1, 50)
+  steps = range(last // 20, last + 1, last // 20)  # 20 checkpoints
   stored = [(step, averaging.exponent(w)) for step in steps for w in kept]
   values = np.stack([kept[w][step - 1] for step in steps for w in kept])
   found = averaging.weights(stored, last, averaging.exponent(width)) @ values
@@ -120,6 +121,31 @@ def test_a_run_keeps_its_averages_and_another_width_is_loaded_like_any_model(run
 def test_widths_that_cannot_be_made_are_refused(run, widths, message):
   with pytest.raises(BadInput, match=message):
     averages.reconstruct(small(model__ema_widths=(0.05, 0.1)), run, widths)
+
+
+def test_averages_of_other_widths_are_not_taken_for_these(run):
+  """Two averages have the same arrays, whatever their widths: the checkpoint says which they are."""
+  for other in ((0.1, 0.05), (0.05, 0.15)):
+    config = small(model__ema_widths=other)
+    with pytest.raises(BadInput, match=r"model.ema_widths was \[0.05, 0.1\]"):
+      averages.reconstruct(config, run, ["0.05"])
+    with pytest.raises(BadInput, match=r"model.ema_widths was"):
+      training.train(config, run)
+  with pytest.raises(BadInput, match=r"model.ema_widths"):
+    training.train(changed(small(), training__n_iters=44), run)
+  assert ss.load(run).sample(jax.random.key(0), 2, steps=2).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.thorough
+def test_imported_weights_are_no_average(run, tmp_path, caplog):
+  config, file, workdir = small(model__ema_widths=(0.05, 0.1)), str(tmp_path / "w.safetensors"), str(tmp_path / "run")
+  transfer.export_weights(config, run, file)
+  transfer.import_weights(config, workdir, file)
+  with pytest.raises(BadInput, match="imported weights only"):
+    averages.reconstruct(config, workdir, ["0.05"])
+  training.train(changed(small(model__ema_widths=(0.05, 0.1)), training__n_iters=80), workdir)
+  averages.reconstruct(config, workdir, ["0.05"])
+  assert "training before the import is unknown" in caplog.text
 
 
 def test_a_run_without_averages_is_told_how_to_keep_them(run):

@@ -15,6 +15,7 @@ from configs import quickstart
 from configs.consistency import cifar10_cd, cifar10_ct, cifar10_ect, digits, fashion_mnist
 from score_sde.run import checkpoints, evaluate, guide, plan, train_step, training
 from score_sde.run.checkpoints import transfer
+from score_sde.run.cli.arguments import check_effects
 from score_sde.run.config import BadInput, resolve, signature
 from score_sde.run.experiment import build
 
@@ -49,6 +50,9 @@ OBJECTIVES = {
 }  # fmt: skip
 
 
+PROGRESSIVE = {"training__objective": "progressive", **OBJECTIVES["progressive"]}
+
+
 def arrays_of(folder, config):
   experiment = build(config)
   with checkpoints.manager(folder) as opened:
@@ -77,6 +81,11 @@ def test_every_objective_trains_samples_and_is_measured(tmp_path, teacher, objec
   model = ss.load(folder)
   if objective == "progressive":  # the only noise levels that the student knows
     assert (model.solver, model.steps, model.grid) == (ss.DDIM(noise_removal=False), 2, "karras")
+    for call in (model.encode, model.decode, lambda x: model.log_likelihood(jax.random.key(0), x)):
+      with pytest.raises(ss.InvalidArgument, match="student of progressive distillation"):
+        call(jnp.zeros((2, 8, 8, 1)))
+    known = ss.guidance.inpaint(jnp.eye(8)[None, :, :, None], jnp.zeros((1, 8, 8, 1)))
+    assert np.isfinite(model.sample(jax.random.key(0), 2, measurement=known)).all()  # by replacement
   else:
     assert model.solver == ss.Consistency(start_sigma=config.sampling.start_sigma)
   assert np.isfinite(model.sample(jax.random.key(0), 4)).all()
@@ -112,6 +121,10 @@ def test_training_starts_from_the_teachers_parameters_unless_told_otherwise(teac
   state = train_step.start_state(experiment)
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), state.params, trained)))
   anew = train_step.start_state(build(student(teacher, training__finetune=False)))
+  alone = build(student("", training__objective="ect", training__finetune=False))  # from a new network, without one
+  assert alone.teacher is None
+  with pytest.raises(BadInput, match=r"ect with --config.training.finetune=False"):
+    build(student("", training__objective="ect"))
   assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), anew.params, trained)))
   kept = train_step.start_state(build(student(teacher, training__objective="cd")))
   assert kept.teacher is not None
@@ -178,6 +191,10 @@ def test_a_plan_counts_target_and_teacher(teacher):
   ({"training__continuous": False}, "continuous=True"),
   ({"guidance__task": "interpolate"}, "cannot encode"),
   ({"guidance__task": "edit", "sampling__start_sigma": 40.0}, "start_sigma unset"),
+  ({"guidance__task": "class", "guidance__label": 3}, "guidance.label and sampling.condition alone choose"),
+  (PROGRESSIVE | {"eval__enable_bpd": True}, "has no likelihood"),
+  (PROGRESSIVE | {"guidance__task": "interpolate"}, "cannot encode"),
+  (PROGRESSIVE | {"guidance__task": "inpaint"}, "needs a score"),
   ({"model__parameterization": "noise"}, "needs 'edm'"),
   ({"training__sde": "subvpsde"}, "does not fit this config: .*the SDE"),
   ({"model__num_res_blocks": 2}, "does not fit this config: .*model.num_res_blocks"),
@@ -230,6 +247,24 @@ def test_checkpoints_of_the_official_code_are_imported(tmp_path):
   by_hand = width**2 / (gap**2 + width**2) * x + gap * width / np.sqrt(sigma**2 + width**2) * raw
   t = experiment.sde.time_of_log_snr(jnp.full(2, -2 * np.log(sigma)))
   np.testing.assert_allclose(model.model.data(model.params, x, t), by_hand, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "flag"), [("consistency", "noise_removal"), ("consistency", "tau")])
+def test_options_that_a_consistency_sampler_does_not_have_are_refused(teacher, method, flag):
+  config = resolve(student(teacher, sampling__method=method))
+  with pytest.raises(BadInput, match=f"sampling.{flag}"):
+    check_effects(config, [f"sampling.{flag}"])
+
+
+def test_the_command_line_and_python_take_the_same_levels():
+  """By default they are even in the logarithm, also for the networks of EDM."""
+  for module in (cifar10_cd, cifar10_ct):
+    config = module.get_config()
+    config.training.teacher, config.sampling.num_steps, config.sampling.sigmas = "", 2, ()
+    config.training.objective = "ict"
+    grid, sde = build(config).sampler.grid, build(config).sde
+    own = ss.make_grid(ss.Consistency.default_grid, sde, 2, config.sampling.eps or sde.eps)
+    np.testing.assert_allclose(grid.stop, own.stop, rtol=1e-5)
 
 
 def test_configs_have_the_official_settings():

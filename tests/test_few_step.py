@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import score_sde as ss
 from score_sde.analytic import GaussianMixture, gaussian
 from score_sde.batch import PRIOR, example_keys, fold
 from score_sde.run.sampler import Sampler
@@ -204,6 +205,8 @@ def test_stochastic_adams_adds_noise_only_between_its_levels():
   )
   silent = {"tau": 1.0, "tau_min": 1e4, "tau_max": 1e5}
   np.testing.assert_allclose(draw(0, **silent), draw(1, tau=0.0), atol=1e-5)
+  low = {"tau": 1.0, "tau_max": 1e-4}  # below the last level
+  np.testing.assert_allclose(draw(0, **low), draw(1, tau=0.0), atol=1e-5)
   assert np.abs(draw(0, tau_min=0.05, tau_max=1.0) - draw(1, tau_min=0.05, tau_max=1.0)).max() > 1e-2
 
 
@@ -218,6 +221,22 @@ def test_new_solvers_run_inside_of_jit_and_to_zero_noise(x64):
   for options in ({"tau": 0.0}, {}, {"brownian": True}, {"corrected": False}):
     own = SASolver(noise_removal=False, **options)
     assert np.isfinite(sample(jax.random.key(0), sde, score, (4, 2), solver=own, grid=to_zero)).all(), options
+
+
+@pytest.mark.parametrize("options", [
+  {"solver": ss.AdaptiveODE(), "message": "Restart needs a solver with steps on a grid"},
+  {"solver": ss.Consistency(start_sigma=40.0), "message": "Consistency changes the grid itself"},
+])  # fmt: skip
+def test_restarts_need_a_solver_with_steps_on_a_grid(options):
+  with pytest.raises(ss.InvalidArgument, match=options["message"]):
+    Restart(solver=options["solver"], restarts=(Interval(0.1, 1.0),)).schedule(VE(), make_grid("karras", VE(), 8, 1e-3))
+
+
+def test_empty_intervals_of_noise_are_refused():
+  with pytest.raises(ss.InvalidArgument, match=r"tau_min=1.0 and tau_max=0.5 must satisfy tau_min < tau_max"):
+    SASolver(tau_min=1.0, tau_max=0.5)
+  with pytest.raises(ss.InvalidArgument, match="churn_min < churn_max"):
+    ss.Heun(churn=1.0, churn_min=2.0, churn_max=1.0)
 
 
 def test_restarts_have_one_level(x64):

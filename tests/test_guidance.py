@@ -416,7 +416,7 @@ def test_classifier_free_guidance_goes_from_all_classes_to_one_and_beyond():
   np.testing.assert_allclose(partly[2:4], (free + 3 * (bound - free))[2:4], rtol=1e-4, atol=1e-4)
   outside = np.array([0, 1, 4, 5])
   np.testing.assert_allclose(partly[outside], bound[outside], rtol=1e-4, atol=1e-4)
-  with pytest.raises(ValueError, match="0 <= low < high"):
+  with pytest.raises(ValueError, match="low < high"):
     ClassifierFree(sde, 1.0, 2.0, 1.0)
   with pytest.raises(ValueError, match="must not be negative"):
     ClassifierFree(sde, -1.0)

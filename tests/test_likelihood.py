@@ -1,15 +1,18 @@
 """Likelihoods against exact densities."""
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import changed
 
 import score_sde as ss
+from configs import quickstart
 from score_sde import analytic
-from score_sde.batch import example_keys
+from score_sde.batch import example_keys, expand
 from score_sde.likelihood import (
   ExactLikelihood,
   bits_per_dim,
@@ -19,10 +22,12 @@ from score_sde.likelihood import (
   interpolate,
   log_likelihood,
 )
-from score_sde.run.config import default_config
+from score_sde.run import data
+from score_sde.run.config import BadInput, default_config, resolve
+from score_sde.run.evaluate.likelihoods import mean_bits_per_dim
 from score_sde.run.experiment import build
 from score_sde.sampling import AdaptiveODE
-from score_sde.sde import VE, VP, Reverse, SubVP
+from score_sde.sde import VE, VP, Reverse, SubVP, as_argument
 
 SDES = [VE(sigma_max=20.0), VP(), SubVP()]
 VP_FAST = [pytest.param(s, id=type(s).__name__, marks=[] if isinstance(s, VP) else pytest.mark.slow) for s in SDES]
@@ -165,6 +170,49 @@ def test_truncated_normal_dequantization_bounds_the_probability_of_discrete_data
   truth, found = (float(probabilities @ values) for values in (np.log(probabilities), bound))
   gap = -2 * np.log(math.erf(tau / 2**0.5))
   assert truth - gap - 0.05 < found < truth + 0.02
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_run_measures_the_probability_of_discrete_images_by_truncated_normal_dequantization(centered):
+  """Data of two images of digits, with probabilities 1/4 and 3/4 and the exact score: 2 and 0.415 bits in 64 pixels."""
+  config = changed(
+    quickstart.get_config(), data__uniform_dequantization=False, data__centered=centered, eval__probe="exact",
+    eval__likelihood="ode", eval__dequantization="truncated_normal", eval__eps=1e-4, eval__batch_size=32,
+    eval__num_examples=32,
+  )  # fmt: skip
+  experiment = build(config)
+  source = data.load(config, "test")
+  two = source.gather(np.arange(2))["image"]
+  values = experiment.scaling.forward(jnp.asarray(two / 16, jnp.float32))
+
+  def exact(x, t):
+    alpha, sigma = (expand(f(t), x) for f in (experiment.sde.alpha, experiment.sde.sigma))
+    away = jnp.stack([alpha * v - x for v in values])
+    square = jnp.sum(away**2, axis=(2, 3, 4)) / (2 * sigma[:, 0, 0, 0] ** 2)
+    share = jax.nn.softmax(jnp.log(jnp.array([[0.25], [0.75]])) - square, axis=0)
+    return jnp.sum(share[..., None, None, None] * away, axis=0) / sigma**2
+
+  images = data.Arrays(two[np.arange(32) % 2], np.zeros(32, np.int32))
+  exactly = dataclasses.replace(experiment, guide=lambda score: as_argument(exact))
+  row, bits = mean_bits_per_dim(exactly, experiment.abstract_params(), images, jax.random.key(0))
+  assert row["likelihood_failed"] == 0
+  np.testing.assert_allclose(bits[::2].mean(), 2 / 64, atol=2e-3)
+  np.testing.assert_allclose(bits[1::2].mean(), np.log2(4 / 3) / 64, atol=2e-3)
+
+
+def test_what_truncated_normal_dequantization_needs_is_checked():
+  config = changed(
+    quickstart.get_config(), data__uniform_dequantization=False, eval__dequantization="truncated_normal",
+    eval__enable_bpd=True,
+  )  # fmt: skip
+  for values, message in (
+    ({"eval__eps": 0.1}, "half the distance of two gray levels is only"),
+    ({"data__uniform_dequantization": True}, "is for models of discrete images"),
+    ({"eval__likelihood": "elbo"}, r"needs images with gray levels and eval.likelihood='ode'"),
+  ):
+    with pytest.raises(BadInput, match=message):
+      resolve(changed(config, **values))
 
 
 def test_noise_of_truncated_normal_dequantization_stays_within_half_a_gap():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import score_sde as ss
 from score_sde import analytic, guidance
 from score_sde.batch import example_keys, expand, fold
 from score_sde.errors import InvalidArgument
@@ -289,6 +290,20 @@ def test_grids_that_end_without_noise_are_for_solvers_that_do_not_evaluate_there
     draw(UniPC())
   one = sample(jax.random.key(0), sde, lambda x, t: -x, (4, 2), solver=DDIM(), steps=1, grid="official")
   assert np.isfinite(one).all()
+
+
+@pytest.mark.parametrize("solver", [
+  ss.Heun(noise_removal=False), UniPC(noise_removal=False), ss.SASolver(noise_removal=False),
+  ss.SASolver(noise_removal=False, corrected=False), DDIM(noise_removal=False),
+], ids=lambda solver: type(solver).__name__)  # fmt: skip
+def test_the_last_step_to_zero_noise_ends_at_the_denoised_samples(solver):
+  """Where the score of a network, -z / sigma, is 0 / 0: here that of N(0, I), with z = sigma x."""
+  sde, times = VP(), [1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02]
+  score = lambda x, t: -(sde.sigma(t)[:, None] * x) / sde.sigma(t)[:, None]
+  draw = lambda end: sample(
+    jax.random.key(0), sde, score, (4, 2), solver=solver, grid=TimeGrid.through([*times, end])
+  )  # fmt: skip
+  np.testing.assert_allclose(draw(0.0), draw(1e-7), atol=0.02)
 
 
 @pytest.mark.thorough

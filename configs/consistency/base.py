@@ -18,4 +18,5 @@ def from_edm(edm):
   config.optim.warmup = 0
 
   config.sampling.method = "consistency"
+  config.sampling.grid = "log_snr"
   return config

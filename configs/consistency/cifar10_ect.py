@@ -1,4 +1,4 @@
-"""Easy consistency tuning on CIFAR-10, Geng et al. 2024: FID 2.73 with two evaluations after an hour on one A100.
+"""Easy consistency tuning on CIFAR-10, Geng et al. 2024: FID 3.60 with one evaluation, 2.11 with two.
 
 It starts from EDM's model: give the workdir of configs/edm/cifar10_ddpmpp.py as --config.training.teacher.
 """

@@ -13,11 +13,13 @@ from score_sde.batch import Array, Batch, Keys, Logits, PerExample, Time, expand
 from score_sde.conditions import nothing_like
 from score_sde.errors import InvalidArgument
 from score_sde.losses import draw_uniform, uniform_times
-from score_sde.options import Options, option
+from score_sde.options import Options, check_interval, option
 from score_sde.sde import SDE, LinearSDE, Score, as_argument, linear
 
 # Stream of an example's key for its noise; `draw_uniform` has the one before it.
 NOISE = 1
+
+SCALE = "strength of guidance: 0 is none, 1 Bayes' rule; of autoguidance, 0 is the weak model, 1 none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class ByClassifier(Options):
   """
 
   logits: Callable[..., Array]
-  scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
+  scale: float = option(1.0, SCALE, "[0, inf)")
 
   def __call__(self, score: Score, params: Any, x: Batch, t: Time, y: Array) -> Batch:
     log_p = lambda x: jnp.sum(-optax.softmax_cross_entropy_with_integer_labels(self.logits(params, x, t), y))
@@ -101,15 +103,14 @@ class _Extrapolated(Options):
   """
 
   sde: SDE
-  scale: float = option(1.0, "strength of guidance: 0 is none, 1 Bayes' rule", "[0, inf)")
+  scale: float = option(1.0, SCALE, "[0, inf)")
   low: float = option(0.0, "sigma / alpha above which classifier_free and autoguidance guide", "[0, inf)")
   high: float = option(math.inf, "sigma / alpha below which classifier_free and autoguidance guide", "(0, inf]")
 
   def __post_init__(self) -> None:
     super().__post_init__()
     linear(self.sde, "Guidance by a difference of scores")
-    if not self.low < self.high:
-      raise InvalidArgument(f"low={self.low} and high={self.high} must satisfy 0 <= low < high.", "low", "high")
+    check_interval(self, "low", "high")
 
   def _mixed(self, x: Batch, t: Time, both: Callable[[], tuple[Array, Array]], alone: Callable[[], Array]) -> Batch:
     """Returns the guided score from `both` scores, (first, second), inside the interval, and outside it `alone`."""

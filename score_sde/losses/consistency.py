@@ -117,7 +117,7 @@ class ConsistencyLoss(Options):
     needs={"objective": ("ect",)})  # fmt: skip
   gap_stages: int = option(8, "ect: number of stages", "[1, inf)", needs={"objective": ("ect",)})
   tangent_warmup: int = option(
-    1000, "scm: steps over which the unstable part of the tangent is turned on", "[1, inf)",
+    10_000, "scm: steps over which the unstable part of the tangent is turned on", "[1, inf)",
     needs={"objective": ("scm",)},
   )  # fmt: skip
   stratified: bool = option(False, "spread the times of a batch evenly")

@@ -16,8 +16,8 @@ from score_sde.run.config import BadInput, as_bad_input, sde_name, signature
 from score_sde.run.evaluate.judge import make_judge
 from score_sde.run.experiment import Experiment, Params, build
 from score_sde.run.report import pictures
-from score_sde.run.storage import save_atomically
-from score_sde.run.workdir import make_workdir
+from score_sde.run.storage import path_of, save_atomically
+from score_sde.run.workdir import IMPORTED, make_workdir
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,11 @@ def reconstruct(config: ConfigDict, workdir: str, widths: Sequence[str]) -> None
     steps = sorted(step for step in manager.all_steps() if step)  # imported weights of step 0 are no average
     if not steps:
       raise BadInput(f"workdir {workdir!r} holds no checkpoint of a training that kept averages.")
+    imported = path_of(workdir) / IMPORTED
+    if imported.is_file():
+      if steps == _imported_steps(imported.read_text()):
+        raise BadInput(f"workdir {workdir!r} holds imported weights only, which are no average: train on first.")
+      log.warning("The training before the import is unknown: the averages have the imported parameters in its place.")
     exponents = [averaging.exponent(width) for width in config.model.ema_widths]
     stored = [(step, gamma) for step in steps for gamma in exponents]
     of_width = {width: _weights(stored, steps[-1], width) for width in wanted}
@@ -80,6 +85,11 @@ def reconstruct(config: ConfigDict, workdir: str, widths: Sequence[str]) -> None
     curve = (np.array(list(fids)), np.array([row["fid"] for row in fids.values()]))
     title = f"{sde_name(config.training.sde)}, {config.model.name}, step {steps[-1]:,}: FID of averaged parameters"
     pictures.curves(folder / "ema.png", {"FID": curve}, title, xlabel="width of the average, share of the run")
+
+
+def _imported_steps(text: str) -> list[int]:
+  """Returns [step] of the import that a file IMPORTED describes; [] if it does not say."""
+  return [int(line) for line in text.splitlines()[1:2] if line.isdigit()]
 
 
 def _numbers(widths: Sequence[str]) -> list[float]:

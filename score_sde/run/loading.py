@@ -108,7 +108,7 @@ def _own_sampler(config: ConfigDict, model: ScoreModel) -> dict[str, Any]:
   if isinstance(model, ConsistencyModel):
     return {"solver": make(Consistency, config, "sampling")}
   if distills_progressively(t):
-    return {"solver": DDIM(noise_removal=False), "steps": t.first_scales, "grid": "karras"}
+    return {"solver": DDIM(noise_removal=False), "steps": t.first_scales, "grid": "karras", "jumps": True}
   if (model.num_scales or FEW_LEVELS) < FEW_LEVELS:
     solver = make_solver(config)
     own = isinstance(solver, NCSN | DDPM)  # these have their number of steps, and their grid

@@ -15,7 +15,7 @@ from score_sde.run.storage import path_of
 Params = Any
 
 # Settings of a student that its teacher does not have.
-_OF_STUDENTS = ("training.task", "training.objective", "training.eps")
+_OF_STUDENTS = ("training.task", "training.objective", "training.eps", "model.ema_widths")
 
 # Settings in which two models of the same data agree.
 _SHARED = (

@@ -56,6 +56,11 @@ class Consistency(FewStep):
     its = linear(sde, "Consistency")
     level = lambda t: float(jnp.exp(-its.log_snr(jnp.asarray(t)) / 2))
     time = lambda s: float(its.time_of_log_snr(jnp.asarray(-2 * np.log(s))))
+    if not grid.end and not float(its.sigma(jnp.asarray(0.0))):
+      raise InvalidArgument(
+        f"grid={grid.begin} to 0 with start_sigma={self.start_sigma} and sigmas={self.sigmas}: there is no noise level "
+        "at the end. End the grid at a small eps.", "grid",
+      )  # fmt: skip
     with jax.ensure_compile_time_eval():  # a schedule is the same for all samples
       first, last = level(grid.begin), level(grid.end)
       if self.start_sigma is not None and grid.begin < sde.T:

@@ -6,7 +6,7 @@ import math
 import jax.numpy as jnp
 
 from score_sde.batch import Array, Keys, Time, expand, normal
-from score_sde.options import option
+from score_sde.options import check_interval, option
 from score_sde.sampling.grids import TimeGrid
 from score_sde.sampling.solver import FewStep, State, half_log_snr
 from score_sde.sde import SDE, Score, denoiser, linear
@@ -35,6 +35,10 @@ class Heun(FewStep):
   # Number of steps over which the noise is spread. `on` sets it from the grid.
   churn_steps: int = 1
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_interval(self, "churn_min", "churn_max")
+
   def on(self, sde: SDE, grid: TimeGrid) -> "Heun":
     super().on(sde, grid)
     return dataclasses.replace(self, churn_steps=max(len(grid) + self.noise_removal, 1))
@@ -44,7 +48,7 @@ class Heun(FewStep):
     gamma = min(self.churn / self.churn_steps, math.sqrt(2) - 1)
 
     def slope(y: Array, s: Array, t: Array) -> Array:
-      return (y - denoise(expand(sde.alpha(t), y) * y, t)) / expand(s, y)
+      return (y - denoise(expand(sde.alpha(t), y) * y, t)) / expand(jnp.where(s > 0, s, 1.0), y)
 
     x = state.x
     y = x / expand(sde.alpha(start), x)
@@ -58,7 +62,8 @@ class Heun(FewStep):
       start = jnp.where(added > 0, sde.time_of_log_snr(-2 * jnp.log(raised)), start)
     first = slope(y, s, start)
     ds = expand(s_stop - s, y)
-    second = slope(y + ds * first, s_stop, stop)
+    # A step to s = 0 ends at D(start), the estimate by `first` alone: there is no slope.
+    second = jnp.where(expand(s_stop, y) > 0, slope(y + ds * first, s_stop, stop), first)
     x = expand(sde.alpha(stop), y) * (y + ds * (first + second) / 2)
     return State(x, x)
 

@@ -91,8 +91,9 @@ class Restart(Wrapped):
     grid.need_chain("Restart sampling")
     if self.solver.schedule(sde, grid) is not grid:
       raise InvalidArgument(
-        "solver has restarts of its own: give all intervals to one Restart, as restarts=(Interval(...), ...).", "solver"
-      )
+        f"solver={type(self.solver).__name__} changes the grid itself, as restarts do. Leave its levels unset; "
+        "of two Restarts, give all intervals to one Restart, as restarts=(Interval(...), ...).", "solver",
+      )  # fmt: skip
     if not len(grid):
       return grid
     with jax.ensure_compile_time_eval():  # a schedule is the same for all samples

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.batch import Array, Batch, Keys, Time
-from score_sde.options import option
+from score_sde.options import check_interval, option
 from score_sde.sampling.multistep import Multistep, MultistepState, Transition, through
 from score_sde.sampling.solver import half_log_snr
 from score_sde.sde import SDE, LinearSDE, Score
@@ -79,6 +79,10 @@ class SASolver(Multistep):
     False, "draw the noise of SA-Solver from one Brownian path per sample, so that numbers of steps can be compared"
   )
   noise_of: Callable[[Array], Array] | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_interval(self, "tau_min", "tau_max")
 
   @property
   def uses(self) -> int:

@@ -109,6 +109,11 @@ class Wrapped(Solver):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    if not isinstance(self.solver, Solver):
+      raise InvalidArgument(
+        f"{type(self).__name__} needs a solver with steps on a grid, and solver={type(self.solver).__name__} chooses "
+        "its own.", "solver",
+      )  # fmt: skip
     for name in ("default_grid", "default_steps"):  # the defaults of the wrapped solver
       object.__setattr__(self, name, getattr(self.solver, name))
 

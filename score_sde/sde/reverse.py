@@ -12,9 +12,17 @@ from score_sde.sde.linear import linear
 
 
 def denoiser(sde: SDE, score: Score) -> Score:
-  """Returns D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, Tweedie's formula, for a linear SDE."""
+  """Returns D(x, t) = E[x_0 | x_t = x] = (x + sigma² score) / alpha, Tweedie's formula, for a linear SDE.
+
+  Without noise, at sigma = 0, it is x / alpha, whatever the score: that of a network is infinite there.
+  """
   sde = linear(sde, "E[x_0 | x_t]")
-  return lambda x, t: (x + expand(sde.sigma(t), x) ** 2 * score(x, t)) / expand(sde.alpha(t), x)
+
+  def denoise(x: Batch, t: Time) -> Batch:
+    sigma = expand(sde.sigma(t), x)
+    return (x + jnp.where(sigma > 0, sigma**2 * score(x, t), 0.0)) / expand(sde.alpha(t), x)
+
+  return denoise
 
 
 def covariance_divergence(sde: SDE, x: Batch, t: Time) -> Array | float:

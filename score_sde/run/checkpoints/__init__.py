@@ -266,7 +266,7 @@ def _check_arrays(saved: dict[str, Any], target: Tree, what: str) -> None:
     has = f"has {len(more)} others, such as {more[0]}" if more else ""
     raise BadInput(
       f"{what} {lacks}{' and ' * bool(missing and more)}{has}: it was written with another network or optimizer. Use "
-      "the config that it was written with (for example its optim.amsgrad), or another --workdir."
+      "the config that it was written with (for example its optim.amsgrad or model.ema_widths), or another --workdir."
     )
 
 

@@ -69,7 +69,7 @@ def import_weights(config: ConfigDict, workdir: str, source: str) -> None:
 
   folder = make_workdir(workdir)
   write_config(config, folder)
-  save_atomically(folder / IMPORTED, lambda file: file.write(f"{source}\n".encode()))
+  save_atomically(folder / IMPORTED, lambda file: file.write(f"{source}\n{step}\n".encode()))
   with checkpoints.manager(workdir, keep_every=config.training.snapshot_freq) as manager:
     checkpoints.save(manager, step, train_step.saved_form(state), ema_params, signature(config))
   size = sum(v.size for v in weights.params.values())

@@ -1,5 +1,6 @@
 """Checks that the values of a config go together. The range of each single value is in its field, see `readers`."""
 
+import logging
 import re
 from typing import Any
 
@@ -15,12 +16,15 @@ from score_sde.run.config.sections import (
   CLASS_METHODS,
   CONSTRAINTS,
   EDITING_TASKS,
+  GIVEN_TASKS,
   LINEAR_TASKS,
   SCORE_METHODS,
   trains_paths,
 )
 from score_sde.run.toys import TOYS
 from score_sde.sde import SDE, linear
+
+log = logging.getLogger(__name__)
 
 NORMALIZATIONS = {"ncsnpp": "GroupNorm", "ddpm": "GroupNorm", "ncsn": "InstanceNorm++", "ncsnv2": "InstanceNorm++"}
 
@@ -63,25 +67,32 @@ def _check_consistency(config: ConfigDict) -> None:
     return
   if not t.continuous:
     raise BadInput("training.task='consistency' needs --config.training.continuous=True.")
-  if t.objective in ("cd", "ect", "progressive") and not t.teacher:
+  if not t.teacher and (t.objective in ("cd", "progressive") or (t.objective == "ect" and t.finetune)):
+    without = " ect with --config.training.finetune=False," if t.objective == "ect" else ""
     raise BadInput(
       f"training.objective={t.objective!r} starts from a trained score model: give its workdir as "
-      "--config.training.teacher. Objectives without one are ct, ict and scm."
+      f"--config.training.teacher. Objectives without one are{without} ct, ict and scm."
     )
-  if ends and config.eval.enable_bpd:
-    raise BadInput("A consistency model has no likelihood: set --config.eval.enable_bpd=False.")
-  if ends and (
-    config.guidance.task == "interpolate" or (config.guidance.task == "edit" and config.sampling.start_sigma)
-  ):
+  # The D of a student of progressive distillation is the end of its step, and not E[x_0 | x_t].
+  name, g = "A consistency model" if ends else "A progressively distilled model", config.guidance
+  if config.eval.enable_bpd:
+    raise BadInput(f"{name} has no likelihood: set --config.eval.enable_bpd=False.")
+  if g.task == "interpolate":
+    raise BadInput(f"guidance.task='interpolate': {name.lower()} cannot encode images, use its teacher.")
+  if g.task == "edit" and config.sampling.start_sigma and ends:
     raise BadInput(
-      f"guidance.task={config.guidance.task!r} of a consistency model: "
-      + ("it cannot encode images, use its teacher." if config.guidance.task == "interpolate"
-         else "guidance.t0 is the start of sampling, leave sampling.start_sigma unset.")
-    )  # fmt: skip
-  if ends and config.guidance.method in (*SCORE_METHODS, "classifier", "classifier_free", "ddrm"):
+      "guidance.task='edit' of a consistency model: guidance.t0 is the start of sampling, leave sampling.start_sigma "
+      "unset."
+    )
+  if g.task in GIVEN_TASKS:
     raise BadInput(
-      f"guidance.method={config.guidance.method!r} needs a score, which a consistency model does not have: use "
-      "'replacement' or 'projection'."
+      f"guidance.task={g.task!r} mixes scores, which {name.lower()} does not have. Leave it unset: guidance.label and "
+      "sampling.condition alone choose what is drawn."
+    )
+  if g.method in (*SCORE_METHODS, "ddrm"):
+    raise BadInput(
+      f"guidance.method={g.method!r} needs a score, which {name.lower()} does not have: use 'replacement' or "
+      "'projection'."
     )
 
 
@@ -225,6 +236,8 @@ def _check_autoguidance(config: ConfigDict, sde: SDE) -> None:
     raise BadInput(f"guidance.method={AUTOGUIDANCE!r} needs a score model, not training.task={config.training.task!r}.")
   with as_bad_input():
     linear(sde, f"guidance.method={AUTOGUIDANCE!r}")
+  if g.scale == 1:
+    log.warning("guidance.scale=1 of autoguidance is no guidance, at twice the work. Give --config.guidance.scale=2.")
   if not g.weak and g.weak_checkpoint == "latest":
     raise BadInput(
       f"guidance.method={AUTOGUIDANCE!r} needs a weaker model: guidance.weak, a workdir, or guidance.weak_checkpoint, "

@@ -51,6 +51,7 @@ class Reader:
         yield f"{self.section}.{known.key or field.name}", field, known
 
 
+_CONSISTENCY = ("start_sigma", "sigmas")  # it has no last step to leave out
 _SCORE = {"training.task": ("score",)}
 
 READERS = (
@@ -69,7 +70,10 @@ READERS = (
   # A classifier can be trained at a single noise level, too.
   Reader("training", ScoreMatching, {"training.task": ("classifier",)}, only=("time_sampling",)),
   Reader("sampling", sections.Sampling),
-  *(Reader("sampling", solver, {"sampling.method": (name,)}) for name, solver in METHODS.items()),
+  *(
+    Reader("sampling", solver, {"sampling.method": (name,)}, only=_CONSISTENCY if name == "consistency" else ())
+    for name, solver in METHODS.items()
+  ),
   Reader("sampling", AdaptiveODE, {"guidance.task": ("interpolate",)}, only=("rtol", "atol", "solver", "max_steps")),
   Reader("sampling", AdaptiveODE, {"eval.enable_bpd": (), "eval.likelihood": ("ode",)}, only=("max_steps",)),
   Reader("sampling", guidance.DDRM, {"guidance.method": ("ddrm",)}, only=("noise_removal",)),

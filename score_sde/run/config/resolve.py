@@ -60,6 +60,7 @@ FOLLOWS = frozenset(_SIMULATED) | {
   "training.first_scales",
   "training.last_scales",
   "training.target_rate",
+  "training.tangent_warmup",
   "sampling.sde_atol",
   "guidance.prior_variance",
   "model.sigma_data",
@@ -105,7 +106,7 @@ def _fill_consistency(config: ConfigDict) -> None:
   last = {"cd": 18, "ct": 150, "progressive": 64}.get(t.objective, 1280)
   values = levels | {
     "distance": "l2" if t.objective in ("cd", "ct") else "pseudo_huber", "first_scales": first, "last_scales": last,
-    "target_rate": 0.9 if t.objective == "ct" else 0.0,
+    "target_rate": 0.9 if t.objective == "ct" else 0.0, "tangent_warmup": min(10_000, max(t.n_iters // 6, 1)),
   }  # fmt: skip
   for name, value in values.items():
     _fill(config, f"training.{name}", value)
@@ -239,6 +240,8 @@ def signature(config: ConfigDict) -> dict[str, Any]:
       values[f"data.{name}"] = config.data[name]
   if config.training.augment:
     values["training.augment"] = "set"  # the network has an input for it
+  if config.model.ema_widths:  # the widths of the averages that a checkpoint keeps
+    values["model.ema_widths"] = config.model.ema_widths
   if config.training.task == "consistency":  # other models have no such entry
     values["training.task"] = "consistency"
     t = config.training
