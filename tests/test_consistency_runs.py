@@ -249,9 +249,9 @@ def test_checkpoints_of_the_official_code_are_imported(tmp_path):
   np.testing.assert_allclose(model.model.data(model.params, x, t), by_hand, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("method", "flag"), [("consistency", "noise_removal"), ("consistency", "tau")])
-def test_options_that_a_consistency_sampler_does_not_have_are_refused(teacher, method, flag):
-  config = resolve(student(teacher, sampling__method=method))
+@pytest.mark.parametrize(("flag", "value"), [("noise_removal", False), ("tau", 0.5)])
+def test_options_that_a_consistency_sampler_does_not_have_are_refused(teacher, flag, value):
+  config = resolve(student(teacher, **{f"sampling__{flag}": value}))
   with pytest.raises(BadInput, match=f"sampling.{flag}"):
     check_effects(config, [f"sampling.{flag}"])
 
