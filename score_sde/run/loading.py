@@ -23,7 +23,7 @@ from score_sde.run import checkpoints, data, devices
 from score_sde.run.checkpoints import published
 from score_sde.run.config import BadInput, default_config, distills_progressively, make, make_sde, resolve, signature
 from score_sde.run.config.networks import create
-from score_sde.run.config.plugins import is_plugin
+from score_sde.run.config.plugins import is_plugin, names_code
 from score_sde.run.experiment import abstract_params, build, make_model, make_solver
 from score_sde.run.storage import Path, path_of
 from score_sde.run.toys import TOYS
@@ -62,12 +62,6 @@ def parse_config(text: str, origin: str, *, allowed: Collection[str] | None = ()
       "load(..., allow_code=True), or name it in your own config."
     )
   return config
-
-
-def names_code(config: ConfigDict) -> list[str]:
-  """Returns the values FILE.py:FUNCTION in a config."""
-  sections = [section.values() for section in config.values() if isinstance(section, ConfigDict)]
-  return [value for values in (config.values(), *sections) for value in values if is_plugin(value)]
 
 
 def read_config(workdir: str, *, allowed: Collection[str] | None = ()) -> ConfigDict:

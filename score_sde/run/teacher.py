@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from score_sde.parameterization import ScoreModel
 from score_sde.run import shipped
 from score_sde.run.config import BadInput, signature, trains_paths
-from score_sde.run.config.plugins import is_plugin
+from score_sde.run.config.plugins import names_code
 from score_sde.run.storage import path_of
 
 Params = Any
@@ -81,8 +81,7 @@ def find_model(
 
   if checkpoint != "latest" and path.endswith(".safetensors"):
     raise BadInput(f"{key}_checkpoint={checkpoint!r}: {path!r} holds the parameters of one step only. Leave it unset.")
-  named = [v for part in config.values() if isinstance(part, ConfigDict) for v in part.values() if is_plugin(v)]
-  its, read = find(path, checkpoint, allowed=named)
+  its, read = find(path, checkpoint, allowed=names_code(config))
   if its.training.task == "classifier" or trains_paths(its.training):
     raise BadInput(f"{key}={path!r} is no score model: its training.task is {its.training.task!r}.")
   theirs, ours = signature(its), signature(config)

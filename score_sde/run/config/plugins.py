@@ -7,6 +7,8 @@ import runpy
 from collections.abc import Callable
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from score_sde.run import shipped
 from score_sde.run.config.errors import BadInput
 
@@ -14,6 +16,12 @@ from score_sde.run.config.errors import BadInput
 def is_plugin(name: Any) -> bool:
   """Returns whether a config's value names a function in a file."""
   return isinstance(name, str) and ".py:" in name
+
+
+def names_code(config: ConfigDict) -> list[str]:
+  """Returns the values FILE.py:FUNCTION in a config."""
+  sections = [section.values() for section in config.values() if isinstance(section, ConfigDict)]
+  return [value for values in (config.values(), *sections) for value in values if is_plugin(value)]
 
 
 @functools.lru_cache

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from score_sde.errors import ScoreSDEError
 from score_sde.run import checkpoints, data, devices, shipped
 from score_sde.run.config import GIVEN_TASKS, BadInput, as_dict, distills_progressively
-from score_sde.run.config.plugins import is_plugin, load
+from score_sde.run.config.plugins import is_plugin, load, names_code
 from score_sde.run.evaluate import quality, reports, samples
 from score_sde.run.evaluate.chosen import chosen_step, open_workdir, restore, wait_for, wanted_steps
 from score_sde.run.evaluate.earlier import (
@@ -32,7 +32,6 @@ from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_
 from score_sde.run.evaluate.measures import MEASURES
 from score_sde.run.evaluate.samples import LIKELIHOOD, LOSS, SHOWN
 from score_sde.run.experiment import Experiment, Params, build
-from score_sde.run.loading import names_code
 from score_sde.run.report import pictures
 from score_sde.run.report.curves import add_evaluation
 from score_sde.run.storage import Path, path_of

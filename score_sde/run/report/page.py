@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from score_sde.run.config import BadInput, as_dict, default_config, describe, get, sde_name
+from score_sde.run.config.plugins import names_code
 from score_sde.run.evaluate.measures import MEASURES, number
-from score_sde.run.loading import names_code, parse_config
+from score_sde.run.loading import parse_config
 from score_sde.run.report import curves
 from score_sde.run.storage import Path, arrays_of, files_in, path_of, save_atomically
 from score_sde.run.stored import unfilled
