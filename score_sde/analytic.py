@@ -41,6 +41,8 @@ class GaussianMixture:
   def __post_init__(self) -> None:
     means, covariances = np.asarray(self.means, np.float64), np.asarray(self.covariances, np.float64)
     weights = np.asarray(self.weights, np.float64)
+    if means.ndim != 2:
+      raise InvalidArgument(f"means={list(means.shape)} must be (K, D): K components in D dimensions.", "means")
     k, d = means.shape
     if covariances.shape != (k, d, d) or weights.shape != (k,) or not (weights > 0).all():
       raise InvalidArgument(
@@ -131,5 +133,9 @@ def gaussian(mean: np.ndarray, covariance: np.ndarray) -> GaussianMixture:
 
 def points(locations: np.ndarray) -> GaussianMixture:
   """Returns the distribution of K equally likely points: `locations` (K, D)."""
+  if np.ndim(locations) != 2:
+    raise InvalidArgument(
+      f"locations={list(np.shape(locations))} must be (K, D): K points in D dimensions.", "locations"
+    )
   k, d = np.shape(locations)
   return GaussianMixture(np.asarray(locations), np.zeros((k, d, d)), np.ones(k))

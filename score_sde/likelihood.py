@@ -74,7 +74,7 @@ class ExactLikelihood(Options):
   rtol: float = option(1e-5, "relative tolerance of the ODE", "(0, inf)")
   atol: float = option(1e-5, "absolute tolerance of the ODE", "(0, inf)")
   probe: str = option("rademacher", "probes of the divergence", choices=(*PROBES, "exact"))
-  num_probes: int = option(1, "probes per example", "[1, inf)")
+  num_probes: int = option(1, "probes per example", "[1, inf)", needs={"probe": tuple(PROBES)})
   # Options of the adaptive solve. Not declared by `option`: a config sets them once for sampling and likelihoods.
   solver: str = "dopri5"
   max_steps: int = 4096

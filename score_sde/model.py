@@ -135,6 +135,8 @@ class Model:
         arguments.
     """
     check_parts(self.sde, solver)
+    if method is not None and measurement is None:
+      raise InvalidArgument(f"method={method!r} uses a measurement, and there is none: give one.", "method")
     if measurement is not None:
       return self._restored(key, n, measurement, method, solver, steps, label, condition, options)
     solver, steps, options = self._chosen(solver, steps, options)

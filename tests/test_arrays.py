@@ -20,6 +20,7 @@ from score_sde.run.config import BadInput, default_config, resolve
 from score_sde.run.data.stream import batches
 from score_sde.run.experiment import build
 from score_sde.run.loading import parse_config
+from score_sde.run.workdir import recalled
 
 rng = np.random.default_rng(0)
 
@@ -151,6 +152,8 @@ def halves(examples):
   return examples[:, :2] / 10
 def bright(images):
   return np.minimum(images, 200)
+def same(images):
+  return images
 def with_test(section, split):
   return {"x": np.ones((30, 2)) * np.arange(30)[:, None], "x_test": -np.ones((7, 2))}
 """
@@ -184,6 +187,64 @@ def test_integer_conditions_of_a_function_are_scaled_wherever_they_come_from(tmp
   prepared = data.condition_scaling_of(config).prepare(None, jnp.asarray(first["condition"]))
   np.testing.assert_allclose(prepared, np.minimum(first["image"], 200) / 127.5 - 1, atol=1e-6)
   assert config.data.image_size == (4, 4)  # files for guidance get this size
+
+
+def test_conditions_of_16_bits_stay_as_they_are(tmp_path):
+  file = tmp_path / "own.py"
+  file.write_text(FUNCTION)
+  np.save(tmp_path / "x.npy", rng.integers(0, 65536, (30, 4, 4, 1)).astype(np.uint16))
+  config = resolve(config_of(tmp_path / "x.npy", data__condition=f"{file}:same"))
+  assert not config.data.condition_std
+
+
+def test_integers_beyond_the_levels_are_refused(tmp_path):
+  np.save(tmp_path / "masks.npy", (255 * rng.integers(0, 2, (30, 4, 4, 1))).astype(np.uint8))
+  config = resolve(config_of(tmp_path / "masks.npy", data__levels=2))
+  with pytest.raises(BadInput, match=r"data.levels=2 means values from 0 to 1, and .* has 255"):
+    data.load(config, "train")
+  np.save(tmp_path / "floats.npy", rng.uniform(size=(30, 4, 4, 1)))
+  with pytest.raises(BadInput, match="holds floats, which have none"):
+    resolve(config_of(tmp_path / "floats.npy", data__levels=256, data__standardize=False))
+
+
+def test_a_test_part_may_lack_a_class(tmp_path):
+  """One of 30 examples is of class 1, and it is not among the three that are held out."""
+  labels = np.zeros(30, np.int32)
+  held = data.load(resolve(config_of(_saved(tmp_path / "one.npz", np.arange(30)))), "test").gather(np.arange(3))[
+    "image"
+  ]
+  labels[min(set(range(30)) - set(held[:, 0].round().astype(int).tolist()))] = 1
+  config = resolve(config_of(_saved(tmp_path / "two.npz", np.arange(30), labels), model__num_classes=2))
+  assert data.load(config, "train").classes == 2
+  assert data.load(config, "test").classes == 1
+
+
+def _saved(file, first, labels=None):
+  """An NPZ file of points whose first coordinate is `first`."""
+  x = np.stack([first, rng.normal(size=len(first))], axis=1)
+  np.savez(file, x=x, **({} if labels is None else {"y": labels}))
+  return file
+
+
+def test_the_scaling_of_a_run_is_not_changed_on_the_way(tmp_path, monkeypatch):
+  np.save(tmp_path / "x.npy", rng.normal(size=(30, 4)))
+  config = resolve(config_of(tmp_path / "x.npy"))
+  (tmp_path / "config.json").write_text(config.to_json_best_effort())
+  monkeypatch.setattr("score_sde.run.workdir.checkpoints.exists", lambda workdir: True)
+  again = recalled(config_of(tmp_path / "x.npy"), str(tmp_path))
+  assert tuple(again.data.std) == tuple(config.data.std) != ()
+  for name, value in (("standardize", False), ("levels", 16)):
+    with pytest.raises(BadInput, match=f"data.{name}={value} was"):
+      recalled(config_of(tmp_path / "x.npy", **{f"data__{name}": value}), str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["digits", "idx", "cifar10"])
+def test_random_crops_are_for_folders(kind):
+  config = small.get_config()
+  config.data.dataset, config.data.image_size, config.data.num_channels = kind, 8, 1
+  config.data.resize = "random_crop"
+  with pytest.raises(BadInput, match="is for folders of images"):
+    data.load(resolve(config), "train")
 
 
 def test_the_config_of_a_run_on_rectangles_is_read_back(tmp_path):

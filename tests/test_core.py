@@ -326,7 +326,11 @@ GOOD = {"key": KEY, "sde": ss.VP(), "score": lambda x, t: -x, "shape": (4, 2)}
     ({"grid": "log_snt"}, "Did you mean 'log_snr'"),
     ({"grid": ss.TimeGrid.through([2.0, 0.5])}, "must run from noise to data, within"),
     ({"dtype": jnp.float64}, "jax_enable_x64"),
-    ({"dtype": jnp.int32}, "must be a floating-point type"),
+    ({"dtype": jnp.int32}, "dtype=int32 must be float32 or float64"),
+    ({"dtype": jnp.bfloat16}, "dtype=bfloat16 must be float32 or float64"),
+    ({"solver": ss.AdaptiveODE(), "grid": "uniform"}, "AdaptiveODE chooses its own steps"),
+    ({"solver": ss.AdaptiveSDE(), "grid": ss.TimeGrid.through([0.5, 0.1])}, "grid=TimeGrid: AdaptiveSDE chooses"),
+    ({"solver": ss.guidance.DDRM()}, r"use `DDRM\(\).given\(measurement\)`"),
     ({"solver": ss.UniPC(), "grid": "official"}, "needs steps that chain"),
   ],
 )

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import runs
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
+from configs import quickstart
 from score_sde.run import evaluate, features, storage
-from score_sde.run.config import BadInput
+from score_sde.run.config import BadInput, resolve
 from score_sde.run.evaluate import compare, likelihoods, reports, samples
 from score_sde.run.evaluate.chosen import POLL_SECONDS
 
@@ -276,8 +278,8 @@ def test_reports_side_by_side_with_the_papers(trained, tmp_path, capsys):
   assert report["config_hash"] != ""
   assert report["checkpoints"][0]["samples_file"] == ""
   markdown = (folder / "report_few.md").read_text()
-  for part in ("| loss |", "| NFE", "jax ", "truncate", report["config_hash"], "Euler-Maruyama, 4 steps"):
-    assert part in markdown or part == "| NFE", part
+  for part in ("| loss |", "(NFE) |", "jax ", "truncate", report["config_hash"], "Euler-Maruyama, 4 steps"):
+    assert part in markdown, part
   assert (folder / report["checkpoints"][0]["picture"]).stat().st_size > 1000
   shown = compare.compare(str(folder / "report_few.json"))
   assert "| report_few.json | digits | VP SDE | 40 |" in shown
@@ -304,3 +306,16 @@ def test_torch_fidelity_is_an_option_that_says_what_it_needs(trained):
   config.eval.fidelity_engine = "torch_fidelity"
   with pytest.raises(BadInput, match="Did you mean 'torch-fidelity'"):
     evaluate.evaluate(config, str(folder))
+
+
+def test_features_of_the_data_are_computed_once(monkeypatch):
+  """A training that measures FIDs on its way and at its end needs them several times."""
+  made = []
+  monkeypatch.setattr(features, "_of_source", lambda config, extractor, source: made.append(extractor.name) or made[-1])
+  monkeypatch.setattr(features, "_LAST", {})
+  extractor = types.SimpleNamespace(name="one", dims=lambda shape: 4)
+  config = resolve(quickstart.get_config())
+  assert [features.of_data(config, extractor, "train") for _ in range(2)] == ["one", "one"]
+  features.of_data(config, types.SimpleNamespace(name="two", dims=lambda shape: 4), "train")
+  features.of_data(config, extractor, "test")
+  assert made == ["one", "two", "one"]

@@ -42,9 +42,7 @@ def test_ode_solvers_have_their_order(method, order, name, x64):
     x, info = sample(score, jax.random.key(0), (4, 2), dtype=jnp.float64)
     errors.append(np.max(np.abs(x - exact)))
     assert info["nfe"] == {"heun": 2 * n, "unipc": n + 1}.get(method, n)
-  observed = np.log2(errors[0] / errors[1]), np.log2(errors[1] / errors[2])
-  assert observed[1] > order - 0.25, errors
-  assert abs(observed[1] - order) < 0.25 or observed[1] > order, errors
+  assert np.log2(errors[1] / errors[2]) > order - 0.25, errors
 
 
 @pytest.mark.slow  # test_exact_moments has the same without Monte-Carlo noise

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import score_sde as ss
 from configs import quickstart
 from score_sde import analytic
 from score_sde.batch import example_keys
@@ -469,7 +470,7 @@ def test_masks_are_checked_against_the_images(tmp_path):
     ("super_resolution", {"factor": 3}, "does not divide images of 8 x 8"),
     ("colorize", {}, "needs data.num_channels=3"),
     ("fourier", {"fraction": 0.0}, r"must lie in \(0, 1\]"),
-    ("motion_deblur", {"length": 30}, r"must lie in \[2, 8\] pixels"),
+    ("motion_deblur", {"length": 30}, r"must lie in \[2, 7\] pixels"),
   ):
     with pytest.raises(BadInput, match=message):
       guide.make_operator(resolve(config_with(task=task, **options)), 2)
@@ -503,3 +504,46 @@ def test_a_classifier_and_a_model_of_scores_are_told_apart():
     build(config)
   with pytest.raises(BadInput, match=re.escape("holds no trained classifier. Train one")):
     load_classifier("/nowhere")
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_values_of_unknown_pixels_are_not_used_even_if_they_are_nan():
+  y = jnp.array([0.5, jnp.nan])
+  known = ss.guidance.inpaint(jnp.array([1.0, 0.0]), y)
+  np.testing.assert_array_equal(known.y, [[0.5, 0.0]])
+
+
+def test_masks_fit_their_images_or_are_refused():
+  image = jnp.zeros((8, 8, 1))
+  for mask in (np.ones((8, 8)), np.ones((8, 7, 1)), np.ones((8, 8, 3)), np.ones((2, 3, 8, 8, 1))):
+    with pytest.raises(ValueError, match=r"does not fit y of \[1, 8, 8, 1\]"):
+      ss.guidance.inpaint(mask, image)
+  several = ss.guidance.inpaint(np.ones((4, 8, 8, 1)), image)  # several masks of one image
+  assert several.y.shape == (4, 8, 8, 1)
+  assert several.noise.shape == (4,)
+  one = ss.guidance.inpaint(np.ones((8, 8, 1)), jnp.zeros((3, 8, 8, 3)))  # one mask of several, for all channels
+  assert one.y.shape == (3, 8, 8, 3)
+
+
+def test_motion_blur_takes_all_lengths_that_it_names():
+  with pytest.raises(ValueError, match=r"length=8 must lie in \[2, 7\]"):
+    operators.motion_blur(np.zeros(1), 8, 8)
+  for length in (2, 7):
+    assert operators.motion_blur(np.zeros(1), 8, length).apply(jnp.ones((1, 8, 8, 1))).shape == (1, 8, 8, 1)
+  assert operators.motion_blur(np.zeros(1), 9, 9).apply(jnp.ones((1, 9, 9, 1))).shape == (1, 9, 9, 1)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+  ({"task": "inpaint", "method": "dps", "paper_steps": 1000}, r"num_steps=1000 --config.sampling.grid=uniform"),
+  ({"task": "edit", "t0": 0.5, "method": None, "sampling.temperature": 0.8}, "would scale the image"),
+])  # fmt: skip
+def test_settings_that_would_change_the_method_silently_are_refused(values, message):
+  config = quickstart.get_config()
+  for key, value in values.items():
+    section, name = key.split(".") if "." in key else ("guidance", key)
+    config[section][name] = value
+  config.sampling.method = "ode" if values["task"] == "edit" else "pc"
+  with pytest.raises(BadInput, match=message):
+    resolve(config)

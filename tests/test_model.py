@@ -79,6 +79,8 @@ def test_methods_of_measurements_may_have_options():
   assert not np.allclose(draw("ddrm"), draw(ss.guidance.DDRM(eta=0.1)))
   with pytest.raises(ss.InvalidArgument, match="is no method of measurements"):
     draw(ss.UniPC())
+  with pytest.raises(ss.InvalidArgument, match="method='pigdm' uses a measurement, and there is none"):
+    model().sample(jax.random.key(0), 3, method="pigdm")
 
 
 @pytest.mark.parametrize("scaling", [

@@ -1,6 +1,7 @@
 """report.html: what stands in it, that it needs nothing else, and that it can be used in a browser."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -187,3 +188,15 @@ def test_a_page_works_in_a_browser_by_keyboard(run, width, dark):
     paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
     light = [np.mean([int(v) for v in re.findall(r"\d+", colour)[:3]]) for colour in (ink, paper)]
     assert abs(light[0] - light[1]) > 150  # readable in both modes
+
+
+def test_the_command_that_resumes_is_the_last_one_that_trained(run):
+  """Those of a mode other than training are left out; options of evaluation are part of a training."""
+  shown = page.read(run)
+  lines = [
+    "python run.py --config=c.py --workdir=w --mode=train --config.eval.batch_size=8",
+    "python run.py --config=c.py --workdir=w --mode=sample",
+    "python -m score_sde eval --workdir=w",
+  ]
+  (run / "commands.txt").write_text("".join(f"2026-11-29 12:00:00  {line}\n" for line in lines))
+  assert page._resume(dataclasses.replace(shown, names_code=True)) == lines[0]

@@ -218,3 +218,11 @@ def test_reverse_drift_carries_the_divergence_of_a_state_dependent_diffusion(x64
 def test_impossible_parameters_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+@pytest.mark.parametrize("num_scales", [10, 100, 1000, 2000])
+def test_times_of_a_grid_find_their_own_level_in_float32(num_scales):
+  """The label of a float32 time can be a little below its whole number: 50/99 * 99 by 2.4e-6."""
+  index = np.arange(num_scales)
+  times = jnp.asarray(index / (num_scales - 1), jnp.float32)
+  np.testing.assert_array_equal(VP().level(times, num_scales)[1], index)

@@ -103,6 +103,8 @@ class DDRM(Solver):
 
   def on(self, sde: SDE, grid: TimeGrid) -> "DDRM":
     linear(sde, "DDRM")
+    if self.measurement is None:
+      raise InvalidArgument("DDRM samples from a measurement: use `DDRM().given(measurement)`.", "measurement")
     grid.need_chain("DDRM")
     return self
 

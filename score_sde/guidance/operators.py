@@ -466,11 +466,11 @@ def motion_blur(angles: np.ndarray, size: Size, length: int) -> Convolved:
   """Returns the operator of motion blur over `length` pixels at `angles` (B,), in radians from the horizontal.
 
   Raises:
-    InvalidArgument: for a length of less than 2 pixels, or more than an image has.
+    InvalidArgument: for a length of less than 2 pixels, or more than the largest odd number that an image has.
   """
-  smallest = min(_sides(size))
-  if not 2 <= length <= smallest:
-    raise InvalidArgument(f"length={length} must lie in [2, {smallest}] pixels.", "length")
+  largest = (min(_sides(size)) - 1) // 2 * 2 + 1  # a kernel has an odd size
+  if not 2 <= length <= largest:
+    raise InvalidArgument(f"length={length} must lie in [2, {largest}] pixels.", "length")
   k, place = length // 2 * 2 + 1, (np.arange(32 * length) + 0.5) / 32 - length / 2
   kernels = np.zeros((len(angles), k, k))
   for kernel, angle in zip(kernels, angles, strict=True):
@@ -535,13 +535,20 @@ def inpaint(mask: Array, y: Array) -> Measurement:
   y, known = jnp.asarray(y), np.asarray(mask)
   if y.ndim in (1, 3):
     y = y[None]
-  if known.ndim < y.ndim:
-    known = np.broadcast_to(known, (len(y), *known.shape))
-  operator = _masked(known)
+  if known.ndim == y.ndim - 1:
+    known = known[None]
   try:
-    return Measurement(operator, operator.mask * y, jnp.zeros(len(y), y.dtype))
-  except (TypeError, ValueError) as error:
-    raise InvalidArgument(f"mask={list(np.shape(mask))} does not fit y of {list(y.shape)}.", "mask") from error
+    shape = np.broadcast_shapes(known.shape, y.shape)
+  except ValueError:
+    shape = None
+  if shape is None or known.ndim != y.ndim or shape[1:] != y.shape[1:]:
+    raise InvalidArgument(
+      f"mask={list(np.shape(mask))} does not fit y of {list(y.shape)}: it needs as many dimensions (or one less, for "
+      "one mask), with the sizes of y, or one channel.", "mask",
+    )  # fmt: skip
+  operator = _masked(np.broadcast_to(known, (shape[0], *known.shape[1:])))
+  y = jnp.where(operator.mask > 0, y, 0)  # unknown pixels may be NaN
+  return Measurement(operator, y, jnp.zeros(len(y), y.dtype))
 
 
 def check_operator(operator: LinearOperator, shape: tuple[int, ...], key: Array) -> None:

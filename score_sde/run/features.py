@@ -297,10 +297,23 @@ def read(path: str, extractor: Extractor, shape: tuple[int, ...] = (), key: str 
   return found
 
 
+# The last reference of data, under what it depends on: a run that measures while it trains needs it several times.
+_LAST: dict[tuple, Reference] = {}
+
+
 def of_data(config: ConfigDict, extractor: Extractor, split: str) -> Reference:
-  """Computes the reference of a `split` of the config's data."""
-  source, scaling = data.load(config, split), data.scaling_of(config)
+  """Computes the reference of a `split` of the config's data; the last one is kept."""
+  source = data.load(config, split)
   check_count(f"data.dataset={config.data.dataset!r}", len(source), extractor.dims(data.example_shape(config)))
+  depends = (data.identity(source), extractor.name, config.data.levels, config.eval.num_features)
+  if depends not in _LAST:
+    _LAST.clear()
+    _LAST[depends] = _of_source(config, extractor, source)
+  return _LAST[depends]
+
+
+def _of_source(config: ConfigDict, extractor: Extractor, source: data.Source) -> Reference:
+  scaling = data.scaling_of(config)
 
   def parts(bar: Bar) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     done = 0

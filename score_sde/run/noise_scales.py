@@ -80,11 +80,11 @@ def langevin_step(gamma: float, steps: int) -> float:
 def suggest_sigmas(config: ConfigDict, examples: int = EXAMPLES) -> dict[str, Any]:
   """Prints and returns the settings that the techniques suggest for the data of `config`, as {dotted key: value}.
 
-  They come from the first `examples` training examples; fewer if those are larger than a GiB. Images are on the scale
-  on which VE trains: [0, 1], unless the config sets data.centered. model.sigma_max is the largest distance between two
-  examples. model.num_scales is the length of a geometric sequence down to model.sigma_min. sampling.snr is that of
-  NCSN's sampler, whose step is alpha = 2 snr² sigma², with the config's sampling.n_steps_each (5 if that is 1). A
-  config that can train under VE accepts all of them.
+  They come from `examples` training examples, drawn at random; fewer if those are larger than a GiB. Images are on the
+  scale on which VE trains: [0, 1], unless the config sets data.centered. model.sigma_max is the largest distance
+  between two examples. model.num_scales is the length of a geometric sequence down to model.sigma_min. sampling.snr is
+  that of NCSN's sampler, whose step is alpha = 2 snr² sigma², with the config's sampling.n_steps_each (5 if that is 1).
+  A config that can train under VE accepts all of them.
 
   Raises:
     BadInput: if the examples are too close to each other for a sequence of levels.
@@ -94,7 +94,8 @@ def suggest_sigmas(config: ConfigDict, examples: int = EXAMPLES) -> dict[str, An
   source = data.load(config, "train")
   dims = math.prod(data.example_shape(config))
   count = min(examples, len(source), max(2, EXAMPLE_BYTES // (dims * (1 if data.is_image(config) else 4))))
-  image = source.gather(np.arange(count))["image"]
+  chosen = data.shuffled(config.seed, len(source), np.arange(count))  # a set may be sorted by class
+  image = source.gather(chosen)["image"]
   scaling = dataclasses.replace(data.scaling_of(config), uniform_dequantization=False, centered=centered)
   sigma_max = largest_distance(image, lambda part: scaling.prepare(None, part))
   if round(sigma_max, 2) <= config.model.sigma_min:

@@ -103,13 +103,14 @@ class Sampler:
     sde, n = self.sde, self.steps_at_once
     solver: Any = self.solver
 
+    begin = self.grid.begin if self.grid else self.start
+
     def draw_prior(keys: Array, like: Array) -> Array:
-      return noise_of(sde, sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype), self.start)
+      return noise_of(sde, sde.prior_sample(fold(keys, PRIOR), like.shape, like.dtype), begin)
 
     def init(keys: Array, real: Array, condition: Any, x: Array) -> Any:
       if isinstance(solver, AdaptiveSDE):
         return solver.init(sde, x, self.start)
-      begin = self.grid.begin if self.grid else self.start
       state = self._solver_of(condition, real).init(sde, x, jnp.full(x.shape[:1], begin, x.dtype))
       return jax.tree.map(lambda a: a + 0, state)  # donation needs a separate buffer for each array
 

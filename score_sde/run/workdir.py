@@ -192,6 +192,14 @@ def recalled(config: ConfigDict, workdir: str) -> ConfigDict:
     kept = json.loads(file.read_text())["data"]
     known = {name: tuple(kept[name]) for name in _DESCRIPTION}
     known["levels"] = kept["levels"]
+  # Values that are not the defaults: a config file without the flags of the training takes the training's scaling.
+  given = {"levels": config.data.levels, "standardize": None if config.data.standardize else False}
+  for name, value in given.items():
+    if value is not None and value != kept.get(name, value):
+      raise BadInput(
+        f"data.{name}={value} was {kept[name]} when the run in {workdir!r} began, and its scaling stays. Leave it out, "
+        "or give another --workdir."
+      )
   config = ConfigDict(config).copy_and_resolve_references()
   with config.unlocked():
     for name, value in known.items():

@@ -46,8 +46,9 @@ def sample(
   """Draws samples: solves the reverse-time SDE or the probability-flow ODE of `score` from noise at time T to data.
 
   A pure function: it works under jit, vmap (over keys and conditions), grad, pmap and shard_map. grad can be with
-  respect to parameters of the score, the condition and x_T. Each step is rematerialized, so that memory grows with the
-  size of x and not with the activations of a network. Outside of jit each call traces again.
+  respect to parameters of the score, the condition and x_T, but not through AdaptiveSDE, a loop of unknown length. Each
+  step is rematerialized, so that memory grows with the size of x and not with the activations of a network. Outside of
+  jit each call traces again.
 
   Args:
     key: one random key. Sample i draws from fold_in(key, first + i), so that it does not depend on its batch.
@@ -55,7 +56,7 @@ def sample(
     score: grad log p_t(x), any function (x (B, ...), t (B,)) -> like x. With a `condition` it takes (x, t, condition).
     shape: (B, ...).
     solver: the solver; by default the papers' predictor-corrector sampler.
-    steps: number of steps, by default the solver's own. Adaptive solvers ignore it.
+    steps: number of steps, by default the solver's own. Adaptive solvers ignore it, and take no `grid`.
     grid: name of the time grid (see `make_grid`), by default the solver's own; or a `TimeGrid`, which replaces `steps`,
       `eps` and `t_start`.
     eps: the time at which sampling ends, in (0, t_start); by default sde.eps (VE 1e-5, others 1e-3).
@@ -96,6 +97,11 @@ def sample(
   check_condition(condition, shape[0])
   check_score(score, x, condition)
   if isinstance(solver, AdaptiveODE | AdaptiveSDE):
+    if grid is not None:
+      raise InvalidArgument(
+        f"grid={grid if isinstance(grid, str) else type(grid).__name__}: {type(solver).__name__} chooses its own "
+        "steps. Leave it unset; `t_start` and `eps` are the times at which it begins and ends.", "grid",
+      )  # fmt: skip
     check_times(sde, eps, start)
     x, info = solver.solve(sde, score, keys, x, start=start, eps=eps, condition=condition)
     return (x, info) if return_info else x
@@ -227,8 +233,8 @@ def check_score(score: Any, x: Array, condition: Any = None) -> None:
 
 def _as_dtype(dtype: Any) -> jnp.dtype:
   wanted = jnp.dtype(dtype)
-  if not jnp.issubdtype(wanted, jnp.floating):
-    raise InvalidArgument(f"dtype={wanted} must be a floating-point type.", "dtype")
+  if wanted not in (jnp.float32, jnp.float64):  # times need as many digits
+    raise InvalidArgument(f"dtype={wanted} must be float32 or float64. (A network may compute in bfloat16.)", "dtype")
   if wanted == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
     raise InvalidArgument("dtype=float64 needs jax.config.update('jax_enable_x64', True).", "dtype")
   return wanted

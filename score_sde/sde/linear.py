@@ -245,10 +245,11 @@ class _BetaSDE(LinearSDE):
 def _ddpm_level(share: Array, num_scales: int) -> tuple[Array, Array]:
   """Returns (label, index) at time t = `share` T, as the samplers of the published models compute them.
 
-  Labels are fractional. The 1e-6 keeps rounding errors from lowering the index of a grid time by one.
+  Labels are fractional. The margins keep rounding errors from lowering the index of a grid time by one. In float32
+  these grow with the label: 50/99 * 99 is 2.4e-6 below 50, and 0.5 * 1999 + 0.5 can be 6e-5 below a whole number.
   """
   label = share * (num_scales - 1)
-  return label, jnp.floor(label + 1e-6).astype(jnp.int32)
+  return label, jnp.floor(label * (1 + 2e-7) + 1e-6).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -207,9 +207,21 @@ def _check_guidance(config: ConfigDict, sde: SDE) -> None:
   if g.task in EDITING_TASKS:
     if not 0 < g.t0 <= sde.T:
       raise BadInput(f"guidance.t0 must lie in (0, {sde.T}], got {g.t0}.")
+    if g.task == "edit" and config.sampling.method == "ode" and config.sampling.temperature != 1:
+      raise BadInput(
+        f"sampling.temperature={config.sampling.temperature} with guidance.task='edit' would scale the image that is "
+        "edited, and not only its noise. Leave it at 1."
+      )
     return
   of_linear = g.task in LINEAR_TASKS
   choose("guidance.method", g.method, SCORE_METHODS + CONSTRAINTS)
+  s = config.sampling
+  if g.method == "dps" and g.paper_steps and not (s.num_steps == g.paper_steps and s.grid in ("uniform", "official")):
+    raise BadInput(
+      f"guidance.paper_steps={g.paper_steps} is the step of a sampler with as many steps, equal in time, and there are "
+      f"sampling.num_steps={s.num_steps} and sampling.grid={s.grid!r}. Use --config.sampling.num_steps={g.paper_steps} "
+      "--config.sampling.grid=uniform."
+    )
   if not of_linear and g.method != "dps":
     raise BadInput(f"guidance.task={g.task!r} is not linear: guidance.method={g.method!r} cannot invert it. Use 'dps'.")
 

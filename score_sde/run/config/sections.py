@@ -279,7 +279,7 @@ class Evaluation(Options):
     needs={"enable_sampling": ()},
   )  # fmt: skip
   num_features: int = option(
-    10000, "features to keep per set, for KID, precision and recall", "[2, inf)", needs={"features": ()}
+    10000, "features to keep per set, for KID, precision and recall", "[4, inf)", needs={"features": ()}
   )
   bpd_dataset: str = option("test", "split of losses and likelihoods", choices=("train", "test"))
   num_examples: int | None = option(None, "number of examples for losses and likelihoods; unset: all", "[1, inf)")

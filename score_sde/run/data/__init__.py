@@ -84,6 +84,8 @@ def load(config: ConfigDict, split: str) -> Source:
     kind = "tfrecords" if tfrecord_files(config.data.path) else "folder"
   if kind not in READERS and not is_plugin(kind) and kind.startswith(("/", ".", "~")):
     raise BadInput(is_a_path(kind))
+  if config.data.resize == "random_crop" and kind != "folder" and not is_plugin(kind):
+    raise BadInput(f"data.resize='random_crop' is for folders of images, and data.dataset={kind!r}: use 'crop'.")
   source: Any = (own if is_plugin(kind) else READERS.get(kind, tfds))(config, split)
   if is_plugin(config.data.condition):
     source = Conditioned(source, config.data.condition)
@@ -98,6 +100,7 @@ def load(config: ConfigDict, split: str) -> Source:
       f"data.path={config.data.path!r} holds {split} examples of shape {shape}, and data.shape={expected}. All "
       "examples must have one shape; of a table, the columns must be those of the training (data.columns)."
     )
+  _check_levels(config, source, first["image"])
   wanted = tuple(config.data.condition_shape)
   if wanted and ("condition" not in first or first["condition"].shape[1:] != wanted):
     found = first["condition"].shape[1:] if "condition" in first else None
@@ -117,12 +120,29 @@ def load(config: ConfigDict, split: str) -> Source:
       "The data have %d classes, and model.num_classes=%d: samples of the further classes mean nothing.",
       source.classes, config.model.num_classes,
     )  # fmt: skip
-  if config.model.num_classes and source.classes == 1:
+  if split == "train" and config.model.num_classes and source.classes == 1:  # a small test part may lack some
     raise BadInput(
       f"model.num_classes={config.model.num_classes}, but data.dataset={config.data.dataset!r} has no labels (of a "
       "folder they are its subfolders, of a table data.label_column). Use --config.model.num_classes=0."
     )
   return source
+
+
+def _check_levels(config: ConfigDict, source: Source, first: np.ndarray) -> None:
+  """Raises BadInput if integers reach data.levels.
+
+  It sees the first GiB of arrays, and of a source that is read example by example the first one.
+  """
+  levels = config.data.levels
+  if levels is None or first.dtype.kind == "f" or levels > np.iinfo(first.dtype).max:
+    return
+  rows = max(1, 2**30 // max(first.nbytes, 1))
+  largest = int((source.image[:rows] if isinstance(source, Arrays) else first).max())
+  if largest >= levels:
+    raise BadInput(
+      f"data.levels={levels} means values from 0 to {levels - 1}, and data.dataset={config.data.dataset!r} has "
+      f"{largest}. Scale the data, or leave data.levels unset."
+    )
 
 
 def name(config: ConfigDict) -> str:

@@ -39,7 +39,8 @@ def description_of(config: ConfigDict) -> dict[str, Any]:
   if is_plugin(d.condition) and not d.condition_shape:
     shape = tuple(found.get("shape", ())) or example_shape(config)
     floats = found.get("levels", d.levels if d.dataset != "array" else None) is None and d.dataset == "array"
-    kind = np.float32 if floats or len(shape) == 1 else np.uint8
+    levels = found.get("levels", d.levels) or 256
+    kind = np.float32 if floats or len(shape) == 1 else np.uint8 if levels <= 256 else np.uint16
     found |= conditions.described(d.condition, shape, kind)
   return found
 

@@ -388,9 +388,8 @@ def as_html(pages: Sequence[Page]) -> str:
 
 def _resume(page: Page) -> str:
   """Returns the command that resumes a run. A config that names code must be given again."""
-  training = [
-    line.partition("  ")[2] for line in commands(page.folder) if not re.search(r"mode=|\b(sample|eval)\b", line)
-  ]
+  other = re.compile(r"--?mode[= ](sample|eval|plan)\b|score_sde (sample|eval|plan)\b")
+  training = [line.partition("  ")[2] for line in commands(page.folder) if not other.search(line)]
   if page.names_code and training:
     return training[-1]
   return f"python -m score_sde train --workdir={shlex.quote(str(page.folder))}"
