@@ -89,10 +89,14 @@ def test_editing_starts_from_the_input_and_interpolation_ends_at_both(runs, tmp_
 
 def test_classes_guide_samples_and_likelihoods(runs, capsys):
   for workdir, guidance in ((runs["model"], {"classifier": runs["classifier"]}), (runs["classes"], {})):
-    config = small(quickstart.get_config(), task="class", scale=2.0, label=3, **guidance)
-    config.model.num_classes = 0 if guidance else 10
-    guide.sample(config, workdir)
-    assert np.load(f"{workdir}/samples.npz")["samples"].shape == (20, 8, 8, 1)
+    drawn = []
+    for scale in (1.0, 2.0):
+      config = small(quickstart.get_config(), task="class", scale=scale, label=3, **guidance)
+      config.model.num_classes = 0 if guidance else 10
+      guide.sample(config, workdir)
+      drawn.append(np.load(f"{workdir}/samples.npz")["samples"])
+    assert drawn[0].shape == (20, 8, 8, 1)
+    assert (drawn[0] != drawn[1]).any()  # from the same noise
   config.eval.update({"enable_loss": False, "rtol": 1e-2, "atol": 1e-2})
   guide.evaluate(config, runs["classes"])
   assert "bits/dim" in capsys.readouterr().out

@@ -9,6 +9,8 @@ import runs
 from test_config import ROOT, load
 
 from score_sde.run import noise_scales
+from score_sde.run.config import resolve
+from score_sde.run.experiment import build
 
 
 @pytest.mark.parametrize(
@@ -53,4 +55,10 @@ def test_the_command_prints_overrides_that_a_config_takes():
   values = dict(flag.removeprefix("--config.").split("=") for flag in line.split())
   assert 3 < float(values["model.sigma_max"]) < 8
   config = load(ROOT / "configs/quickstart.py")
-  config.model.sigma_max, config.model.num_scales = float(values["model.sigma_max"]), int(values["model.num_scales"])
+  config.training.sde = "vesde"
+  for key, value in values.items():
+    section, name = key.split(".")
+    config[section][name] = type(config[section][name])(value) if config[section][name] is not None else float(value)
+  found = resolve(config)
+  assert found.model.num_scales == int(values["model.num_scales"])
+  assert build(found).sde.sigma_max == float(values["model.sigma_max"])
