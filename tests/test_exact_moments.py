@@ -223,7 +223,7 @@ def test_stochastic_adams_has_strong_order_one_on_a_brownian_path(options, x64):
   sde, score = VP(), DATA.score(VP())
   solver = SASolver(brownian=True, noise_removal=False, **options)
   draw = jax.jit(
-    lambda n: sample(jax.random.key(3), sde, score, (64, 2), solver=solver, steps=n, eps=1e-2, dtype=jnp.float64),
+    lambda n: sample(jax.random.key(3), sde, score, (256, 2), solver=solver, steps=n, eps=1e-2, dtype=jnp.float64),
     static_argnums=0,
   )
   reference, steps = draw(4000), (40, 80, 160, 320)
