@@ -103,10 +103,13 @@ class DDRM(Solver):
 
   def on(self, sde: SDE, grid: TimeGrid) -> "DDRM":
     linear(sde, "DDRM")
-    if self.measurement is None:
-      raise InvalidArgument("DDRM samples from a measurement: use `DDRM().given(measurement)`.", "measurement")
     grid.need_chain("DDRM")
     return self
+
+  def init(self, sde: SDE, x: Batch, t: Time) -> State:
+    if self.measurement is None:
+      raise InvalidArgument("DDRM samples from a measurement: use `DDRM().given(measurement)`.", "measurement")
+    return super().init(sde, x, t)
 
   def step(self, sde: SDE, score: Score, keys: Keys, state: State, t: Time, start: Time, stop: Time) -> State:
     sde, operator, x = linear(sde, "DDRM"), self.measurement.operator, state.x
