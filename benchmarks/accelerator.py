@@ -61,9 +61,6 @@ def timed(run: Callable[[], Any], wait: Callable[[Any], Any], seconds: float) ->
 def by_jax(config: Any, seconds: float) -> dict[str, Any]:
   """Measures this library on one device."""
   import jax
-
-  if jax.device_count() > 1:
-    raise SystemExit(f"This measures one device, and JAX has {jax.device_count()}: hide the others from it.")
   import jax.numpy as jnp
   import numpy as np
 
@@ -74,6 +71,8 @@ def by_jax(config: Any, seconds: float) -> dict[str, Any]:
   from score_sde.run.experiment import build
   from score_sde.run.plan import plan
 
+  if jax.device_count() > 1:
+    raise SystemExit(f"This measures one device, and JAX has {jax.device_count()}: hide the others from it.")
   config.sampling.method, config.sampling.grid, config.sampling.num_steps = "dpm_solver", "log_snr", STEPS
   config.training.n_jitted_steps = 1
   planned = plan(config, "local")

@@ -205,6 +205,10 @@ def test_integers_beyond_the_levels_are_refused(tmp_path):
   np.save(tmp_path / "floats.npy", rng.uniform(size=(30, 4, 4, 1)))
   with pytest.raises(BadInput, match="holds floats, which have none"):
     resolve(config_of(tmp_path / "floats.npy", data__levels=256, data__standardize=False))
+  stored = parse_config(resolve(config_of(tmp_path / "floats.npy")).to_json_best_effort(), "config.json")
+  stored.data.levels = 256
+  with pytest.raises(BadInput, match="holds floats, which have none"):  # also where the file is not read again
+    resolve(stored)
 
 
 def test_a_test_part_may_lack_a_class(tmp_path):

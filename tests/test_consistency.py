@@ -348,11 +348,10 @@ def test_levels_of_the_steps_can_be_given():
     ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.8, 0.1)))
   with pytest.raises(ss.InvalidArgument, match="must decrease"):
     ss.sample(jax.random.key(0), sde, score, (2, 3), solver=ss.Consistency(sigmas=(0.1, 0.8)), steps=3)
-  with pytest.raises(ss.InvalidArgument, match="End the grid at a small eps"):
-    ss.sample(
-      jax.random.key(0), ss.VP(), score, (2, 3), solver=ss.Consistency(start_sigma=40.0),
-      grid=ss.TimeGrid.through([1.0, 0.5, 0.0]),
-    )  # fmt: skip
+  to_zero = {"solver": ss.Consistency(start_sigma=40.0), "grid": ss.TimeGrid.through([1.0, 0.5, 0.0])}
+  for draw in (ss.sample, lambda *args, **options: jax.jit(lambda key: ss.sample(key, *args[1:], **options))(args[0])):
+    with pytest.raises(ss.InvalidArgument, match="End the grid at a small eps"):
+      draw(jax.random.key(0), ss.VP(), score, (2, 3), **to_zero)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

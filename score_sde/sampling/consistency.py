@@ -11,7 +11,7 @@ from score_sde.batch import Batch, Keys, Time, expand, normal
 from score_sde.errors import InvalidArgument
 from score_sde.options import option
 from score_sde.sampling.grids import TimeGrid
-from score_sde.sampling.solver import FewStep, State
+from score_sde.sampling.solver import FewStep, State, is_clean_at_zero
 from score_sde.sde import SDE, Score, denoiser, linear
 
 
@@ -56,7 +56,7 @@ class Consistency(FewStep):
     its = linear(sde, "Consistency")
     level = lambda t: float(jnp.exp(-its.log_snr(jnp.asarray(t)) / 2))
     time = lambda s: float(its.time_of_log_snr(jnp.asarray(-2 * np.log(s))))
-    if not grid.end and not float(its.sigma(jnp.asarray(0.0))):
+    if not grid.end and is_clean_at_zero(its):
       raise InvalidArgument(
         f"grid={grid.begin} to 0 with start_sigma={self.start_sigma} and sigmas={self.sigmas}: there is no noise level "
         "at the end. End the grid at a small eps.", "grid",

@@ -184,7 +184,7 @@ class FewStep(Solver):
   def on(self, sde: SDE, grid: TimeGrid) -> "FewStep":
     its = linear(sde, type(self).__name__)
     grid.need_chain(type(self).__name__)
-    if self.denoises_end and self.noise_removal and not grid.end and _is_clean_at_zero(its):
+    if self.denoises_end and self.noise_removal and not grid.end and is_clean_at_zero(its):
       raise InvalidArgument(
         f"grid={grid.begin} to 0: {type(self).__name__} with noise_removal=True evaluates the score at the end. End "
         "the grid at a small eps; noise_removal makes the step to sigma = 0.", "grid",
@@ -201,7 +201,7 @@ class FewStep(Solver):
     return steps - self.noise_removal
 
 
-def _is_clean_at_zero(sde: LinearSDE) -> bool:
+def is_clean_at_zero(sde: LinearSDE) -> bool:
   """Returns whether nothing is left of the noise at t = 0. VE has sigma_min there."""
   with jax.ensure_compile_time_eval():
     return not float(sde.sigma(jnp.asarray(0.0)))

@@ -132,14 +132,15 @@ def _fill_data(config: ConfigDict) -> None:
   if d.condition not in ("", "none") and not is_plugin(d.condition):
     raise BadInput(f"data.condition={d.condition!r} must be FILE.py:FUNCTION, none, or unset for those of the file.")
   described = description_of(config)
-  if d.dataset == "array" and d.levels is not None and "levels" in described and described["levels"] is None:
-    raise BadInput(f"data.levels={d.levels}, but the array holds floats, which have none. Leave it unset.")
   for name, value in described.items():
     if name != "levels" or d.levels is None:
       d[name] = value
   if d.dataset == "array" and len(d.shape) == 3:  # so that files for guidance get the size of the array's images
     _replace(d, "image_size", tuple(d.shape[:2]))
     d.num_channels = d.shape[2]
+  # Of a run that is read back, only data.std says that the array holds floats.
+  if d.dataset == "array" and d.levels is not None and (d.std or described.get("levels", 0) is None):
+    raise BadInput(f"data.levels={d.levels}, but the array holds floats, which have none. Leave it unset.")
   if d.dataset != "array":
     _fill(config, "data.levels", 17 if d.dataset == "digits" else 256)
   elif d.levels is None and d.uniform_dequantization:

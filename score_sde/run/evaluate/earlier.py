@@ -57,24 +57,23 @@ def keep_earlier_samples(path: Path, name: str, fingerprint: str) -> None:
 
 def keep_earlier_report(path: Path, name: str, fingerprint: str, steps: Sequence[int]) -> list[dict[str, Any]]:
   """Returns the rows of the report `name`, if it is one of these settings and only of `steps`. Else renames it."""
-  rows, finished = _read(path, name, fingerprint)
-  if rows and {row.get("step") for row in rows} <= set(steps):
-    return rows_of_report(path, name, fingerprint)
-  set_aside(path, (f"{name}.json", f"{name}.md"), finished)
+  kept = read_report(path, name)
+  rows = kept["checkpoints"]
+  if kept.get("evaluation") == fingerprint and rows and {row.get("step") for row in rows} <= set(steps):
+    return [row for row in rows if is_of_checkpoint(path, name, row)]
+  set_aside(path, (f"{name}.json", f"{name}.md"), str(kept.get("finished", "")))
   return []
 
 
-def rows_of_report(path: Path, name: str, fingerprint: str) -> list[dict[str, Any]]:
-  """Returns the rows of the report `name` if it is one of these settings; without those of an earlier training."""
-  folder, file = path / "checkpoints", path / f"{name}.json"
-  older = lambda step: (folder / str(step)).exists() and changed(folder / str(step)) <= changed(file)
-  return [row for row in _read(path, name, fingerprint)[0] if older(row.get("step"))]
-
-
-def _read(path: Path, name: str, fingerprint: str) -> tuple[list[dict[str, Any]], str]:
-  """Returns the rows of the report `name` if it is one of these settings, and when it was finished."""
+def read_report(path: Path, name: str) -> dict[str, Any]:
+  """Returns the report `name`, with its rows as "checkpoints": [] if there is none, or a damaged one."""
   kept: dict[str, Any] = {}
   with contextlib.suppress(OSError, ValueError):
     kept = json.loads((path / f"{name}.json").read_text())
-  rows = [row for row in kept.get("checkpoints", ()) if isinstance(row, dict)]
-  return rows if kept.get("evaluation") == fingerprint else [], str(kept.get("finished", ""))
+  return kept | {"checkpoints": [row for row in kept.get("checkpoints", ()) if isinstance(row, dict)]}
+
+
+def is_of_checkpoint(path: Path, name: str, row: dict[str, Any]) -> bool:
+  """Returns whether a row of the report `name` measures the checkpoint that is there, and not an earlier one."""
+  checkpoint = path / "checkpoints" / str(row.get("step"))
+  return checkpoint.exists() and changed(checkpoint) <= changed(path / f"{name}.json")

@@ -22,11 +22,12 @@ from score_sde.run.config.plugins import is_plugin, load, names_code
 from score_sde.run.evaluate import quality, reports, samples
 from score_sde.run.evaluate.chosen import chosen_step, open_workdir, restore, wait_for, wanted_steps
 from score_sde.run.evaluate.earlier import (
+  is_of_checkpoint,
   keep_arrays,
   keep_earlier_likelihoods,
   keep_earlier_report,
   keep_earlier_samples,
-  rows_of_report,
+  read_report,
 )
 from score_sde.run.evaluate.likelihoods import accuracy, keep_likelihoods, mean_bits_per_dim, mean_loss
 from score_sde.run.evaluate.measures import MEASURES
@@ -344,13 +345,16 @@ def is_reported(experiment: Experiment, workdir: str) -> bool:
   Raises:
     SolvesFailed: if it has, and all its samples or likelihoods failed.
   """
-  path, config = open_workdir(workdir), experiment.config
+  path, config, name = open_workdir(workdir), experiment.config, experiment.config.eval.report
   with checkpoints.manager(workdir) as manager:
     step = max(manager.all_steps())
-  rows = rows_of_report(path, config.eval.report, _plan(experiment, path).fingerprint)
-  found = [row for row in rows if row["step"] == step]
+  report = read_report(path, name)
+  found = [row for row in report["checkpoints"] if row.get("step") == step and is_of_checkpoint(path, name, row)]
+  # The settings are compared last: for that, the data are read.
+  if not found or report.get("evaluation") != _plan(experiment, path).fingerprint:
+    return False
   _need_success(found, config)
-  return bool(found)
+  return True
 
 
 def _need_success(rows: list[dict[str, Any]], config: ConfigDict) -> None:
